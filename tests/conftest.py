@@ -1,0 +1,80 @@
+"""Fixtures for all tests: a daemon on real sockets and files, with a torch-free engine."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from vellumd.daemon import Daemon
+from vellumd.settings import Settings
+
+PAPER = Path(__file__).parent / "fixtures" / "paper_engine"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def paper_engine() -> None:
+    """Make the paper engine an installed plugin, here and in every child process."""
+    sys.path.insert(0, str(PAPER))
+    known = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = f"{PAPER}{os.pathsep}{known}" if known else str(PAPER)
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path) -> Callable[..., Settings]:
+    """Settings with the paper engine and a store of their own; arguments are sections.
+
+    `paper` goes to the engine, `http` to the HTTP transport (off by default).
+    """
+
+    def make(
+        paper: dict[str, Any] | None = None, http: dict[str, Any] | None = None, **sections: Any
+    ) -> Settings:
+        fields: dict[str, Any] = {
+            "store": {"dir": tmp_path / "data"},
+            "plugins": {
+                "paper": {"ledger": str(tmp_path / "ledger"), **(paper or {})},
+                "http": {"port": 0, **http} if http is not None else {"enabled": False},
+            },
+            **sections,
+        }
+        fields["engine"] = {"name": "paper", **fields.get("engine", {})}
+        return Settings.model_validate(fields)
+
+    return make
+
+
+@pytest.fixture
+def run_daemon(
+    make_settings: Callable[..., Settings],
+) -> Callable[..., AbstractAsyncContextManager[Daemon]]:
+    """`async with run_daemon(**sections) as daemon`: one that runs, doors open."""
+    return lambda **sections: Daemon(make_settings(**sections)).running()
+
+
+@pytest.fixture
+def picture() -> Callable[..., bytes]:
+    """A PNG in one colour; each `tone` is another picture."""
+
+    def make(tone: int = 200, size: tuple[int, int] = (64, 48), format: str = "PNG") -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", size, (tone % 256, (tone * 7) % 256, (tone // 256) % 256)).save(
+            buffer, format
+        )
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Callable[[], list[str]]:
+    """Job ids in the order in which the engine executed them."""
+    file = tmp_path / "ledger"
+    return lambda: file.read_text().split() if file.exists() else []

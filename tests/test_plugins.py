@@ -1,0 +1,123 @@
+"""Plugins: what cannot be right refuses the start and says whose fault it is."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vellumd import plugins
+from vellumd.errors import ConfigError
+from vellumd.models import Job, JobEvent, JobStatus, moment
+
+HEAD = "from vellumd import EngineSpec, TransportSpec, hookimpl\nfrom pydantic import BaseModel\n"
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Install a plugin: its entry-point name, its code, optionally its distribution."""
+    monkeypatch.syspath_prepend(tmp_path)
+    modules: list[str] = []
+
+    def make(name: str, code: str, distribution: str = "") -> None:
+        distribution = distribution or f"stranger-{name}"
+        module = f"{distribution.replace('-', '_')}_{tmp_path.name}".replace("-", "_")
+        info = tmp_path / f"{distribution.replace('-', '_')}-2.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 2.0\n"
+        )
+        (info / "entry_points.txt").write_text(f"[vellumd]\n{name} = {module}\n")
+        (tmp_path / f"{module}.py").write_text(HEAD + code)
+        importlib.invalidate_caches()
+        modules.append(module)
+
+    yield make
+    for module in modules:
+        sys.modules.pop(module, None)
+
+
+def transport(name: str) -> str:
+    return (
+        f"@hookimpl\ndef vellumd_transports():\n"
+        f"    return [TransportSpec({name!r}, BaseModel, lambda context: None)]\n"
+    )
+
+
+def test_a_strangers_transport_is_found(install: Callable[..., None]) -> None:
+    """An installed and enabled plugin brings its transport; its version is known."""
+    install("fax", transport("fax"))
+    loaded = plugins.load(["fax"])
+    assert list(loaded.transports) == ["fax"]
+    (fax,) = (plugin for plugin in loaded.plugins if plugin.name == "fax")
+    assert (fax.distribution, fax.version, fax.enabled) == ("stranger-fax", "2.0", True)
+
+
+def test_disabled_means_never_imported(install: Callable[..., None]) -> None:
+    """A plugin without a section is listed, but its code does not run."""
+    install("fax", "raise SystemExit('imported')")
+    loaded = plugins.load([])
+    assert "fax" in [plugin.name for plugin in loaded.plugins] and not loaded.transports
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("import not_there", "stranger-fax 2.0 cannot be imported"),
+        ("@hookimpl\ndef vellumd_transprots():\n    return []", "'vellumd_transports'"),
+        ("def vellumd_transprots():\n    return []", "vellumd_transprots"),
+        ("@hookimpl\ndef vellumd_transports(contxt):\n    return []", "contxt"),
+        ("@hookimpl\ndef vellumd_transports():\n    raise OSError", "failed in vellumd_transports"),
+        ("@hookimpl\ndef vellumd_engines():\n    return [EngineSpec('qwen-image-edit', 'a:b')]",
+         "vellumd itself"),
+    ],
+)  # fmt: skip
+def test_a_broken_plugin_refuses_the_start(
+    install: Callable[..., None], code: str, says: str
+) -> None:
+    """The error names the plugin and what is wrong with it."""
+    install("fax", code)
+    with pytest.raises(ConfigError) as caught:
+        plugins.load(["fax"])
+    assert says in str(caught.value) and "fax" in str(caught.value)
+
+
+def test_two_plugins_of_one_name(install: Callable[..., None]) -> None:
+    """Both distributions are named; which one was meant is not guessed."""
+    install("fax", transport("fax"), "stranger-one")
+    install("fax", transport("fax"), "stranger-two")
+    with pytest.raises(ConfigError, match=r"stranger-one 2\.0 and stranger-two 2\.0"):
+        plugins.load(["fax"])
+
+
+def test_two_transports_of_one_name(install: Callable[..., None]) -> None:
+    """Two plugins bringing one transport are both named."""
+    install("fax", transport("fax"))
+    install("telefax", transport("fax"))
+    with pytest.raises(ConfigError, match="brings 'fax', which stranger-fax 2.0 brings too"):
+        plugins.load(["fax", "telefax"])
+
+
+def test_a_section_without_a_plugin(install: Callable[..., None]) -> None:
+    """A misspelt section names the nearest plugin that is there."""
+    install("telefax", transport("telefax"))
+    with pytest.raises(ConfigError, match="Did you mean 'telefax'"):
+        plugins.load(["telefx"])
+
+
+def test_an_observer_that_raises_harms_nobody(
+    install: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next observer is called all the same, and the log names the culprit."""
+    install("bad", "@hookimpl\ndef vellumd_job_event(event):\n    raise ValueError\n")
+    install("good", "seen = []\n@hookimpl\ndef vellumd_job_event(job, event):\n"
+            "    seen.append((job.id, event.type))\n")  # fmt: skip
+    loaded = plugins.load(["bad", "good"])
+    job = Job(id="j", status=JobStatus.DONE, model="m", source="s", created=moment(0))
+    loaded.tell(job, JobEvent(job_id="j", type="done", at=moment(0)))
+    (module,) = (m for n, m in sys.modules.items() if n.startswith("stranger_good"))
+    assert module.seen == [("j", "done")]
+    assert "plugin bad failed" in caplog.text

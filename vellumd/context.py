@@ -1,0 +1,152 @@
+"""All that a transport gets: its settings, a log, a folder, the jobs, the deliveries."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, JsonValue
+
+from vellumd.jobs import JobFilter, Jobs, Page
+from vellumd.models import Delivery, EditRequest, ImageRef, Job, JobEvent
+
+
+class TransportJobs:
+    """The jobs as one transport sees them: what it submits bears its name as source."""
+
+    def __init__(self, jobs: Jobs, source: str) -> None:
+        self._jobs = jobs
+        self._source = source
+
+    async def submit(
+        self,
+        request: EditRequest,
+        *,
+        key: str | None = None,
+        job_id: str | None = None,
+        reply: JsonValue = None,
+        retry_of: str | None = None,
+    ) -> Job:
+        """Accept `request`: when this returns, the job survives any crash.
+
+        `key` is the sender's idempotency key: the same key with an equal request gives
+        the same job, with another request raises `IdempotencyMismatch`. `job_id` is a
+        UUIDv7 made beforehand (`vellumd.new_job_id`), deduplicating likewise. `reply`
+        (≤ 4 KiB of JSON, private) asks for a `Delivery` when the job has ended.
+        Raises the errors of the request, `QueueFull` and `StorageFull`.
+        """
+        return await self._jobs.submit(
+            request, self._source, key=key, job_id=job_id, reply=reply, retry_of=retry_of
+        )
+
+    async def get(self, job_id: str) -> Job:
+        """The job; raises `NotFound`."""
+        return await self._jobs.get(job_id)
+
+    async def find(self, key: str) -> Job | None:
+        """The job this source submitted under idempotency key `key`, if any."""
+        return await self._jobs.find(self._source, key)
+
+    async def list(self, wanted: JobFilter | None = None, cursor: str | None = None) -> Page:
+        """Jobs, newest first; `Page.next` is the cursor of the following page."""
+        return await self._jobs.list(wanted or JobFilter(), cursor)
+
+    async def cancel(self, job_id: str) -> Job:
+        """End the job if it has not ended; a running one stops within one block."""
+        return await self._jobs.cancel(job_id)
+
+    async def retry(self, job_id: str) -> Job:
+        """A new job with the same request, `retry_of` set."""
+        return await self._jobs.retry(job_id, self._source)
+
+    async def set_priority(self, job_id: str, priority: int) -> Job:
+        """Move a queued job; higher runs first, −100 to 100."""
+        return await self._jobs.set_priority(job_id, priority)
+
+    async def delete(self, job_id: str) -> None:
+        """Forget an ended job and its pictures; raises `NotDone` for others."""
+        await self._jobs.delete(job_id)
+
+    async def result(self, job_id: str, n: int = 1) -> Path:
+        """File of result `n`; raises `NotDone`, `NotFound`, `Expired` or the job's error."""
+        return await self._jobs.result(job_id, n)
+
+    async def input(self, job_id: str, n: int = 1) -> Path:
+        """File of input `n`; raises `NotFound` or `Expired`."""
+        return await self._jobs.input(job_id, n)
+
+    async def wait(self, job_id: str, seconds: float) -> Job:
+        """The job when it has ended or `seconds` have passed, whichever is first."""
+        return await self._jobs.wait(job_id, seconds)
+
+    def events(
+        self, job_id: str | None = None, since: int | None = None, *, previews: bool = False
+    ) -> AsyncIterator[JobEvent]:
+        """Events of one job or all: durable ones after `since`, then live ones.
+
+        Without `since` it begins with what happens next. No durable event is missed or
+        repeated; of steps a slow reader gets the newest.
+        """
+        return self._jobs.events(job_id, since, previews=previews)
+
+
+class TransportContext:
+    """What the daemon hands to `TransportSpec.factory`."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: BaseModel,
+        dir: Path,
+        jobs: Jobs,
+        info: Callable[[], dict[str, Any]],
+        on_report: Callable[[str, bool, str], None],
+        on_announce: Callable[[str, str], None],
+    ) -> None:
+        self.name = name
+        self.settings: Any = settings
+        self.log = logging.getLogger(f"vellumd.{name}")
+        self.dir = dir
+        self.jobs = TransportJobs(jobs, name)
+        self._jobs = jobs
+        self._info = info
+        self._on_report = on_report
+        self._on_announce = on_announce
+
+    def info(self) -> dict[str, Any]:
+        """Version, model, presets, tiers, limits and health, as JSON values.
+
+        Keys: `version`, `model` (card name), `demo` (bool), `note`, `presets` (name →
+        options), `default_preset`, `tiers`, `loras`, `limits`, `public_url`, `engine`
+        (`state` loading | ready | restarting | failed, `ready` bool, `reason`,
+        `capabilities` or null, `phase`, `done`, `of`), `queue` (`queued`, `running`),
+        `transports` (name → `{ok, text, urls}`).
+        """
+        return self._info()
+
+    def report(self, ok: bool, text: str) -> None:
+        """Tell in one sentence how this door is; shown by health, doctor and the log."""
+        self._on_report(self.name, ok, text)
+
+    def announce(self, url: str) -> None:
+        """Tell the address under which this door is open."""
+        self._on_announce(self.name, url)
+
+    async def stage(self, picture: bytes | Path | AsyncIterator[bytes], name: str = "") -> ImageRef:
+        """Put a picture into the spool: checked for format, limits and wholeness.
+
+        The bytes stream to disk and are durable when this returns; they are kept for an
+        hour, or as long as a job uses them. Raises `BadImage`, `UnsupportedFormat`,
+        `ImageTooLarge` or `StorageFull`.
+        """
+        return await self._jobs.stage(picture, name)
+
+    async def staged(self, sha256: str) -> ImageRef:
+        """The picture staged within the last hour under this hash; raises `NotFound`."""
+        return await self._jobs.staged(sha256)
+
+    def deliveries(self) -> AsyncIterator[Delivery]:
+        """Ended jobs that this transport owes an answer, oldest first, for ever."""
+        return self._jobs.deliveries(self.name)

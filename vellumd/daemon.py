@@ -1,0 +1,359 @@
+"""The daemon: everything put together, started in order, stopped within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+import vellumd
+from vellumd import errors, logs, model_card, platform, plugins, presets, sources
+from vellumd.context import TransportContext
+from vellumd.events import EventBus
+from vellumd.executor import Executor
+from vellumd.hookspecs import EngineSpec, TransportSpec
+from vellumd.jobs import Jobs
+from vellumd.model_card import ModelCard
+from vellumd.plugins import Plugins
+from vellumd.protocol import Init
+from vellumd.settings import Settings
+from vellumd.store.spool import Spool
+from vellumd.store.store import Store
+from vellumd.supervisor import EngineState, Supervisor
+
+log = logging.getLogger("vellumd")
+
+RESTART_S = (1.0, 2.0, 5.0, 15.0, 60.0)
+"""Seconds before a crashed transport is made again, by crashes in a row."""
+STEADY_S = 300.0
+"""Seconds after which a running transport's earlier crashes are forgotten."""
+CLEANUP_S = 5.0
+"""Seconds transports get to close when the daemon stops."""
+EXPIRY_S = 600.0
+"""Seconds between two looks for staged pictures whose hour is over."""
+
+CONFIG_EXIT = 78
+"""Exit status of a wrong configuration (EX_CONFIG of sysexits.h)."""
+
+
+class LockedStoreError(errors.ConfigError):
+    """Another daemon uses the data folder."""
+
+
+class Daemon:
+    """One daemon on one data folder. `run` serves until `stop` is called.
+
+    Raises `ConfigError` when made, before anything is touched.
+    """
+
+    def __init__(self, settings: Settings, plugins_loaded: Plugins | None = None) -> None:
+        self.settings = settings
+        self.plugins = plugins_loaded or plugins.load(settings.enabled_plugins())
+        self._sections = validate_sections(settings, self.plugins)
+        self.card = read_card(settings)
+        self.transports: dict[str, dict[str, Any]] = {
+            name: {"ok": True, "text": "starting", "urls": []} for name in self.plugins.transports
+        }
+        self.started = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._queue = {"queued": 0, "running": 0}
+
+    @property
+    def urls(self) -> list[str]:
+        """Addresses that the transports announced."""
+        return [url for transport in self.transports.values() for url in transport["urls"]]
+
+    def stop(self) -> None:
+        """Ask `run` to end."""
+        self._stop.set()
+
+    async def stopped(self) -> None:
+        """Wait until somebody asked for the end."""
+        await self._stop.wait()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Daemon]:
+        """Run while the block runs; entered once all transports are open."""
+        async with asyncio.TaskGroup() as tasks:
+            serving = tasks.create_task(self.run(), name="daemon")
+            started = tasks.create_task(self.started.wait(), name="daemon started")
+            await asyncio.wait([serving, started], return_when=asyncio.FIRST_COMPLETED)
+            try:
+                if not serving.done():
+                    yield self
+            finally:
+                started.cancel()
+                self.stop()
+
+    async def run(self) -> None:
+        """Open the store, serve, and on `stop` let go of everything in order."""
+        folder = self.settings.store.dir
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(folder)
+        try:
+            await self._serve(folder)
+        finally:
+            (folder / "daemon.json").unlink(missing_ok=True)
+            lock.release()
+
+    async def _serve(self, folder: Path) -> None:
+        self.bus = EventBus()
+        store = Store(folder / "jobs.sqlite", self.bus.publish)
+        spool = Spool(folder / "spool", self.settings.limits)
+        self.jobs = Jobs(self.settings, self.card, store, spool, self.bus)
+        self.supervisor = Supervisor(
+            self._init(folder), self.settings.engine.stall_s, on_state=log_state
+        )
+        self.bus.on_previews = self.supervisor.show_previews
+        executor = Executor(self.jobs, self.supervisor)
+        try:
+            if left := await self.jobs.recover():
+                log.info("%d job(s) were running when the last daemon ended", left)
+            async with asyncio.TaskGroup() as tasks:
+                work = [
+                    tasks.create_task(self.supervisor.run(), name="supervisor"),
+                    tasks.create_task(executor.run(), name="executor"),
+                    tasks.create_task(self._expire(), name="expiry"),
+                    tasks.create_task(self._observe(), name="observers"),
+                ]
+                doors = [
+                    tasks.create_task(self._keep_open(spec), name=f"transport {name}")
+                    for name, spec in self.plugins.transports.items()
+                ]
+                self._note_started()
+                await self._stop.wait()
+                self.jobs.closing = True
+                await executor.drain(self.settings.daemon.stop_s)
+                await close(doors)
+                for task in work:
+                    task.cancel()
+        finally:
+            await store.close()
+
+    # the engine
+
+    def _init(self, folder: Path) -> Init:
+        spec = self.plugins.engines[self.settings.engine.name]
+        return Init(
+            engine=spec.factory,
+            settings=self.settings.engine.model_dump(mode="json"),
+            options=self._sections[spec.name].model_dump(mode="json")
+            if spec.name in self._sections
+            else {},
+            device=str(self.settings.engine.devices[0]),
+            spool=(folder / "spool").absolute(),
+            cache=platform.cache_dir(),
+            limits=self.settings.limits.model_dump(mode="json"),
+        )
+
+    # the transports
+
+    async def _keep_open(self, spec: TransportSpec) -> None:
+        """Run a transport; make it again after a crash, which harms nobody else."""
+        crashes = 0
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            try:
+                await spec.factory(self._context(spec)).run()
+                problem = "it ended by itself"
+            except errors.ConfigError:
+                raise
+            except Exception as error:
+                log.exception("transport %s crashed", spec.name)
+                problem = f"it crashed ({type(error).__name__})"
+            crashes = 0 if loop.time() - began > STEADY_S else crashes + 1
+            pause = RESTART_S[min(crashes, len(RESTART_S)) - 1]
+            self._report(spec.name, False, f"{problem}; opened again in {pause:.0f} s")
+            await asyncio.sleep(pause)
+
+    def _context(self, spec: TransportSpec) -> TransportContext:
+        folder = self.settings.store.dir / "plugins" / spec.name
+        folder.mkdir(parents=True, exist_ok=True)
+        self.transports[spec.name]["urls"] = []
+        return TransportContext(
+            name=spec.name,
+            settings=self._sections[spec.name],
+            dir=folder,
+            jobs=self.jobs,
+            info=self.info,
+            on_report=self._report,
+            on_announce=self._announce,
+        )
+
+    def _report(self, name: str, ok: bool, text: str) -> None:
+        if (ok, text) != (self.transports[name]["ok"], self.transports[name]["text"]):
+            log.log(logging.INFO if ok else logging.WARNING, "%s: %s", name, text)
+        self.transports[name].update(ok=ok, text=text)
+        self._note_started()
+
+    def _note_started(self) -> None:
+        """Every transport has said how it is, so the daemon can be used."""
+        if all(transport["text"] != "starting" for transport in self.transports.values()):
+            self.started.set()
+
+    def _announce(self, name: str, url: str) -> None:
+        self.transports[name]["urls"].append(url)
+        announcement = {"pid": os.getpid(), "url": self.urls[0]}
+        platform.replace_durably(
+            self.settings.store.dir / "daemon.json", json.dumps(announcement).encode()
+        )
+
+    # what goes on beside
+
+    async def _observe(self) -> None:
+        """Tell plugins what happened, with the job as it was then at least."""
+        async for event in self.jobs.events(None, None, previews=False):
+            if event.seq is None:
+                continue
+            with suppress(errors.NotFound):
+                self.plugins.tell(await self.jobs.get(event.job_id), event)
+            self._queue = await self.jobs.queue()
+
+    async def _expire(self) -> None:
+        while True:
+            await self.jobs.expire_staged()
+            await asyncio.sleep(EXPIRY_S)
+
+    def info(self) -> dict[str, Any]:
+        """See `TransportContext.info`."""
+        engine = self.supervisor.state
+        capabilities = engine.capabilities
+        return {
+            "version": vellumd.__version__,
+            "model": self.card.name,
+            "demo": self.card.demo,
+            "note": self.card.note,
+            "presets": {
+                name: preset.model_dump(mode="json", exclude_none=True)
+                for name, preset in presets.available(self.settings).items()
+            },
+            "default_preset": self.settings.engine.preset,
+            "tiers": list(capabilities.tiers) if capabilities else [],
+            "loras": sorted({*self.card.loras, *self.settings.engine.loras}),
+            "limits": self.settings.limits.model_dump(mode="json"),
+            "public_url": self.settings.daemon.public_url,
+            "engine": {
+                "state": engine.state,
+                "ready": engine.ready,
+                "reason": engine.reason,
+                "phase": engine.phase,
+                "done": engine.done,
+                "of": engine.of,
+                "restarts": engine.restarts,
+                "capabilities": capabilities.model_dump(mode="json") if capabilities else None,
+            },
+            "queue": dict(self._queue),
+            "transports": {name: dict(state) for name, state in self.transports.items()},
+        }
+
+
+def validate_sections(settings: Settings, loaded: Plugins) -> dict[str, BaseModel]:
+    """Each plugin's settings, by section. Raises `ConfigError`, also for an unknown engine."""
+    if settings.engine.name not in loaded.engines:
+        raise errors.ConfigError(
+            f"engine.name: there is no engine {settings.engine.name!r}; there is "
+            f"{', '.join(loaded.engines)}. Correct it, or enable the plugin that brings it."
+        )
+    specs: list[TransportSpec | EngineSpec] = [
+        *loaded.transports.values(),
+        *loaded.engines.values(),
+    ]
+    return {
+        spec.name: sources.validate_section(
+            spec.settings_model, settings.plugins.get(spec.name, {}), spec.name
+        )
+        for spec in specs
+        if spec.settings_model is not None
+    }
+
+
+def read_card(settings: Settings) -> ModelCard:
+    """The model's card; a default one for a missing model, so that intake stays open."""
+    try:
+        return model_card.read(settings.engine.model)
+    except errors.ModelMissing:
+        return ModelCard(name=Path(settings.engine.model).name)
+
+
+def take_lock(folder: Path) -> platform.FileLock:
+    """The lock on a data folder; raises `LockedStoreError` if another daemon has it."""
+    try:
+        return platform.FileLock(folder / "daemon.lock")
+    except platform.LockedError:
+        raise LockedStoreError(
+            f"Another daemon already uses {folder}. Stop it, or give this one its own folder "
+            "with --store.dir."
+        ) from None
+
+
+def log_state(state: EngineState) -> None:
+    """One line a change of the engine's state."""
+    log.info("engine %s%s", state.state, f": {state.reason}" if state.reason else "")
+
+
+async def close(doors: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel the transports; one that does not end in time is named and left behind."""
+    doors = list(doors)
+    for door in doors:
+        door.cancel()
+    _, stuck = await asyncio.wait(doors, timeout=CLEANUP_S) if doors else (None, set())
+    for door in stuck:
+        log.error("%s did not end within %.0f s", door.get_name(), CLEANUP_S)
+
+
+def run(settings: Settings, warnings: Iterable[str] = ()) -> int:
+    """Serve in the foreground until a signal; the exit status. Raises `ConfigError`."""
+    logs.start(settings.log)
+    for warning in warnings:
+        log.warning("%s", warning)
+    return asyncio.run(_run(settings))
+
+
+async def _run(settings: Settings) -> int:
+    daemon = Daemon(settings)
+    platform.on_stop(asyncio.get_running_loop(), daemon.stop)
+    try:
+        async with daemon.running():
+            for line in daemon_lines(daemon):
+                print(line, flush=True)
+            await daemon.stopped()
+    except* errors.ConfigError as group:
+        raise first(group) from None
+    return 0
+
+
+def first(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The first plain exception of nested groups."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def daemon_lines(daemon: Daemon) -> list[str]:
+    """What `serve` says first: address, model, folder, doors and one example."""
+    url = daemon.urls[0] if daemon.urls else ""
+    model = f"{daemon.card.name} ({daemon.card.note})" if daemon.card.note else daemon.card.name
+    return [
+        f"vellumd {vellumd.__version__} on {url or 'no address'}",
+        f"  model  {model}",
+        f"  data   {daemon.settings.store.dir}",
+        f"  doors  {', '.join(daemon.transports) or 'none'}",
+        *([f"  try    {example(url)}"] if url else []),
+    ]
+
+
+def example(url: str) -> str:
+    """A command that sends a picture to this daemon."""
+    return (
+        f"curl -F images=@photo.jpg -F prompt='make it snow' -H 'Accept: image/png' "
+        f"-o out.png {url}/generate"
+    )

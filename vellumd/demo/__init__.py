@@ -1,0 +1,1 @@
+"""The embedded model: its card (`vellumd.json`) and, once trained, its weights."""

@@ -1,0 +1,95 @@
+"""Who listens to what happens, without anybody being able to slow the others down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from vellumd.models import JobEvent
+
+BACKLOG = 256
+"""Durable events kept for one slow listener; beyond, it reads the store again."""
+
+
+class Listener:
+    """One listener's share: durable events in order, of live ones the newest.
+
+    `behind` is true at first and whenever durable events had to be dropped: the owner
+    then reads the store and calls `caught_up`.
+    """
+
+    def __init__(self, job_id: str | None, previews: bool) -> None:
+        self._job_id = job_id
+        self._previews = previews
+        self._durable: deque[JobEvent] = deque()
+        self._live: dict[tuple[str, str], JobEvent] = {}
+        self._woken = asyncio.Event()
+        self.behind = True
+
+    def offer(self, event: JobEvent) -> None:
+        """Take an event, if it concerns this listener. Never blocks."""
+        if self._job_id not in (None, event.job_id):
+            return
+        if event.type == "preview" and not self._previews:
+            return
+        if event.seq is None:
+            self._live[event.job_id, event.type] = event
+        elif len(self._durable) < BACKLOG:
+            self._durable.append(event)
+        else:
+            self.behind = True
+        self._woken.set()
+
+    def caught_up(self) -> None:
+        """What the store holds has been read."""
+        self.behind = False
+
+    async def next(self) -> JobEvent | None:
+        """The next event; None when the store has to be read first."""
+        while True:
+            if self._durable:
+                return self._durable.popleft()
+            if self.behind:
+                return None
+            if self._live:
+                return self._live.pop(next(iter(self._live)))
+            self._woken.clear()
+            await self._woken.wait()
+
+
+class EventBus:
+    """Hands each event to all listeners. Lives in the daemon's loop."""
+
+    def __init__(self) -> None:
+        self._listeners: set[Listener] = set()
+        self._previewing = 0
+        self.observers: list[Callable[[JobEvent], None]] = []
+        self.on_previews: Callable[[bool], None] = lambda wanted: None
+
+    def publish(self, events: list[JobEvent]) -> None:
+        """Offer events to all who listen, in order."""
+        for event in events:
+            for listener in self._listeners:
+                listener.offer(event)
+            for observe in self.observers:
+                observe(event)
+
+    @contextmanager
+    def listen(self, job_id: str | None = None, previews: bool = False) -> Iterator[Listener]:
+        """Listen to one job, or all, while the block runs."""
+        listener = Listener(job_id, previews)
+        self._listeners.add(listener)
+        self._count_previews(int(previews))
+        try:
+            yield listener
+        finally:
+            self._listeners.discard(listener)
+            self._count_previews(-int(previews))
+
+    def _count_previews(self, change: int) -> None:
+        before = bool(self._previewing)
+        self._previewing += change
+        if bool(self._previewing) != before:
+            self.on_previews(bool(self._previewing))

@@ -1,0 +1,454 @@
+"""The jobs: what every door calls, and what the executor reports back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+from weakref import WeakValueDictionary
+
+from pydantic import JsonValue
+
+from vellumd import errors, presets
+from vellumd.events import EventBus
+from vellumd.model_card import ModelCard
+from vellumd.models import (
+    META_BYTES,
+    Delivery,
+    EditRequest,
+    ImageRef,
+    Job,
+    JobEvent,
+    JobStatus,
+    Notice,
+    Progress,
+    ResolvedEdit,
+    Result,
+    moment,
+    new_job_id,
+    now_ms,
+)
+from vellumd.settings import Settings
+from vellumd.store.spool import Spool, disk_error
+from vellumd.store.store import DeliveryRow, NewJob, Store
+
+PAGE = 50
+"""Jobs in one page of a list."""
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """Which jobs to list; None takes all."""
+
+    status: JobStatus | None = None
+    source: str | None = None
+    batch: str | None = None
+    client_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """Jobs, newest first, and the cursor of the next page."""
+
+    jobs: list[Job]
+    next: str | None
+
+
+class Jobs:
+    """All jobs of one daemon.
+
+    `cancel_running` is set by the executor: it stops a running edit. While `closing`,
+    nothing more is accepted.
+    """
+
+    def __init__(
+        self, settings: Settings, card: ModelCard, store: Store, spool: Spool, bus: EventBus
+    ) -> None:
+        self._settings = settings
+        self._card = card
+        self._store = store
+        self._spool = spool
+        self._bus = bus
+        self._accepting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._progress: dict[str, Progress] = {}
+        self._durations: deque[float] = deque(maxlen=16)
+        self._queued = asyncio.Event()
+        self._delivering: set[asyncio.Event] = set()
+        self.closing = False
+        self.cancel_running: Callable[[str], None] = lambda job_id: None
+        bus.observers.append(self._observe)
+
+    # pictures
+
+    async def stage(self, picture: bytes | Path | AsyncIterator[bytes], name: str) -> ImageRef:
+        """See `TransportContext.stage`."""
+        try:
+            if isinstance(picture, (bytes, Path)):
+                return await asyncio.to_thread(self._stage_whole, picture, name)
+            return await self._stage_stream(picture, name)
+        except OSError as error:
+            raise disk_error(error) from error
+
+    def _stage_whole(self, picture: bytes | Path, name: str) -> ImageRef:
+        incoming, file = self._spool.open_incoming()
+        with file:
+            file.write(picture if isinstance(picture, bytes) else picture.read_bytes())
+        return self._spool.admit(incoming, name)
+
+    async def _stage_stream(self, chunks: AsyncIterator[bytes], name: str) -> ImageRef:
+        incoming, file = self._spool.open_incoming()
+        try:
+            with file:
+                await _copy(chunks, file)
+            return await asyncio.to_thread(self._spool.admit, incoming, name)
+        finally:
+            incoming.unlink(missing_ok=True)
+
+    async def staged(self, sha256: str) -> ImageRef:
+        """See `TransportContext.staged`."""
+        return await asyncio.to_thread(self._spool.staged, sha256)
+
+    # jobs
+
+    async def submit(
+        self,
+        request: EditRequest,
+        source: str,
+        *,
+        key: str | None = None,
+        job_id: str | None = None,
+        reply: JsonValue = None,
+        retry_of: str | None = None,
+    ) -> Job:
+        """See `TransportJobs.submit`."""
+        if self.closing:
+            raise errors.EngineUnavailable("The daemon is stopping.", retry_after=10)
+        if len(json.dumps(reply).encode()) > META_BYTES:
+            raise errors.BadRequest(f"reply: it is longer than {META_BYTES} bytes.")
+        edit, warnings = presets.resolve(request, self._settings, self._card)
+        new = NewJob(
+            id=job_id or new_job_id(),
+            edit=edit,
+            source=source,
+            digest=request.digest(),
+            key=key,
+            client_id=request.client_id,
+            batch=request.batch,
+            retry_of=retry_of,
+            meta=request.meta,
+            reply=reply,
+            warnings=warnings,
+        )
+        # Two senders of one id would write one folder; each other id has its own.
+        async with self._accepting.setdefault(new.id, asyncio.Lock()):
+            known = (job_id or key) and await self._is_known(new)
+            return await self._accept(new, request, folder=not known)
+
+    async def _accept(self, new: NewJob, request: EditRequest, *, folder: bool) -> Job:
+        if folder:
+            await asyncio.to_thread(self._spool.create, new.id, new.edit, _record(new, request))
+        try:
+            job, created = await self._store.add(new, self._settings.limits.queue)
+        except errors.VellumError:
+            await self._discard(new.id)
+            raise
+        if not created:
+            await self._discard(new.id)
+        return job
+
+    async def _is_known(self, new: NewJob) -> bool:
+        """Whether the job was accepted before: asked before any file is made."""
+        if new.key is not None and await self._store.by_key(new.source, new.key):
+            return True
+        return await self._exists(new.id)
+
+    async def _exists(self, job_id: str) -> bool:
+        try:
+            await self._store.get(job_id)
+        except errors.NotFound:
+            return False
+        return True
+
+    async def _discard(self, job_id: str) -> None:
+        """Remove the folder of a job that was not accepted after all."""
+        if not await self._exists(job_id):
+            await asyncio.to_thread(self._spool.remove, job_id)
+
+    async def get(self, job_id: str) -> Job:
+        """The job; raises `NotFound`."""
+        return self._live(await self._store.get(job_id))
+
+    async def find(self, source: str, key: str) -> Job | None:
+        """The job a source accepted under an idempotency key."""
+        return await self._store.by_key(source, key)
+
+    async def list(self, wanted: JobFilter, cursor: str | None) -> Page:
+        """A page of jobs, newest first; raises `BadRequest` for a made-up cursor."""
+        if cursor is not None and not re.fullmatch(r"[0-9]{1,18}", cursor):
+            raise errors.BadRequest("cursor: it is none that this daemon gave.")
+        before = int(cursor) if cursor else 2**62
+        rows = await self._store.page(asdict(wanted), before, PAGE + 1)
+        following = str(rows[PAGE - 1][0]) if len(rows) > PAGE else None
+        return Page([self._live(job) for _, job in rows[:PAGE]], following)
+
+    async def wait(self, job_id: str, seconds: float) -> Job:
+        """The job once it has ended, or as it is after `seconds`."""
+        with self._bus.listen(job_id) as listener:
+            listener.caught_up()
+            job = await self.get(job_id)
+            try:
+                async with asyncio.timeout(seconds):
+                    while not job.status.terminal:
+                        await listener.next()
+                        listener.caught_up()
+                        job = await self.get(job_id)
+            except TimeoutError:
+                return await self.get(job_id)
+        return job
+
+    async def cancel(self, job_id: str) -> Job:
+        """End a job that has not ended; raises `NotFound`."""
+        await self._store.get(job_id)
+        if await self._store.cancelled(job_id, running=False) is None and (
+            await self._store.request_cancel(job_id)
+        ):
+            self.cancel_running(job_id)
+        return await self.get(job_id)
+
+    async def retry(self, job_id: str, source: str) -> Job:
+        """A new job that repeats an old one exactly; raises `NotFound`, `Expired`."""
+        old = await self._store.get(job_id)
+        if old.request is None:
+            raise errors.Expired("The job's request is no longer kept.")
+        await asyncio.to_thread(self._spool.restage, job_id, old.request)
+        request = repeat(old, old.request)
+        return await self.submit(request, source, retry_of=job_id)
+
+    async def set_priority(self, job_id: str, priority: int) -> Job:
+        """Move a queued job; raises `NotFound`, `BadRequest`."""
+        if not -100 <= priority <= 100:
+            raise errors.BadRequest("priority: it must be between -100 and 100.")
+        await self._store.set_priority(job_id, priority)
+        return await self.get(job_id)
+
+    async def delete(self, job_id: str) -> None:
+        """Forget an ended job; raises `NotFound`, `NotDone`."""
+        await self._store.forget(job_id)
+        await asyncio.to_thread(self._spool.remove, job_id)
+
+    async def result(self, job_id: str, n: int) -> Path:
+        """File of result `n`; raises `NotDone`, `NotFound`, `Expired` or the job's error."""
+        job = await self._store.get(job_id)
+        if job.error is not None:
+            raise errors.from_code(job.error.code, job.error.message)
+        if job.status is JobStatus.CANCELLED:
+            raise errors.Cancelled("The job was cancelled.")
+        if job.status is not JobStatus.DONE:
+            raise errors.NotDone("The job has not ended.")
+        if not 1 <= n <= len(job.results):
+            raise errors.NotFound(f"The job has {len(job.results)} results.")
+        return self._spool.result(job_id, job.results[n - 1])
+
+    async def input(self, job_id: str, n: int) -> Path:
+        """File of input `n`; raises `NotFound`, `Expired`."""
+        job = await self._store.get(job_id)
+        if job.request is None:
+            raise errors.Expired("The job's pictures are no longer kept.")
+        return self._spool.input(job_id, job.request, n)
+
+    # events and deliveries
+
+    async def events(
+        self, job_id: str | None, since: int | None, *, previews: bool
+    ) -> AsyncIterator[JobEvent]:
+        """See `TransportJobs.events`: replay from the store, then what happens, for ever."""
+        with self._bus.listen(job_id, previews) as listener:
+            seen = await self._store.last_seq() if since is None else since
+            while True:
+                event = await listener.next()
+                if event is None:
+                    listener.caught_up()
+                    while missed := await self._store.events(job_id, seen):
+                        for event in missed:
+                            yield event
+                        seen = missed[-1].seq or seen
+                elif event.seq is None:
+                    yield event
+                elif event.seq > seen:
+                    seen = event.seq
+                    yield event
+
+    async def deliveries(self, source: str) -> AsyncIterator[Delivery]:
+        """See `TransportContext.deliveries`: a pending row is out once at a time."""
+        out: set[int] = set()
+        woken = asyncio.Event()
+        self._delivering.add(woken)
+        try:
+            while True:
+                woken.clear()
+                rows = await self._store.pending_deliveries(source)
+                waiting = [row for row in rows if row.number not in out]
+                due = [row for row in waiting if row.due <= now_ms()]
+                for row in due:
+                    out.add(row.number)
+                    yield await self._delivery(row, out)
+                if not due:
+                    await _set_within(woken, waiting)
+        finally:
+            self._delivering.discard(woken)
+
+    async def _delivery(self, row: DeliveryRow, out: set[int]) -> Delivery:
+        async def settle(state: str, code: str | None, after: float) -> None:
+            due = now_ms() + round(after * 1000)
+            await self._store.settle_delivery(row.number, state, code, due)
+            out.discard(row.number)
+            self._wake_deliveries()
+
+        return Delivery(await self.get(row.job_id), row.reply, settle)
+
+    # what the executor does
+
+    async def recover(self) -> int:
+        """Put in order what a dead daemon left; the number of jobs that were running.
+
+        A running job whose results are whole is done, without the engine; the others go
+        to the head of the queue. Folders without a row are removed.
+        """
+        left = await self._store.running()
+        for job in left:
+            if not await self.adopt(job.id):
+                await self._store.requeue(job.id, daemon_death=True)
+        known = await self._store.ids()
+        await asyncio.to_thread(self._spool.sweep, known)
+        return len(left)
+
+    async def claim(self, lane: int) -> Job | None:
+        """The next job of a lane, now running; None if none waits."""
+        self._queued.clear()
+        return await self._store.claim(lane)
+
+    async def queued(self) -> None:
+        """Wait until a job was queued since the last `claim`."""
+        await self._queued.wait()
+
+    def progress(self, job_id: str, progress: Progress) -> None:
+        """A running job came further."""
+        self._progress[job_id] = progress
+        self._publish_live(job_id, "step", progress.model_dump(mode="json"))
+
+    def preview(self, job_id: str, step: int, jpeg: str) -> None:
+        """A running job can be looked at: base64 of a small JPEG."""
+        self._publish_live(job_id, "preview", {"step": step, "jpeg": jpeg})
+
+    async def done(
+        self,
+        job_id: str,
+        results: tuple[Result, ...],
+        elapsed_s: float,
+        warnings: tuple[Notice, ...],
+    ) -> None:
+        """A running job has its results on disk."""
+        await self._store.done(job_id, results, elapsed_s, warnings)
+        self._durations.append(elapsed_s)
+
+    async def failed(self, job_id: str, error: errors.VellumError) -> None:
+        """A running job ended without result; `cancelled` ends it as such."""
+        if isinstance(error, errors.Cancelled):
+            await self._store.cancelled(job_id, running=True)
+        else:
+            await self._store.failed(job_id, error)
+
+    async def adopt(self, job_id: str) -> bool:
+        """Take over what a dead engine or daemon finished but could not report."""
+        found = await asyncio.to_thread(self._spool.adopt, job_id)
+        if found is not None:
+            await self.done(job_id, found.results, found.elapsed_s, found.warnings)
+        return found is not None
+
+    async def requeue(self, job_id: str, *, engine_death: bool) -> None:
+        """A running job's run ended early: it is first again, or fails for good."""
+        await self._store.requeue(job_id, engine_death=engine_death)
+
+    async def queue(self) -> dict[str, int]:
+        """How many jobs wait and run."""
+        return {
+            "queued": await self._store.count(JobStatus.QUEUED),
+            "running": await self._store.count(JobStatus.RUNNING),
+        }
+
+    async def expire_staged(self) -> None:
+        """Let go of pictures that no job used for an hour."""
+        await asyncio.to_thread(self._spool.expire_staged)
+
+    # inside
+
+    def _observe(self, event: JobEvent) -> None:
+        if event.type == "queued":
+            self._queued.set()
+        elif event.type in ("done", "failed", "cancelled"):
+            self._progress.pop(event.job_id, None)
+            self._wake_deliveries()
+
+    def _wake_deliveries(self) -> None:
+        for woken in self._delivering:
+            woken.set()
+
+    def _publish_live(self, job_id: str, type: Any, data: dict[str, Any]) -> None:
+        event = JobEvent(job_id=job_id, type=type, at=moment(now_ms()), data=data)
+        self._bus.publish([event])
+
+    def _live(self, job: Job) -> Job:
+        """The job with what only this process knows: progress and time left."""
+        if job.status is JobStatus.RUNNING:
+            progress = self._progress.get(job.id)
+            eta = progress.eta_s if progress else None
+            return job.model_copy(update={"progress": progress, "eta_s": eta})
+        if job.position is not None and self._durations:
+            mean = sum(self._durations) / len(self._durations)
+            return job.model_copy(update={"eta_s": round(mean * (job.position + 1), 1)})
+        return job
+
+
+def repeat(job: Job, edit: ResolvedEdit) -> EditRequest:
+    """The request that asks for exactly what `job` did."""
+    asked = edit.model_dump(exclude={"model", "scheduler"})
+    return EditRequest.parse(
+        {**asked, "batch": job.batch, "client_id": job.client_id, "meta": job.meta}
+    )
+
+
+def _record(new: NewJob, request: EditRequest) -> dict[str, Any]:
+    """What `request.json` says: enough to make the row again."""
+    return {
+        "id": new.id,
+        "source": new.source,
+        "key": new.key,
+        "retry_of": new.retry_of,
+        "created": now_ms(),
+        "reply": new.reply,
+        "digest": new.digest,
+        "request": request.model_dump(mode="json", exclude_none=True),
+        "resolved": new.edit.model_dump(mode="json"),
+    }
+
+
+async def _copy(chunks: AsyncIterator[bytes], file: BinaryIO) -> None:
+    """Write a stream to a file, off the loop."""
+    async for chunk in chunks:
+        await asyncio.to_thread(file.write, chunk)
+
+
+async def _set_within(woken: asyncio.Event, waiting: list[DeliveryRow]) -> None:
+    """Wait for `woken`, or until the first of `waiting` is due."""
+    due = min((row.due for row in waiting), default=None)
+    seconds = None if due is None else max(0.0, (due - now_ms()) / 1000)
+    try:
+        async with asyncio.timeout(seconds):
+            await woken.wait()
+    except TimeoutError:
+        pass

@@ -1,0 +1,64 @@
+"""Edits without a running daemon: the same queue, store and engine in a folder that goes away.
+
+One code path: this is a daemon with no doors, so that what works there works here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vellumd import plugins
+from vellumd.daemon import Daemon
+from vellumd.models import EditRequest, Job, Progress
+from vellumd.settings import Settings
+
+SOURCE = "local"
+
+
+class Session:
+    """A loaded engine for edits of this process."""
+
+    def __init__(self, daemon: Daemon, show: Callable[[Progress], None]) -> None:
+        self._jobs = daemon.jobs
+        self._show = show
+
+    async def edit(
+        self, pictures: list[Path], options: dict[str, Any], *, mask: Path | None = None
+    ) -> tuple[Job, list[Path]]:
+        """Edit and wait; the ended job and its files, which go away with the session.
+
+        `options` are fields of `EditRequest`. Raises the errors of a request; a failed
+        edit is told by the job's `error`.
+        """
+        fields = dict(options)
+        fields["images"] = [await self._jobs.stage(path, path.name) for path in pictures]
+        if mask:
+            fields["mask"] = await self._jobs.stage(mask, mask.name)
+        job = await self._jobs.submit(EditRequest.parse(fields), SOURCE)
+        async for event in self._jobs.events(job.id, 0, previews=False):
+            if event.type == "step":
+                self._show(Progress.model_validate(event.data))
+            elif event.type in ("done", "failed", "cancelled"):
+                break
+        job = await self._jobs.get(job.id)
+        return job, [await self._jobs.result(job.id, result.n) for result in job.results]
+
+
+@asynccontextmanager
+async def session(
+    settings: Settings, show: Callable[[Progress], None] = lambda progress: None
+) -> AsyncIterator[Session]:
+    """Start an engine for some edits, and end it. `show` gets the progress of each."""
+    with tempfile.TemporaryDirectory(prefix="vellumd-", ignore_cleanup_errors=True) as folder:
+        store = settings.store.model_copy(update={"dir": Path(folder)})
+        daemon = Daemon(
+            settings.model_copy(update={"store": store}),
+            replace(plugins.load(settings.enabled_plugins()), transports={}),
+        )
+        async with daemon.running():
+            yield Session(daemon, show)

@@ -1,0 +1,76 @@
+"""`vellumd.json`: what belongs to a model and not to the machine it runs on.
+
+Demo and real models swap by one key because canvas, LoRA roles and preview colours
+stand here. A folder without the file gets the defaults of Qwen-Image-Edit-2511.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from vellumd import errors
+from vellumd.models import Frozen
+
+FILE = "vellumd.json"
+DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parent / "demo"
+
+
+class LoraRole(Frozen):
+    """A LoRA that presets name by role. `file` is a glob below the model's `loras`."""
+
+    file: str
+    scheduler: Literal["base", "lightning"] = "base"
+
+
+def _lightning() -> dict[str, LoraRole]:
+    return {
+        f"lightning-{steps}": LoraRole(file=f"*Lightning-{steps}steps*", scheduler="lightning")
+        for steps in (4, 8)
+    }
+
+
+class ModelCard(Frozen):
+    """Facts of one model. Areas are in pixels; the defaults are 2511's."""
+
+    name: str = "Qwen-Image-Edit-2511"
+    canvas_area: int = Field(1024 * 1024, ge=1024)
+    vision_area: int = Field(384 * 384, ge=1024)
+    loras: dict[str, LoraRole] = Field(default_factory=_lightning)
+    prompt_tokens: int = Field(1024, ge=16, description="Text tokens the encoder reads.")
+    latent_rgb: tuple[tuple[float, float, float], ...] | None = Field(
+        None, description="Latent channel to RGB, for previews; the last row is the bias."
+    )
+    license: str | None = None
+    demo: bool = False
+    note: str | None = Field(None, description="One line said at start, e.g. what a demo knows.")
+
+
+def read(model: str) -> ModelCard:
+    """The card of `[engine] model`: `demo` or a model folder.
+
+    Raises `ModelMissing` where there is no such folder, `ModelInvalid` for a bad card.
+    """
+    folder = DEMO_FOLDER if model == DEMO else Path(model)
+    if not folder.is_dir():
+        raise errors.ModelMissing(f"There is no model folder {folder.name!r}.")
+    file = folder / FILE
+    if not file.is_file():
+        return ModelCard(name=folder.name)
+    try:
+        return ModelCard.model_validate_json(file.read_bytes())
+    except ValidationError:
+        raise errors.ModelInvalid(f"{FILE} of {folder.name!r} is not a model card.") from None
+
+
+def find_lora(model: Path, card: ModelCard, configured: dict[str, str], name: str) -> Path | None:
+    """The file of LoRA `name`: configured, by role, or by file name; None if not there."""
+    if name in configured:
+        return Path(configured[name])
+    folder = model / "loras"
+    pattern = card.loras[name].file if name in card.loras else name
+    found = sorted(folder.glob(f"{pattern}.safetensors")) if folder.is_dir() else []
+    return found[0] if found else None

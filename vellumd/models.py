@@ -1,0 +1,422 @@
+"""What vellumd talks about: requests, resolved edits, jobs, events.
+
+Every door translates its world into an `EditRequest` and a `Job` into its reply.
+All models are immutable; a change makes a new object.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+)
+
+from vellumd import errors
+
+META_BYTES = 4096
+"""Largest `meta` as compact JSON, and largest private `reply` of a delivery."""
+
+SEED_MAX = 2**63 - 1
+
+
+class Frozen(BaseModel):
+    """An immutable value: unknown fields and infinities are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _rfc3339(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+Moment = Annotated[datetime, PlainSerializer(_rfc3339, when_used="json")]
+"""A point in time; RFC 3339 in UTC with milliseconds when written as JSON."""
+
+
+def moment(milliseconds: int) -> datetime:
+    """The UTC time of `milliseconds` since the Unix epoch."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def now_ms() -> int:
+    """Milliseconds since the Unix epoch, for people to read; never used to order jobs."""
+    return time.time_ns() // 1_000_000
+
+
+_id_lock = threading.Lock()
+_id_last = 0
+
+
+def new_job_id() -> str:
+    """A UUIDv7 (RFC 9562 §5.7), strictly increasing within this process.
+
+    The 12 bits behind the milliseconds count up (method 3 of §6.2), so that ids made
+    in one millisecond still sort by age.
+    """
+    global _id_last
+    with _id_lock:
+        ticks = max((time.time_ns() * 4096) // 1_000_000, _id_last + 1)
+        _id_last = ticks
+    value = (ticks >> 12 & (1 << 48) - 1) << 80 | 0x7 << 76 | (ticks & 0xFFF) << 64
+    value |= 0b10 << 62 | int.from_bytes(os.urandom(8), "big") & (1 << 62) - 1
+    return str(uuid.UUID(int=value))
+
+
+class ImageRef(Frozen):
+    """A picture that the spool holds, named by the SHA-256 of its bytes.
+
+    `width` and `height` are pixels as a person sees them: after EXIF orientation.
+    """
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+    type: str = "image/png"
+    bytes: int = Field(default=0, ge=0)
+    name: str = Field(default="", max_length=255)
+
+
+class LoraRef(Frozen):
+    """A LoRA by role (`lightning-8`) or file name without ending, and its strength."""
+
+    name: str = Field(min_length=1, max_length=255, pattern=r"^[\w][\w .+-]*$")
+    scale: float = Field(default=1.0, ge=-4, le=4)
+
+
+class OutputOptions(Frozen):
+    """How result pictures are written.
+
+    `same` keeps the format of image 1 (TIFF, HEIC and AVIF become JPEG).
+    """
+
+    format: Literal["png", "jpeg", "webp", "same"] | None = None
+    quality: int | None = Field(default=None, ge=1, le=100)
+    keep: tuple[Literal["exif", "xmp", "iptc", "icc"], ...] | None = None
+    embed: Literal["full", "id", "none"] | None = None
+    alpha: Literal["flatten", "reapply"] | None = None
+
+
+class ResolvedOutput(Frozen):
+    """`OutputOptions` with every field decided."""
+
+    format: Literal["png", "jpeg", "webp", "same"] = "png"
+    quality: int = 95
+    keep: tuple[Literal["exif", "xmp", "iptc", "icc"], ...] = ()
+    embed: Literal["full", "id", "none"] = "full"
+    alpha: Literal["flatten", "reapply"] = "flatten"
+
+
+_SIZE = re.compile(r"match|auto|fit:(\d+(?:\.\d+)?)|(\d{1,5})x(\d{1,5})")
+SIZE_MIN, SIZE_MAX, FIT_MAX = 16, 4096, 16.0
+
+
+def check_size(size: str) -> str:
+    """`size` if it is `match`, `auto`, `fit:N` (megapixels) or `WxH` (pixels).
+
+    Raises `BadSize` otherwise.
+    """
+    found = _SIZE.fullmatch(size)
+    if not found:
+        raise errors.BadSize(f"{size[:40]!r} is not a size.")
+    fit, width, height = found.groups()
+    if fit and not 0.01 <= float(fit) <= FIT_MAX:
+        raise errors.BadSize(f"fit must be between 0.01 and {FIT_MAX:g} megapixels.")
+    if width and not all(SIZE_MIN <= int(side) <= SIZE_MAX for side in (width, height)):
+        raise errors.BadSize(f"Each side must be between {SIZE_MIN} and {SIZE_MAX} pixels.")
+    return size
+
+
+Tier = Literal["reference", "standard", "swift", "turbo"]
+REQUEST_TIERS = ("standard", "swift", "turbo")
+
+
+def _one_or_many(value: object) -> object:
+    """A single picture stands for a list of one."""
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _random_seed(value: object) -> object:
+    """-1, as other tools write it, asks for a random seed."""
+    return None if value in (-1, "-1") else value
+
+
+class EditOptions(Frozen):
+    """All of an edit but its pictures: what a preset may fix and a request override."""
+
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        validation_alias=AliasChoices("steps", "num_steps", "num_inference_steps"),
+        description="Number of denoising steps.",
+    )
+    true_cfg_scale: float | None = Field(
+        default=None,
+        ge=0,
+        le=20,
+        validation_alias=AliasChoices("true_cfg_scale", "cfg"),
+        description="Classifier-free guidance; above 1 each step costs two forwards.",
+    )
+    seed: Annotated[int | None, BeforeValidator(_random_seed)] = Field(
+        default=None, ge=0, le=SEED_MAX, description="Seed of image 1; image k uses seed + k - 1."
+    )
+    size: Annotated[str, BeforeValidator(lambda v: check_size(v) if isinstance(v, str) else v)] | (
+        None
+    ) = Field(default=None, description="match, auto, fit:MEGAPIXELS or WIDTHxHEIGHT.")
+    n: int | None = Field(default=None, ge=1, le=4, description="Number of results.")
+    tier: Tier | None = None
+    loras: tuple[LoraRef, ...] | None = Field(default=None, max_length=8)
+    output: OutputOptions | None = None
+    priority: int | None = Field(default=None, ge=-100, le=100)
+
+    @field_validator("tier", mode="before")
+    @classmethod
+    def _known_tier(cls, value: object) -> object:
+        if isinstance(value, str) and value not in (*REQUEST_TIERS, "reference"):
+            raise errors.UnknownTier(f"{value[:40]!r} is not a tier.")
+        return value
+
+
+class EditRequest(EditOptions):
+    """An edit as asked for, before preset and settings fill what is left open."""
+
+    images: Annotated[tuple[ImageRef, ...], BeforeValidator(_one_or_many)] = Field(
+        validation_alias=AliasChoices("images", "image")
+    )
+    preset: str | None = Field(default=None, max_length=64)
+    mask: ImageRef | None = Field(
+        default=None, description="White (or transparent) where the picture may change."
+    )
+    batch: str | None = Field(default=None, max_length=128)
+    client_id: str | None = Field(default=None, max_length=128)
+    meta: JsonValue = None
+
+    @field_validator("meta")
+    @classmethod
+    def _small_meta(cls, value: JsonValue) -> JsonValue:
+        if len(json.dumps(value, separators=(",", ":")).encode()) > META_BYTES:
+            raise ValueError(f"meta must be at most {META_BYTES} bytes of JSON")
+        return value
+
+    @classmethod
+    def parse(cls, fields: dict[str, Any]) -> EditRequest:
+        """The request made of `fields`; raises the coded error for the first wrong one."""
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise bad_request(error) from None
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical request: equal digests ask for the same edit.
+
+        Pictures count by content, not by name; used for idempotency keys.
+        """
+        fields = self.model_dump(mode="json", exclude_none=True)
+        for picture in (*fields["images"], *([fields["mask"]] if "mask" in fields else ())):
+            picture.pop("name", None)
+        canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def bad_request(error: ValidationError) -> errors.BadRequest:
+    """The first complaint of pydantic as our error: names the field, never its value."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "body"
+    return errors.BadRequest(f"{field[:80]}: {first['msg'].removeprefix('Value error, ')}.")
+
+
+class ResolvedEdit(Frozen):
+    """An edit with every field decided, so that it can be repeated exactly.
+
+    `scheduler` is `lightning` where a Lightning LoRA is in use, else the model's own.
+    """
+
+    model: str
+    preset: str | None = None
+    prompt: str
+    negative_prompt: str = " "
+    images: tuple[ImageRef, ...]
+    mask: ImageRef | None = None
+    steps: int
+    true_cfg_scale: float
+    seed: int
+    size: str = "match"
+    n: int = 1
+    tier: Tier = "standard"
+    loras: tuple[LoraRef, ...] = ()
+    scheduler: Literal["base", "lightning"] = "base"
+    output: ResolvedOutput = ResolvedOutput()
+    priority: int = 0
+
+
+class Notice(Frozen):
+    """A warning that goes with a job or an answer; codes as in `errors.WARNINGS`."""
+
+    code: str
+    message: str
+
+
+def notice(code: str) -> Notice:
+    """The warning of `code` with its standard text."""
+    return Notice(code=code, message=errors.WARNINGS[code])
+
+
+class ErrorInfo(Frozen):
+    """A failed job's error."""
+
+    code: str
+    message: str
+    retryable: bool = False
+
+
+class Result(Frozen):
+    """One finished picture of a job; `n` counts from 1."""
+
+    n: int
+    type: str
+    bytes: int
+    sha256: str
+    width: int
+    height: int
+    seed: int
+
+    @property
+    def file(self) -> str:
+        """Its file's name in the job's folder."""
+        return f"result-{self.n}.{SUFFIXES[self.type]}"
+
+
+SUFFIXES = {
+    "image/png": "png",
+    "image/jpeg": "jpg",
+    "image/webp": "webp",
+    "image/tiff": "tif",
+    "image/avif": "avif",
+    "image/bmp": "bmp",
+    "image/heif": "heic",
+}
+"""File ending by media type, for every format that vellumd reads or writes."""
+
+
+class JobStatus(enum.StrEnum):
+    """`queued → running → done | failed | cancelled`; the last three absorb."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the job has ended for good."""
+        return self in (JobStatus.DONE, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+class Progress(Frozen):
+    """How far a running job is: image k of n, step k of n; `eta_s` seconds are left."""
+
+    phase: str
+    image: int = 0
+    images: int = 0
+    step: int = 0
+    steps: int = 0
+    eta_s: float | None = None
+
+
+class Job(Frozen):
+    """A job as every door shows it."""
+
+    id: str
+    status: JobStatus
+    model: str
+    source: str
+    client_id: str | None = None
+    batch: str | None = None
+    created: Moment
+    started: Moment | None = None
+    ended: Moment | None = None
+    position: int | None = Field(default=None, description="Jobs ahead of it, while queued.")
+    eta_s: float | None = Field(default=None, description="Seconds until it ends, if known.")
+    attempt: int = 0
+    retry_of: str | None = None
+    progress: Progress | None = None
+    request: ResolvedEdit | None = Field(default=None, description="Null once expired.")
+    results: tuple[Result, ...] = ()
+    elapsed_s: float | None = Field(default=None, description="Seconds the engine worked.")
+    warnings: tuple[Notice, ...] = ()
+    error: ErrorInfo | None = None
+    meta: JsonValue = None
+
+    def public(self) -> dict[str, Any]:
+        """The one JSON shape of a job, the same on every door."""
+        return self.model_dump(mode="json")
+
+
+DURABLE_EVENTS = ("queued", "started", "done", "failed", "cancelled")
+
+
+class JobEvent(Frozen):
+    """Something that happened to a job.
+
+    Durable events (`DURABLE_EVENTS`) carry the global `seq` they are replayed by;
+    `step` and `preview` are live only, have none and are never replayed.
+    """
+
+    job_id: str
+    type: Literal["queued", "started", "done", "failed", "cancelled", "step", "preview"]
+    at: Moment
+    seq: int | None = None
+    data: dict[str, Any] = {}
+
+
+class Delivery:
+    """A finished job that a transport owes its sender.
+
+    `reply` is what the transport gave at `submit`: private and opaque. Exactly one of
+    `delivered`, `retry` and `give_up` is awaited, once per delivery; each returns when
+    its change is on disk.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        reply: JsonValue,
+        settle: Callable[[str, str | None, float], Awaitable[None]],
+    ) -> None:
+        self.job = job
+        self.reply = reply
+        self._settle = settle
+
+    async def delivered(self) -> None:
+        """The sender has it."""
+        await self._settle("delivered", None, 0)
+
+    async def retry(self, after: float) -> None:
+        """Offer it again in `after` seconds."""
+        await self._settle("pending", None, after)
+
+    async def give_up(self, code: str) -> None:
+        """It cannot be delivered; `code` says why and stays with the job."""
+        await self._settle("undeliverable", code, 0)

@@ -1,0 +1,166 @@
+"""Every call that differs between systems, each with its Windows branch."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    import asyncio
+
+WINDOWS = sys.platform == "win32"
+
+
+def data_dir() -> Path:
+    """The user's folder for jobs; `$STATE_DIRECTORY` where systemd gives one."""
+    if state := os.environ.get("STATE_DIRECTORY"):
+        return Path(state.split(":")[0])
+    if WINDOWS:
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "vellumd"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "vellumd"
+
+
+def config_dir() -> Path:
+    """The user's folder for `vellumd.toml`."""
+    if WINDOWS:
+        return Path(os.environ.get("APPDATA", Path.home() / "AppData/Roaming")) / "vellumd"
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "vellumd"
+
+
+def cache_dir() -> Path:
+    """The user's folder for what can be made again."""
+    if cache := os.environ.get("CACHE_DIRECTORY"):
+        return Path(cache.split(":")[0])
+    if WINDOWS:
+        return data_dir() / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vellumd"
+
+
+class LockedError(Exception):
+    """Another process holds the lock."""
+
+
+class FileLock:
+    """An exclusive lock on a file that the system releases when its holder dies."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the lock; raises `LockedError` if another process has it."""
+        self._file = path.open("a+b")
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                self._file.seek(0)
+                msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise LockedError(path.name) from None
+
+    def release(self) -> None:
+        """Let another process in."""
+        self._file.close()
+
+
+def fsync_dir(folder: Path) -> None:
+    """Make new and renamed names in `folder` survive a power cut.
+
+    Windows has no such call; NTFS journals names itself.
+    """
+    if WINDOWS:
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a new file and fsync it; the caller fsyncs the folder.
+
+    A failed fsync leaves the file unknown, so it is never repeated on the same file.
+    """
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_durably(path: Path, data: bytes) -> None:
+    """Put `data` in place of `path`: readers see the old file or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    write_durably(temporary, data)
+    os.replace(temporary, path)
+    fsync_dir(path.parent)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for an immutable file; a copy where the disk has no hard links."""
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        write_durably(target, source.read_bytes())
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent's spawning thread dies.
+
+    Elsewhere the end of the pipe on stdin is what ends it. PR_SET_PDEATHSIG, prctl(2).
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+
+
+def binary_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Private copies of stdin and stdout for frames; fd 1 then leads to stderr.
+
+    So a stray print, a C library's too, cannot break the frames.
+    """
+    frames_in, frames_out = os.dup(0), os.dup(1)
+    os.dup2(2, 1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    if sys.platform == "win32":
+        import msvcrt
+
+        for handle in (frames_in, frames_out):
+            msvcrt.setmode(handle, os.O_BINARY)
+    return os.fdopen(frames_in, "rb"), os.fdopen(frames_out, "wb", buffering=0)
+
+
+def on_stop(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
+    """Call `stop` in `loop` on SIGINT, SIGTERM and Windows' Ctrl+Break."""
+    names = ("SIGINT", "SIGTERM", "SIGBREAK")
+    for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
+        try:
+            loop.add_signal_handler(number, stop)
+        except NotImplementedError:  # Windows' proactor loop
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
+
+
+def safe_console() -> None:
+    """Let no console code page (cp949, cp1252) turn a character into a crash."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def nvidia_driver() -> bool:
+    """Whether an NVIDIA driver is installed, told without loading it."""
+    if WINDOWS:
+        return (Path(os.environ.get("SYSTEMROOT", "C:/Windows")) / "System32/nvcuda.dll").is_file()
+    return Path("/proc/driver/nvidia/version").is_file() or shutil.which("nvidia-smi") is not None

@@ -1,0 +1,122 @@
+"""The core's settings, one group a section; each key with its unit and reason.
+
+`sources.py` merges TOML, .env, environment and command line into what is validated
+here; each plugin validates its own section with its own model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vellumd import platform
+from vellumd.models import EditOptions, Tier
+
+DEFAULT_PLUGINS = ("http",)
+"""Plugins that run without a section: the one place where the core names one."""
+
+
+class Group(BaseModel):
+    """A section: unknown keys are errors, values do not change while running."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class PathText:
+    """Marks a text that is a path, relative to whatever names it, unless it is in `names`."""
+
+    names: tuple[str, ...] = ()
+
+
+class EngineSettings(Group):
+    """Which engine and model edit, and how they are watched."""
+
+    name: str = Field("qwen-image-edit", description="The engine; plugins can bring others.")
+    model: Annotated[str, PathText(("demo",))] = Field(
+        "demo", description="A model folder, or demo for the embedded toy model."
+    )
+    tier: Tier = Field(
+        "standard", description="Precision of edits: reference, standard, swift or turbo."
+    )
+    preset: str = Field("balanced", description="Preset of requests that name none.")
+    devices: tuple[int, ...] = Field(
+        (0,), min_length=1, max_length=1, description="GPUs to use; the CPU where there is none."
+    )
+    stall_s: float = Field(
+        120,
+        gt=0,
+        description="Seconds without a sign of life after which the engine counts as hung "
+        "(five times as long while loading). A guided step may take 35 s on a small card.",
+    )
+    loras: dict[str, Annotated[str, PathText()]] = Field(
+        default_factory=dict, description="LoRA files by role, e.g. lightning-8 = 'file'."
+    )
+
+
+class Preset(EditOptions):
+    """A named set of edit options; a request's own fields win over it."""
+
+
+class Limits(Group):
+    """What a request may ask for."""
+
+    max_images: int = Field(4, ge=1, le=16, description="Reference pictures in one edit.")
+    queue: int = Field(10_000, ge=1, description="Jobs waiting before intake answers queue_full.")
+    max_pixels: int = Field(
+        40_000_000, ge=256, description="Pixels of one input, decoded; guards the memory."
+    )
+    min_side: int = Field(16, ge=1, description="Pixels; smaller inputs crash encoders.")
+    max_side: int = Field(16_384, ge=16, description="Pixels of an input's longer side.")
+    max_prompt: int = Field(16_384, ge=1, description="Bytes of a prompt in UTF-8.")
+
+
+class StoreSettings(Group):
+    """Where jobs and pictures are kept."""
+
+    dir: Path = Field(
+        default_factory=platform.data_dir,
+        description="Folder of the database and the pictures; unset, the user's data folder, or "
+        "$STATE_DIRECTORY where systemd gives one.",
+    )
+
+
+class DaemonSettings(Group):
+    """The daemon itself."""
+
+    public_url: str | None = Field(
+        None, description="Address under which others reach this daemon; answers then hold links."
+    )
+    stop_s: float = Field(
+        20, gt=0, description="Seconds a running edit gets to finish when the daemon stops."
+    )
+
+
+class LogSettings(Group):
+    """What is logged, and where."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level.")
+    format: Literal["text", "json"] = Field("text", description="One line a record.")
+    file: Path | None = Field(None, description="File to append to; standard error if unset.")
+
+
+class Settings(Group):
+    """All of the core's sections."""
+
+    engine: EngineSettings = EngineSettings()
+    presets: dict[str, Preset] = Field(default_factory=dict)
+    limits: Limits = Limits()
+    store: StoreSettings = Field(default_factory=StoreSettings)
+    daemon: DaemonSettings = DaemonSettings()
+    log: LogSettings = LogSettings()
+    plugins: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="One section a plugin, validated by the plugin's model."
+    )
+
+    def enabled_plugins(self) -> list[str]:
+        """Plugins with a section, and the default ones, unless `enabled = false`."""
+        names = [*DEFAULT_PLUGINS, *(n for n in self.plugins if n not in DEFAULT_PLUGINS)]
+        return [name for name in names if self.plugins.get(name, {}).get("enabled", True)]

@@ -1,0 +1,205 @@
+"""One SQLite connection on one thread, with group commit.
+
+SQLite allows one writer at a time, so one thread does all work in order. What has
+gathered while the last commit waited for the disk shares the next one: durable intake
+scales with the disk's rate of fsyncs times the batch. A single connection also keeps
+clear of the WAL-reset bug of SQLite before 3.51.3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vellumd import errors
+
+log = logging.getLogger(__name__)
+
+BATCH = 64
+"""Most pieces of work in one transaction; bounds how long one waits for the others."""
+
+MIGRATIONS = resources.files("vellumd.store") / "migrations"
+
+
+class Transaction:
+    """What a piece of work gets: the connection, and a place for what commits with it."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self.committed: list[Any] = []
+
+    def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+        """Run one statement."""
+        return self.connection.execute(sql, parameters)
+
+    def one(self, sql: str, parameters: Any = ()) -> sqlite3.Row | None:
+        """The first row of one statement, run to its end."""
+        rows = self.connection.execute(sql, parameters).fetchall()
+        return rows[0] if rows else None
+
+
+T = TypeVar("T")
+Work = Callable[[Transaction], Any]
+
+
+class Database:
+    """The connection. `on_commit` gets, in the loop, what each commit made public."""
+
+    def __init__(
+        self,
+        path: Path,
+        on_commit: Callable[[list[Any]], None],
+        commit: Callable[[sqlite3.Connection], None] = sqlite3.Connection.commit,
+    ) -> None:
+        """`commit` is a seam: tests of disk faults put their own in its place."""
+        self._loop = asyncio.get_running_loop()
+        self._on_commit = on_commit
+        self._commit = commit
+        self._connection = connect(path)
+        migrate(self._connection)
+        self._waiting: queue.SimpleQueue[tuple[Work, asyncio.Future[Any]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._thread = threading.Thread(target=self._serve, name="vellumd-store", daemon=True)
+        self._thread.start()
+
+    async def run(self, work: Callable[[Transaction], T]) -> T:
+        """The outcome of `work`, once it is on disk. Raises what `work` raises.
+
+        Raises `StorageFull` when the disk has no room, `EngineUnavailable` while
+        another process keeps the database locked.
+        """
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._waiting.put((work, future))
+        # A caller that goes away must not lose what was accepted on its behalf.
+        return await asyncio.shield(future)
+
+    async def close(self) -> None:
+        """Finish what waits, then close the file."""
+        self._waiting.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self._connection.close()
+
+    def _serve(self) -> None:
+        while batch := self._next_batch():
+            transaction = Transaction(self._connection)
+            outcomes = self._run_batch(transaction, batch)
+            self._loop.call_soon_threadsafe(self._publish, transaction.committed, outcomes)
+
+    def _next_batch(self) -> list[tuple[Work, asyncio.Future[Any]]]:
+        first = self._waiting.get()
+        batch = []
+        while first is not None:
+            batch.append(first)
+            if len(batch) == BATCH:
+                return batch
+            try:
+                first = self._waiting.get_nowait()
+            except queue.Empty:
+                return batch
+        if batch:
+            self._waiting.put(None)  # the end was asked for; serve these first
+        return batch
+
+    def _run_batch(
+        self, transaction: Transaction, batch: list[tuple[Work, asyncio.Future[Any]]]
+    ) -> list[tuple[asyncio.Future[Any], Any, Exception | None]]:
+        outcomes: list[tuple[asyncio.Future[Any], Any, Exception | None]] = []
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            for work, future in batch:
+                outcomes.append((future, *self._run_one(transaction, work)))
+            self._commit(self._connection)
+        except Exception as error:  # the commit failed, so nothing of the batch happened
+            log.exception("the store could not commit")
+            transaction.committed.clear()
+            if self._connection.in_transaction:
+                self._connection.rollback()
+            return [(future, None, coded(error)) for _, future in batch]
+        return outcomes
+
+    def _run_one(self, transaction: Transaction, work: Work) -> tuple[Any, Exception | None]:
+        before = len(transaction.committed)
+        transaction.execute("SAVEPOINT work")
+        try:
+            value = work(transaction)
+        except Exception as error:
+            transaction.execute("ROLLBACK TO work")
+            del transaction.committed[before:]
+            if not isinstance(error, errors.VellumError):
+                log.exception("the store refused a piece of work")
+            return None, coded(error)
+        finally:
+            transaction.execute("RELEASE work")
+        return value, None
+
+    def _publish(
+        self, committed: list[Any], outcomes: list[tuple[asyncio.Future[Any], Any, Any]]
+    ) -> None:
+        self._on_commit(committed)
+        for future, value, error in outcomes:
+            if future.cancelled():
+                continue
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(value)
+
+
+def coded(error: Exception) -> Exception:
+    """The error a user may see for one of SQLite's."""
+    if isinstance(error, sqlite3.OperationalError):
+        if "full" in str(error):
+            return errors.StorageFull("The disk with the job store is full.")
+        if "locked" in str(error) or "busy" in str(error):
+            return errors.EngineUnavailable("The job store is locked by another program.")
+    if isinstance(error, sqlite3.Error):
+        return errors.Internal("The job store failed.")
+    return error
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection that survives a power cut: WAL, synchronous=FULL."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    return connection
+
+
+class NewerSchemaError(errors.ConfigError):
+    """The database was written by a newer vellumd."""
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the schema up to date, one numbered file a transaction.
+
+    Raises `NewerSchemaError` for a database of a newer version, and touches nothing.
+    """
+    files = sorted(
+        (file for file in MIGRATIONS.iterdir() if file.name.endswith(".sql")), key=lambda f: f.name
+    )
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(files):
+        raise NewerSchemaError(
+            "The job store was written by a newer vellumd. Install that version, or set "
+            "store.dir to another folder."
+        )
+    for number, file in enumerate(files[version:], start=version + 1):
+        sql = file.read_text(encoding="utf-8")
+        connection.executescript(f"BEGIN;\n{sql}\nPRAGMA user_version = {number};\nCOMMIT;")
+
+
+def read_queries(name: str) -> dict[str, str]:
+    """The statements of a .sql file in this package, by the `-- name:` above each."""
+    text = (resources.files("vellumd.store") / name).read_text(encoding="utf-8")
+    parts = text.split("-- name: ")[1:]
+    return {part.split("\n", 1)[0].strip(): part.split("\n", 1)[1].strip() for part in parts}

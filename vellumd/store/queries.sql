@@ -1,0 +1,123 @@
+-- Named queries of store.py. Every change of status is guarded by the old status.
+
+-- name: add
+INSERT INTO jobs (id, lane, priority, source, client_id, batch, dedupe_key, digest, resolved,
+                  meta, retry_of, created, warnings)
+VALUES (:id, :lane, :priority, :source, :client_id, :batch, :dedupe_key, :digest, :resolved,
+        :meta, :retry_of, :created, :warnings);
+
+-- name: get
+SELECT * FROM jobs WHERE id = ?;
+
+-- name: by_key
+SELECT * FROM jobs WHERE source = ? AND dedupe_key = ?;
+
+-- name: count
+SELECT count(*) FROM jobs WHERE status = ?;
+
+-- name: list
+SELECT * FROM jobs
+WHERE (:status IS NULL OR status = :status)
+  AND (:source IS NULL OR source = :source)
+  AND (:batch IS NULL OR batch = :batch)
+  AND (:client_id IS NULL OR client_id = :client_id)
+  AND number < :before
+ORDER BY number DESC
+LIMIT :limit;
+
+-- name: list_status
+SELECT * FROM jobs
+WHERE status = :status
+  AND (:source IS NULL OR source = :source)
+  AND (:batch IS NULL OR batch = :batch)
+  AND (:client_id IS NULL OR client_id = :client_id)
+  AND number < :before
+ORDER BY number DESC
+LIMIT :limit;
+
+-- name: ahead
+SELECT count(*) FROM jobs
+WHERE status = 'queued' AND lane = :lane
+  AND (priority > :priority
+       OR (priority = :priority
+           AND (requeued > :requeued OR (requeued = :requeued AND number < :number))));
+
+-- name: positions
+SELECT id, row_number() OVER (ORDER BY priority DESC, requeued DESC, number) - 1
+FROM jobs WHERE status = 'queued' AND lane = ?;
+
+-- name: claim
+UPDATE jobs SET status = 'running', started = :now, attempt = attempt + 1
+WHERE status = 'queued' AND number = (
+    SELECT number FROM jobs WHERE status = 'queued' AND lane = :lane
+    ORDER BY priority DESC, requeued DESC, number LIMIT 1)
+RETURNING *;
+
+-- name: done
+UPDATE jobs SET status = 'done', ended = :now, results = :results, elapsed_s = :elapsed_s,
+                warnings = :warnings
+WHERE id = :id AND status = 'running' RETURNING *;
+
+-- name: failed
+UPDATE jobs SET status = 'failed', ended = :now, error = :error
+WHERE id = :id AND status = 'running' RETURNING *;
+
+-- name: cancelled
+UPDATE jobs SET status = 'cancelled', ended = :now, cancel_requested = 1
+WHERE id = :id AND (status = 'queued' OR (status = 'running' AND :running)) RETURNING *;
+
+-- name: request_cancel
+UPDATE jobs SET cancel_requested = 1 WHERE id = ? AND status = 'running' RETURNING *;
+
+-- name: requeue
+UPDATE jobs SET status = 'queued', requeued = 1,
+                engine_deaths = engine_deaths + :engine_deaths,
+                daemon_deaths = daemon_deaths + :daemon_deaths
+WHERE id = :id AND status = 'running' RETURNING *;
+
+-- name: set_priority
+UPDATE jobs SET priority = :priority, resolved = json_set(resolved, '$.priority', :priority)
+WHERE id = :id AND status = 'queued' RETURNING *;
+
+-- name: forget
+DELETE FROM jobs WHERE id = ? AND status IN ('done', 'failed', 'cancelled');
+
+-- name: running
+SELECT * FROM jobs WHERE status = 'running';
+
+-- name: ids
+SELECT id FROM jobs WHERE resolved IS NOT NULL;
+
+-- name: add_event
+INSERT INTO events (job_id, type, at, data) VALUES (?, ?, ?, ?);
+
+-- name: forget_events
+DELETE FROM events WHERE job_id = ?;
+
+-- name: events
+SELECT * FROM events WHERE seq > :since ORDER BY seq LIMIT :limit;
+
+-- name: job_events
+SELECT * FROM events WHERE job_id = :job_id AND seq > :since ORDER BY seq LIMIT :limit;
+
+-- name: last_seq
+SELECT coalesce(max(seq), 0) FROM events;
+
+-- name: add_delivery
+INSERT OR IGNORE INTO deliveries (job_id, source, reply, state) VALUES (?, ?, ?, ?);
+
+-- name: release_deliveries
+UPDATE deliveries SET state = 'pending' WHERE job_id = ? AND state = 'waiting';
+
+-- name: forget_deliveries
+DELETE FROM deliveries WHERE job_id = ?;
+
+-- name: owed
+SELECT count(*) FROM deliveries WHERE job_id = ? AND state IN ('waiting', 'pending');
+
+-- name: pending_deliveries
+SELECT * FROM deliveries WHERE source = ? AND state = 'pending' ORDER BY due, number LIMIT ?;
+
+-- name: settle_delivery
+UPDATE deliveries SET state = :state, code = :code, due = :due, attempts = attempts + 1
+WHERE number = :number AND state = 'pending';

@@ -1,0 +1,229 @@
+"""The folders: staged pictures, and one folder a job that tells its whole story.
+
+    spool/staged/<sha256>          a picture that came in, kept for an hour or by a job
+    spool/<job id>/input-1.png     inputs (second names of staged files), mask.png
+                   request.json    written last: the request, resolved
+                   result-1.png    results
+                   result.json     written last: their hashes, sizes, seeds, timings
+
+A folder is complete when its last file is there; all its functions block, so the
+daemon calls them in threads. `write` is a seam: tests of disk faults put their own in.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic import TypeAdapter, ValidationError
+
+from vellumd import errors, images, platform
+from vellumd.models import SUFFIXES, Frozen, ImageRef, Notice, ResolvedEdit, Result
+from vellumd.settings import Limits
+
+STAGED_S = 3600
+"""Seconds a staged picture is kept without a job using it."""
+
+REQUEST, RESULT = "request.json", "result.json"
+
+
+class ResultFile(Frozen):
+    """`result.json`: what a finished edit left."""
+
+    results: tuple[Result, ...]
+    elapsed_s: float
+    timings: dict[str, float] = {}
+    warnings: tuple[Notice, ...] = ()
+
+
+_result_file = TypeAdapter(ResultFile)
+
+
+class Spool:
+    """The folder of folders."""
+
+    def __init__(
+        self,
+        root: Path,
+        limits: Limits,
+        write: Callable[[Path, bytes], None] = platform.write_durably,
+    ) -> None:
+        self.root = root
+        self._staged = root / "staged"
+        self._limits = limits
+        self._write = write
+        self._staged.mkdir(parents=True, exist_ok=True)
+
+    def folder(self, job_id: str) -> Path:
+        """The folder of a job; ids come from the database, never from a path."""
+        return self.root / job_id
+
+    # what comes in
+
+    def open_incoming(self) -> tuple[Path, BinaryIO]:
+        """A new file to stream an upload into."""
+        path = self._staged / f".{uuid.uuid4().hex}.part"
+        return path, path.open("xb")
+
+    def admit(self, incoming: Path, name: str) -> ImageRef:
+        """Check a streamed upload and give it its place by content.
+
+        Consumes the file: on an error it is gone. Raises the errors of
+        `images.inspect`.
+        """
+        try:
+            header = images.inspect(incoming, self._limits)
+            with incoming.open("rb+") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                os.fsync(file.fileno())
+            size = incoming.stat().st_size
+            os.replace(incoming, self._staged / sha256)
+            os.utime(self._staged / sha256)
+        finally:
+            incoming.unlink(missing_ok=True)
+        return ImageRef(
+            sha256=sha256,
+            width=header.width,
+            height=header.height,
+            type=header.type,
+            bytes=size,
+            name=name,
+        )
+
+    def staged(self, sha256: str, name: str = "") -> ImageRef:
+        """The staged picture with this hash; its hour begins anew. Raises `NotFound`."""
+        path = self._staged / sha256
+        try:
+            header = images.inspect(path, self._limits)
+            os.utime(path)
+        except FileNotFoundError:
+            raise errors.NotFound("No picture with this hash was sent within the hour.") from None
+        return ImageRef(
+            sha256=sha256,
+            width=header.width,
+            height=header.height,
+            type=header.type,
+            bytes=path.stat().st_size,
+            name=name,
+        )
+
+    # a job
+
+    def create(self, job_id: str, edit: ResolvedEdit, request: dict[str, Any]) -> None:
+        """Make the job's folder durable: inputs first, `request.json` last.
+
+        Raises `NotFound` if a staged picture is gone, `StorageFull` without room. A
+        half-made folder is removed.
+        """
+        folder = self.folder(job_id)
+        folder.mkdir()
+        try:
+            for name, picture in input_files(edit):
+                self._claim_staged(picture, folder / name)
+            self._write(folder / REQUEST, json.dumps(request, indent=1).encode())
+            platform.fsync_dir(folder)
+            platform.fsync_dir(self.root)
+        except BaseException as error:
+            self.remove(job_id)
+            if isinstance(error, OSError):
+                raise disk_error(error) from error
+            raise
+
+    def _claim_staged(self, picture: ImageRef, target: Path) -> None:
+        try:
+            platform.link_or_copy(self._staged / picture.sha256, target)
+        except FileNotFoundError:
+            raise errors.NotFound("A picture of this request is no longer here.") from None
+
+    def restage(self, job_id: str, edit: ResolvedEdit) -> None:
+        """Put a job's inputs back among the staged pictures, for a retry."""
+        for name, picture in input_files(edit):
+            staged = self._staged / picture.sha256
+            try:
+                platform.link_or_copy(self.folder(job_id) / name, staged)
+            except FileExistsError:
+                os.utime(staged)
+            except FileNotFoundError:
+                raise errors.Expired("The job's pictures are no longer kept.") from None
+
+    def result(self, job_id: str, result: Result) -> Path:
+        """The file of a result; raises `Expired` when it is gone."""
+        return self._existing(self.folder(job_id) / result.file)
+
+    def input(self, job_id: str, edit: ResolvedEdit, n: int) -> Path:
+        """The file of input `n` (from 1); raises `NotFound`, `Expired`."""
+        if not 1 <= n <= len(edit.images):
+            raise errors.NotFound(f"The job has {len(edit.images)} pictures.")
+        return self._existing(self.folder(job_id) / input_files(edit)[n - 1][0])
+
+    @staticmethod
+    def _existing(path: Path) -> Path:
+        if not path.is_file():
+            raise errors.Expired("The picture is no longer kept.")
+        return path
+
+    def adopt(self, job_id: str) -> ResultFile | None:
+        """What a finished edit left, if `result.json` and every hash in it are right."""
+        folder = self.folder(job_id)
+        try:
+            found = _result_file.validate_json((folder / RESULT).read_bytes())
+            whole = all(sha256_of(folder / r.file) == r.sha256 for r in found.results)
+        except (OSError, ValidationError):
+            return None
+        return found if found.results and whole else None
+
+    def remove(self, job_id: str) -> None:
+        """Forget a job's pictures."""
+        shutil.rmtree(self.folder(job_id), ignore_errors=True)
+
+    def sweep(self, known: Iterable[str]) -> int:
+        """Remove folders without a row and unfinished uploads; the number removed.
+
+        Called at start, before anything comes in.
+        """
+        keep = {*known, self._staged.name}
+        strays = [entry.name for entry in os.scandir(self.root) if entry.name not in keep]
+        for name in strays:
+            self.remove(name)
+        for part in self._staged.glob(".*.part"):
+            part.unlink(missing_ok=True)
+        return len(strays)
+
+    def expire_staged(self) -> None:
+        """Remove staged pictures whose hour is over; jobs keep their own names of them."""
+        oldest = time.time() - STAGED_S
+        for entry in os.scandir(self._staged):
+            if entry.stat().st_mtime < oldest:
+                Path(entry).unlink(missing_ok=True)
+
+
+def input_files(edit: ResolvedEdit) -> list[tuple[str, ImageRef]]:
+    """File name and picture of every input of an edit, the mask last."""
+    named = [
+        (f"input-{n}.{SUFFIXES[picture.type]}", picture)
+        for n, picture in enumerate(edit.images, start=1)
+    ]
+    if edit.mask:
+        named.append((f"mask.{SUFFIXES[edit.mask.type]}", edit.mask))
+    return named
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def disk_error(error: OSError) -> errors.VellumError:
+    """What to tell a sender whose picture could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return errors.StorageFull("The disk with the pictures is full.")
+    return errors.Internal("The picture could not be stored.")
