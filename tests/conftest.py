@@ -16,6 +16,17 @@ from PIL import Image
 from vellumd.daemon import Daemon
 from vellumd.settings import Settings
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="full counts instead of a tenth")
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether full counts are wanted (`make trust`)."""
+    return bool(request.config.getoption("--full"))
+
+
 PAPER = Path(__file__).parent / "fixtures" / "paper_engine"
 
 
@@ -77,4 +88,6 @@ def picture() -> Callable[..., bytes]:
 def ledger(tmp_path: Path) -> Callable[[], list[str]]:
     """Job ids in the order in which the engine executed them."""
     file = tmp_path / "ledger"
-    return lambda: file.read_text().split() if file.exists() else []
+    return lambda: (
+        [line.split()[0] for line in file.read_text().splitlines()] if file.exists() else []
+    )

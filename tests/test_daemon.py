@@ -295,4 +295,4 @@ async def test_a_wrong_request_is_refused_by_code(
         with pytest.raises(errors.VellumError) as caught:
             await submit(daemon, picture(), **fields)
         assert caught.value.code == code
-        assert (await daemon.jobs.queue())["queued"] == 0
+        assert daemon.jobs.queue()["queued"] == 0

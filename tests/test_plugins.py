@@ -97,7 +97,7 @@ def test_two_transports_of_one_name(install: Callable[..., None]) -> None:
     """Two plugins bringing one transport are both named."""
     install("fax", transport("fax"))
     install("telefax", transport("fax"))
-    with pytest.raises(ConfigError, match="brings 'fax', which stranger-fax 2.0 brings too"):
+    with pytest.raises(ConfigError, match=r"brings 'fax', which stranger-fax 2.0 brings too"):
         plugins.load(["fax", "telefax"])
 
 

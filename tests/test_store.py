@@ -45,7 +45,7 @@ async def events() -> list[JobEvent]:
 
 @pytest.fixture
 async def store(tmp_path: Path, events: list[JobEvent]) -> AsyncIterator[Store]:
-    store = Store(tmp_path / "jobs.sqlite", events.extend)
+    store = await Store.open(tmp_path / "jobs.sqlite", events.extend)
     yield store
     await store.close()
 
@@ -192,10 +192,10 @@ async def test_a_delivery_is_owed_from_the_end_on(store: Store) -> None:
 
 async def test_all_is_there_after_a_reopen(tmp_path: Path) -> None:
     """What was acknowledged is read back by the next process; seq goes on counting."""
-    store = Store(tmp_path / "jobs.sqlite", lambda events: None)
+    store = await Store.open(tmp_path / "jobs.sqlite", lambda events: None)
     ids = [(await store.add(new(), LIMIT))[0].id for _ in range(5)]
     await store.close()
-    store = Store(tmp_path / "jobs.sqlite", lambda events: None)
+    store = await Store.open(tmp_path / "jobs.sqlite", lambda events: None)
     assert await store.ids() == ids and await store.last_seq() == 5
     await store.close()
 
@@ -210,7 +210,7 @@ async def test_a_failed_commit_acknowledges_nothing(tmp_path: Path) -> None:
             raise sqlite3.OperationalError("database or disk is full")
         connection.commit()
 
-    store = Store(tmp_path / "jobs.sqlite", events.extend, commit)
+    store = await Store.open(tmp_path / "jobs.sqlite", events.extend, commit)
     broken = True
     outcomes = await asyncio.gather(
         *(store.add(new(), LIMIT) for _ in range(10)), return_exceptions=True
@@ -231,7 +231,7 @@ async def test_concurrent_adds_share_commits(tmp_path: Path) -> None:
         commits += 1
         connection.commit()
 
-    store = Store(tmp_path / "jobs.sqlite", lambda events: None, commit)
+    store = await Store.open(tmp_path / "jobs.sqlite", lambda events: None, commit)
     await asyncio.gather(*(store.add(new(), 1000) for _ in range(200)))
     assert commits <= 100
     assert len(await store.ids()) == 200
@@ -247,7 +247,7 @@ async def test_one_refusal_leaves_its_batch_alone(store: Store) -> None:
     )  # fmt: skip
     kinds = [type(outcome) for outcome in outcomes]
     assert kinds == [tuple, errors.IdempotencyMismatch, tuple]
-    assert await store.count(JobStatus.QUEUED) == 3
+    assert store.tally["queued"] == 3
 
 
 async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
@@ -256,7 +256,23 @@ async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     connection.execute("PRAGMA user_version = 99")
     connection.close()
     with pytest.raises(database.NewerSchemaError):
-        Store(tmp_path / "jobs.sqlite", lambda events: None)
+        await Store.open(tmp_path / "jobs.sqlite", lambda events: None)
+
+
+async def test_the_tally_is_what_counting_gives(store: Store, tmp_path: Path) -> None:
+    """After every kind of change the kept counts equal counted rows."""
+    ids = [(await store.add(new(), LIMIT))[0].id for _ in range(6)]
+    for _ in range(4):
+        await store.claim(0)
+    await store.done(ids[0], (RESULT,), 1.0, ())
+    await store.failed(ids[1], errors.BadOutput("Black."))
+    await store.requeue(ids[2])
+    await store.forget(ids[0])
+    await store.cancelled(ids[5], running=False)
+    connection = sqlite3.connect(tmp_path / "jobs.sqlite")
+    counted = dict(connection.execute("SELECT status, count(*) FROM jobs GROUP BY status"))
+    connection.close()
+    assert {k: n for k, n in store.tally.items() if n} == counted
 
 
 async def test_pages_meet_without_gap(store: Store) -> None:

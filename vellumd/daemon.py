@@ -7,7 +7,9 @@ import json
 import logging
 import os
 from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,9 @@ CLEANUP_S = 5.0
 EXPIRY_S = 600.0
 """Seconds between two looks for staged pictures whose hour is over."""
 
+THREADS = 32
+"""Threads for file work: they wait for the disk, and fsyncs made at once share its flushes."""
+
 CONFIG_EXIT = 78
 """Exit status of a wrong configuration (EX_CONFIG of sysexits.h)."""
 
@@ -63,7 +68,6 @@ class Daemon:
         }
         self.started = asyncio.Event()
         self._stop = asyncio.Event()
-        self._queue = {"queued": 0, "running": 0}
 
     @property
     def urls(self) -> list[str]:
@@ -104,8 +108,9 @@ class Daemon:
             lock.release()
 
     async def _serve(self, folder: Path) -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "vellumd-io"))
         self.bus = EventBus()
-        store = Store(folder / "jobs.sqlite", self.bus.publish)
+        store = await Store.open(folder / "jobs.sqlite", self.bus.publish)
         spool = Spool(folder / "spool", self.settings.limits)
         self.jobs = Jobs(self.settings, self.card, store, spool, self.bus)
         self.supervisor = Supervisor(
@@ -121,8 +126,9 @@ class Daemon:
                     tasks.create_task(self.supervisor.run(), name="supervisor"),
                     tasks.create_task(executor.run(), name="executor"),
                     tasks.create_task(self._expire(), name="expiry"),
-                    tasks.create_task(self._observe(), name="observers"),
                 ]
+                if self.plugins.observers:
+                    work.append(tasks.create_task(self._observe(), name="observers"))
                 doors = [
                     tasks.create_task(self._keep_open(spec), name=f"transport {name}")
                     for name, spec in self.plugins.transports.items()
@@ -209,13 +215,11 @@ class Daemon:
     # what goes on beside
 
     async def _observe(self) -> None:
-        """Tell plugins what happened, with the job as it was then at least."""
+        """Tell plugins what happened, with the job as it is by then."""
         async for event in self.jobs.events(None, None, previews=False):
-            if event.seq is None:
-                continue
-            with suppress(errors.NotFound):
-                self.plugins.tell(await self.jobs.get(event.job_id), event)
-            self._queue = await self.jobs.queue()
+            if event.seq is not None:
+                with suppress(errors.NotFound):
+                    self.plugins.tell(await self.jobs.get(event.job_id), event)
 
     async def _expire(self) -> None:
         while True:
@@ -227,19 +231,8 @@ class Daemon:
         engine = self.supervisor.state
         capabilities = engine.capabilities
         return {
-            "version": vellumd.__version__,
-            "model": self.card.name,
-            "demo": self.card.demo,
-            "note": self.card.note,
-            "presets": {
-                name: preset.model_dump(mode="json", exclude_none=True)
-                for name, preset in presets.available(self.settings).items()
-            },
-            "default_preset": self.settings.engine.preset,
+            **self._facts,
             "tiers": list(capabilities.tiers) if capabilities else [],
-            "loras": sorted({*self.card.loras, *self.settings.engine.loras}),
-            "limits": self.settings.limits.model_dump(mode="json"),
-            "public_url": self.settings.daemon.public_url,
             "engine": {
                 "state": engine.state,
                 "ready": engine.ready,
@@ -250,8 +243,26 @@ class Daemon:
                 "restarts": engine.restarts,
                 "capabilities": capabilities.model_dump(mode="json") if capabilities else None,
             },
-            "queue": dict(self._queue),
+            "queue": self.jobs.queue(),
             "transports": {name: dict(state) for name, state in self.transports.items()},
+        }
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        """What `info` says that does not change while the daemon runs."""
+        return {
+            "version": vellumd.__version__,
+            "model": self.card.name,
+            "demo": self.card.demo,
+            "note": self.card.note,
+            "presets": {
+                name: preset.model_dump(mode="json", exclude_none=True)
+                for name, preset in presets.available(self.settings).items()
+            },
+            "default_preset": self.settings.engine.preset,
+            "loras": sorted({*self.card.loras, *self.settings.engine.loras}),
+            "limits": self.settings.limits.model_dump(mode="json"),
+            "public_url": self.settings.daemon.public_url,
         }
 
 
@@ -268,7 +279,7 @@ def validate_sections(settings: Settings, loaded: Plugins) -> dict[str, BaseMode
     ]
     return {
         spec.name: sources.validate_section(
-            spec.settings_model, settings.plugins.get(spec.name, {}), spec.name
+            spec.settings_model, settings.plugins.get(spec.name, {}), f"plugins.{spec.name}"
         )
         for spec in specs
         if spec.settings_model is not None

@@ -71,7 +71,7 @@ class EventBus:
     def publish(self, events: list[JobEvent]) -> None:
         """Offer events to all who listen, in order."""
         for event in events:
-            for listener in self._listeners:
+            for listener in tuple(self._listeners):
                 listener.offer(event)
             for observe in self.observers:
                 observe(event)

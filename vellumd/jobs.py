@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from weakref import WeakValueDictionary
 
 from pydantic import JsonValue
@@ -21,6 +21,7 @@ from vellumd.models import (
     META_BYTES,
     Delivery,
     EditRequest,
+    EventType,
     ImageRef,
     Job,
     JobEvent,
@@ -37,6 +38,8 @@ from vellumd.settings import Settings
 from vellumd.store.spool import Spool, disk_error
 from vellumd.store.store import DeliveryRow, NewJob, Store
 
+PIECE = 1 << 20
+"""Bytes of an upload held in memory before they go to the disk."""
 PAGE = 50
 """Jobs in one page of a list."""
 
@@ -101,10 +104,16 @@ class Jobs:
         return self._spool.admit(incoming, name)
 
     async def _stage_stream(self, chunks: AsyncIterator[bytes], name: str) -> ImageRef:
+        """Small pictures cost one hop to a thread; of large ones a piece is in memory."""
+        piece, ended = await _next_piece(chunks)
+        if ended:
+            return await asyncio.to_thread(self._stage_whole, bytes(piece), name)
         incoming, file = self._spool.open_incoming()
         try:
             with file:
-                await _copy(chunks, file)
+                while piece:
+                    await asyncio.to_thread(file.write, piece)
+                    piece, _ = await _next_piece(chunks)
             return await asyncio.to_thread(self._spool.admit, incoming, name)
         finally:
             incoming.unlink(missing_ok=True)
@@ -374,12 +383,9 @@ class Jobs:
         """A running job's run ended early: it is first again, or fails for good."""
         await self._store.requeue(job_id, engine_death=engine_death)
 
-    async def queue(self) -> dict[str, int]:
+    def queue(self) -> dict[str, int]:
         """How many jobs wait and run."""
-        return {
-            "queued": await self._store.count(JobStatus.QUEUED),
-            "running": await self._store.count(JobStatus.RUNNING),
-        }
+        return {status: self._store.tally[status] for status in ("queued", "running")}
 
     async def expire_staged(self) -> None:
         """Let go of pictures that no job used for an hour."""
@@ -398,7 +404,7 @@ class Jobs:
         for woken in self._delivering:
             woken.set()
 
-    def _publish_live(self, job_id: str, type: Any, data: dict[str, Any]) -> None:
+    def _publish_live(self, job_id: str, type: EventType, data: dict[str, Any]) -> None:
         event = JobEvent(job_id=job_id, type=type, at=moment(now_ms()), data=data)
         self._bus.publish([event])
 
@@ -437,10 +443,14 @@ def _record(new: NewJob, request: EditRequest) -> dict[str, Any]:
     }
 
 
-async def _copy(chunks: AsyncIterator[bytes], file: BinaryIO) -> None:
-    """Write a stream to a file, off the loop."""
+async def _next_piece(chunks: AsyncIterator[bytes]) -> tuple[bytearray, bool]:
+    """The next `PIECE` bytes or a little more of a stream, and whether it ended there."""
+    piece = bytearray()
     async for chunk in chunks:
-        await asyncio.to_thread(file.write, chunk)
+        piece += chunk
+        if len(piece) >= PIECE:
+            return piece, False
+    return piece, True
 
 
 async def _set_within(woken: asyncio.Event, waiting: list[DeliveryRow]) -> None:

@@ -374,6 +374,7 @@ class Job(Frozen):
         return self.model_dump(mode="json")
 
 
+EventType = Literal["queued", "started", "done", "failed", "cancelled", "step", "preview"]
 DURABLE_EVENTS = ("queued", "started", "done", "failed", "cancelled")
 
 
@@ -385,7 +386,7 @@ class JobEvent(Frozen):
     """
 
     job_id: str
-    type: Literal["queued", "started", "done", "failed", "cancelled", "step", "preview"]
+    type: EventType
     at: Moment
     seq: int | None = None
     data: dict[str, Any] = {}

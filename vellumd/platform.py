@@ -6,10 +6,11 @@ import ctypes
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     import asyncio
@@ -122,6 +123,16 @@ def die_with_parent() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+
+
+def own_group() -> dict[str, Any]:
+    """Arguments of a subprocess that Ctrl+C in the daemon's terminal shall not reach.
+
+    What a signal to the whole group means for the child is the daemon's to decide.
+    """
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
 
 
 def binary_pipes() -> tuple[BinaryIO, BinaryIO]:

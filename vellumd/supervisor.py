@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from vellumd import errors
+from vellumd import errors, platform
 from vellumd.models import ResolvedEdit
 from vellumd.protocol import (
     Beat,
@@ -165,6 +165,7 @@ class Supervisor:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            **platform.own_group(),
         )
         try:
             async with asyncio.TaskGroup() as tasks:

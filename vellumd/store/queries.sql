@@ -12,8 +12,8 @@ SELECT * FROM jobs WHERE id = ?;
 -- name: by_key
 SELECT * FROM jobs WHERE source = ? AND dedupe_key = ?;
 
--- name: count
-SELECT count(*) FROM jobs WHERE status = ?;
+-- name: tally
+SELECT status, jobs FROM tally;
 
 -- name: list
 SELECT * FROM jobs

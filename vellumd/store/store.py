@@ -18,6 +18,7 @@ from pydantic import JsonValue, TypeAdapter
 from vellumd import errors
 from vellumd.models import (
     ErrorInfo,
+    EventType,
     Job,
     JobEvent,
     JobStatus,
@@ -67,7 +68,10 @@ class DeliveryRow:
 
 
 class Store:
-    """The jobs. Made by `Store(path, on_events)` in the daemon's loop."""
+    """The jobs. Made by `await Store.open(path, on_events)` in the daemon's loop.
+
+    `tally` says how many jobs there are of each status, as of the last event.
+    """
 
     def __init__(
         self,
@@ -75,7 +79,29 @@ class Store:
         on_events: Callable[[list[JobEvent]], None],
         commit: Callable[[sqlite3.Connection], None] = sqlite3.Connection.commit,
     ) -> None:
-        self._db = Database(path, on_events, commit)
+        self._on_events = on_events
+        self._db = Database(path, self._publish, commit)
+        self.tally: dict[str, int] = {}
+
+    def _publish(self, committed: list[tuple[JobEvent, dict[str, int]]]) -> None:
+        if committed:
+            self.tally = committed[-1][1]
+            self._on_events([event for event, _ in committed])
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path,
+        on_events: Callable[[list[JobEvent]], None],
+        commit: Callable[[sqlite3.Connection], None] = sqlite3.Connection.commit,
+    ) -> Store:
+        """The store at `path`. `commit` is the seam for tests of disk faults.
+
+        Raises `NewerSchemaError`.
+        """
+        store = cls(path, on_events, commit)
+        store.tally = await store._db.run(_tally)
+        return store
 
     async def close(self) -> None:
         """Finish what is under way and close the database."""
@@ -97,7 +123,7 @@ class Store:
                 row = tx.one(SQL["by_key"], [new.source, new.key])
             if row is not None:
                 return _same(row, new), False
-            if tx.execute(SQL["count"], ["queued"]).fetchone()[0] >= limit:
+            if _tally(tx)["queued"] >= limit:
                 raise errors.QueueFull(f"{limit} jobs wait already.", retry_after=30)
             tx.execute(SQL["add"], _new_row(new))
             if new.reply is not None:
@@ -242,10 +268,6 @@ class Store:
 
         return await self._db.run(work)
 
-    async def count(self, status: JobStatus) -> int:
-        """How many jobs have a status."""
-        return await self._db.run(lambda tx: int(tx.execute(SQL["count"], [status]).fetchone()[0]))
-
     async def running(self) -> list[Job]:
         """Jobs that were running: at start, those a dead daemon left."""
         return await self._db.run(lambda tx: [_job(row) for row in tx.execute(SQL["running"])])
@@ -302,6 +324,10 @@ def _new_row(new: NewJob) -> dict[str, Any]:
     }
 
 
+def _tally(tx: Transaction) -> dict[str, int]:
+    return dict(tx.execute(SQL["tally"]).fetchall())
+
+
 def _get(tx: Transaction, job_id: str) -> sqlite3.Row:
     row = tx.one(SQL["get"], [job_id])
     if row is None:
@@ -315,14 +341,11 @@ def _same(row: sqlite3.Row, new: NewJob) -> Job:
     return _job(row)
 
 
-def _emit(tx: Transaction, job_id: str, type: str, **data: Any) -> None:
+def _emit(tx: Transaction, job_id: str, type: EventType, **data: Any) -> None:
     at = now_ms()
     seq = tx.execute(SQL["add_event"], [job_id, type, at, json.dumps(data)]).lastrowid
-    tx.committed.append(
-        JobEvent.model_validate(
-            {"job_id": job_id, "type": type, "at": moment(at), "seq": seq, "data": data}
-        )
-    )
+    event = JobEvent(job_id=job_id, type=type, at=moment(at), seq=seq, data=data)
+    tx.committed.append((event, _tally(tx)))
 
 
 def _ended(tx: Transaction, row: sqlite3.Row | None, **data: Any) -> Job:

@@ -35,6 +35,25 @@ CREATE INDEX jobs_running ON jobs (number) WHERE status = 'running';
 CREATE INDEX jobs_status ON jobs (status, number);
 CREATE INDEX jobs_batch ON jobs (batch, number) WHERE batch IS NOT NULL;
 
+-- How many jobs have each status, kept by the triggers: counting rows would cost more
+-- the more wait.
+CREATE TABLE tally (status TEXT PRIMARY KEY, jobs INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+INSERT INTO tally VALUES
+    ('queued', 0), ('running', 0), ('done', 0), ('failed', 0), ('cancelled', 0);
+CREATE TRIGGER tally_insert AFTER INSERT ON jobs
+BEGIN
+    UPDATE tally SET jobs = jobs + 1 WHERE status = NEW.status;
+END;
+CREATE TRIGGER tally_update AFTER UPDATE OF status ON jobs
+BEGIN
+    UPDATE tally SET jobs = jobs - 1 WHERE status = OLD.status;
+    UPDATE tally SET jobs = jobs + 1 WHERE status = NEW.status;
+END;
+CREATE TRIGGER tally_delete AFTER DELETE ON jobs
+BEGIN
+    UPDATE tally SET jobs = jobs - 1 WHERE status = OLD.status;
+END;
+
 -- What has ended stays as it ended (I2), whatever the code above does.
 CREATE TRIGGER terminal_absorbs BEFORE UPDATE OF status ON jobs
 WHEN OLD.status IN ('done', 'failed', 'cancelled') AND NEW.status <> OLD.status

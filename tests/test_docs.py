@@ -1,0 +1,147 @@
+"""The documentation says what the code does: tables, hooks, flags, links, examples."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from vellumd import errors, hookspecs, sources
+from vellumd.cli import main, reference
+from vellumd.settings import Preset, Settings
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def read(page: str) -> str:
+    """The text of a page below the repository."""
+    return (ROOT / page).read_text("utf-8")
+
+
+@pytest.mark.parametrize("file", ["config/vellumd.toml", "docs/configuration.md", "docs/errors.md"])
+def test_generated_files_are_current(file: str) -> None:
+    """What is generated equals the code; `python -m vellumd.cli.reference` renews it."""
+    assert read(file) == reference.generated(ROOT)[ROOT / file]
+
+
+def test_the_tables_hold_every_code_and_key() -> None:
+    """The generator forgets nothing: each error, warning and setting has a row."""
+    rows = read("docs/errors.md") + read("docs/configuration.md")
+    for code in [*errors.BY_CODE, *errors.WARNINGS]:
+        assert f"| `{code}` |" in rows
+    for key, _ in sources.keys(Settings):
+        if key not in ("presets", "plugins"):
+            assert f"| `{key.partition('.')[2]}` |" in rows
+
+
+def test_the_configuration_is_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every # removed, config/vellumd.toml loads to exactly the defaults."""
+    text = re.sub(r"^#(\w+ = )", r"\1", reference.toml(), flags=re.MULTILINE)
+    assert text.count("\n#") < reference.toml().count("\n#")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/vellumd.toml").write_text(text, "utf-8")
+    settings = sources.load(cwd=tmp_path, environ={}).settings
+    assert settings.model_copy(update={"plugins": {}}) == Settings()
+    from vellumd import plugins
+
+    for name, spec in plugins.load(settings.enabled_plugins()).transports.items():
+        section = settings.plugins[name]
+        found = sources.validate_section(spec.settings_model, section, f"plugins.{name}")
+        assert found == spec.settings_model()
+
+
+@pytest.mark.parametrize("name", [n for n in vars(hookspecs) if n.startswith("vellumd_")])
+def test_hooks_are_documented(name: str) -> None:
+    """docs/plugins.md shows each hook with its signature."""
+    hook = getattr(hookspecs, name)
+    signature = str(inspect.signature(hook)).replace("'", "")
+    assert f"### `{name}{signature}`" in read("docs/plugins.md")
+
+
+@pytest.mark.parametrize("command", list(main.COMMANDS))
+def test_flags_are_documented(command: str) -> None:
+    """Each flag of a command stands in its part of docs/cli.md, and no other does."""
+    page = read("docs/cli.md").partition(f"## vellumd {command}\n")[2].partition("\n## ")[0]
+    parser = main.command_parser(command, main.load_command(command))
+    flags = {
+        flag
+        for action in parser._actions
+        for flag in action.option_strings
+        if not isinstance(action, argparse._HelpAction) and flag not in ("-h", "--help", "--config")
+    }
+    assert flags == set(re.findall(r"`(--?[a-z][a-z-]*)`", page))
+
+
+def test_exit_codes_are_documented() -> None:
+    """docs/cli.md lists the exit codes of the code."""
+    rows = dict(re.findall(r"^\| (\d+) \| (.+) \|$", read("docs/cli.md"), re.MULTILINE))
+    assert rows == {str(code): text for code, text in main.EXIT_CODES.items()}
+
+
+def test_presets_are_documented() -> None:
+    """The shipped presets and the fields of one are those of the code."""
+    from vellumd import presets
+
+    page = read("docs/configuration.md")
+    for name, preset in presets.SHIPPED.items():
+        lora = preset.loras[0].name if preset.loras else "none"
+        assert f"| `{name}` | {lora} | {preset.steps} | {preset.true_cfg_scale} |" in page
+    for field in Preset.model_fields:
+        assert f"`{field}`" in page
+
+
+def test_the_predecessors_keys_are_documented() -> None:
+    """docs/migration.md names each key of the old .env."""
+    page = read("docs/migration.md").partition("## Keys of `.env`")[2]
+    for key in sources.REPLACED:
+        assert f"`{key}`" in page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Relative links of the documentation name files that exist."""
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_are_whole(page: Path) -> None:
+    """Python examples compile, TOML examples load."""
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    for language, text in blocks:
+        if language == "python":
+            compile(text, page.name, "exec")
+        elif language == "toml":
+            tomllib.loads(text)
+
+
+def test_the_example_plugin_works(tmp_path: Path) -> None:
+    """The door of docs/plugins.md, installed as written there, is found and loaded."""
+    page = read("docs/plugins.md").partition("## A door of its own")[2]
+    module, points = re.findall(r"^```\w+\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (group, entries), *_ = tomllib.loads(points)["project"]["entry-points"].items()
+    lines = [f"[{group}]", *(f"{name} = {value}" for name, value in entries.items())]
+    (tmp_path / "vellumd_clock.py").write_text(module)
+    info = tmp_path / "vellumd_clock-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vellumd-clock\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    done = subprocess.run(
+        [sys.executable, "-m", "vellumd", "plugins", "--plugins.clock.every_s", "5"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "clock        vellumd-clock 1.0, enabled" in done.stdout
+    assert "transports: clock, http" in done.stdout

@@ -1,0 +1,28 @@
+"""Edits without a daemon: the same road, in a folder that goes away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vellumd import local
+from vellumd.models import JobStatus, Progress
+from vellumd.store.spool import sha256_of
+
+
+async def test_edits_in_a_session(
+    make_settings: Callable[..., Any], picture: Callable[..., bytes], tmp_path: Path
+) -> None:
+    """Two edits with one engine; progress is shown; a failure is told by the job."""
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(picture())
+    seen: list[Progress] = []
+    async with local.session(make_settings(), seen.append) as session:
+        job, (file,) = await session.edit([photo], {"prompt": "invert", "steps": 2})
+        assert sha256_of(file) == job.results[0].sha256
+        job, files = await session.edit([photo], {"prompt": "black", "steps": 1})
+        assert job.status is JobStatus.FAILED and job.error and not files
+    assert seen[-1].steps == 1
+    assert not file.exists()
+    assert not (make_settings().store.dir).exists()

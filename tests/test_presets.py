@@ -1,0 +1,99 @@
+"""Presets: what a request leaves open is filled in one place, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vellumd import errors, model_card, presets
+from vellumd.model_card import ModelCard
+from vellumd.models import EditRequest, ImageRef, ResolvedEdit
+from vellumd.settings import Settings
+
+PICTURE = ImageRef(sha256="a" * 64, width=64, height=48)
+CARD = ModelCard(demo=True)
+
+
+def resolve(settings: dict[str, Any] | None = None, card: ModelCard = CARD, **fields: Any) -> (
+    ResolvedEdit
+):  # fmt: skip
+    request = EditRequest.parse({"images": [PICTURE], "prompt": "red", **fields})
+    return presets.resolve(request, Settings.model_validate(settings or {}), card)[0]
+
+
+@pytest.mark.parametrize(
+    ("preset", "steps", "scale", "scheduler"),
+    [
+        (None, 8, 3.0, "lightning"),
+        ("fastest", 8, 1.0, "lightning"),
+        ("balanced", 8, 3.0, "lightning"),
+        ("original", 28, 4.0, "base"),
+    ],
+)
+def test_shipped_presets(preset: str | None, steps: int, scale: float, scheduler: str) -> None:
+    """The default is what the predecessor recommended; the schedule follows the LoRA."""
+    edit = resolve(preset=preset)
+    assert (edit.steps, edit.true_cfg_scale, edit.scheduler) == (steps, scale, scheduler)
+    assert edit.preset == (preset or "balanced")
+
+
+def test_the_request_wins() -> None:
+    """Own fields override; overriding steps changes neither LoRA nor schedule."""
+    edit = resolve(preset="fastest", steps=4, seed=5)
+    assert (edit.steps, edit.seed, edit.scheduler) == (4, 5, "lightning")
+    assert [lora.name for lora in edit.loras] == ["lightning-8"]
+    assert resolve(preset="fastest", loras=[]).scheduler == "base"
+
+
+def test_a_configured_preset_stands_on_the_default_one() -> None:
+    """It says only what differs; one with a shipped name changes that one."""
+    config = {"presets": {"snow": {"prompt": "make it snow"}, "original": {"steps": 40}}}
+    snow = resolve(config, preset="snow", prompt=None)
+    assert (snow.prompt, snow.steps, snow.true_cfg_scale) == ("make it snow", 8, 3.0)
+    original = resolve(config, preset="original")
+    assert (original.steps, original.true_cfg_scale, original.loras) == (40, 4.0, ())
+
+
+def test_seeds_are_drawn_at_acceptance() -> None:
+    """Without a seed each edit gets another one, written down."""
+    assert resolve().seed != resolve().seed
+
+
+def test_the_reference_tier_is_chosen_at_start() -> None:
+    """With engine.tier = reference every edit is; a request cannot ask for it alone."""
+    assert resolve({"engine": {"tier": "reference"}}, tier="swift").tier == "reference"
+    with pytest.raises(errors.UnknownTier):
+        resolve(tier="reference")
+
+
+def test_loras_must_be_there(tmp_path: Path) -> None:
+    """By role, by file name or by configuration; a missing file is refused by name."""
+    (tmp_path / "loras").mkdir()
+    for name in ("Qwen-Edit-Lightning-8steps-V1.0-bf16", "ink"):
+        (tmp_path / "loras" / f"{name}.safetensors").touch()
+    settings = {"engine": {"model": str(tmp_path), "loras": {"mine": str(tmp_path / "gone")}}}
+    card = model_card.read(str(tmp_path))
+    assert resolve(settings, card, loras=[{"name": "ink"}]).scheduler == "base"
+    assert resolve(settings, card).scheduler == "lightning"
+    for missing in ("lightning-4", "mine", "other"):
+        with pytest.raises(errors.UnknownLora):
+            resolve(settings, card, loras=[{"name": missing}])
+
+
+def test_warnings_are_told_at_once() -> None:
+    """The demo and more than three pictures are said with the acceptance."""
+    request = EditRequest.parse({"images": [PICTURE] * 4, "prompt": "red"})
+    _, warnings = presets.resolve(request, Settings(), CARD)
+    assert [warning.code for warning in warnings] == ["demo_model", "many_images"]
+
+
+def test_a_bad_model_card_is_named(tmp_path: Path) -> None:
+    """Not there: model_missing. Not a card: model_invalid. No card: 2511's defaults."""
+    with pytest.raises(errors.ModelMissing):
+        model_card.read(str(tmp_path / "gone"))
+    assert model_card.read(str(tmp_path)).canvas_area == 1024 * 1024
+    (tmp_path / "vellumd.json").write_text('{"canvas": 1}')
+    with pytest.raises(errors.ModelInvalid):
+        model_card.read(str(tmp_path))
