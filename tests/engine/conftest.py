@@ -1,0 +1,62 @@
+"""What the engine's tests share: the demo model once a session, and engine processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.support import Child
+from vellumd import model_card, protocol
+
+# As the worker sets it: before torch comes up, or its idle threads fight for the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the demo model is built, once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def demo(cache: Path) -> Path:
+    """The demo model's folder."""
+    from vellumd.engine import toy
+
+    return toy.ensure(cache, lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def model(demo: Path) -> Any:
+    """The demo loaded in this process, with canvas and pictures of 64x64 for speed."""
+    import torch
+
+    from vellumd.engine import loading, lora, pipeline
+
+    card = model_card.read("demo").model_copy(update={"canvas_area": 4096, "vision_area": 4096})
+    parts = loading.load(demo, torch.device("cpu"), lambda *_: None)
+    return pipeline.Model(parts, lora.Loras(parts.transformer, demo, card, {}), card)
+
+
+@pytest.fixture(scope="session")
+def spawn(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Callable[..., Child]]:
+    """Starts a child; `engine` is its factory, by default the torch-free one."""
+    children: list[Child] = []
+
+    def start(engine: str | None = "tests.engine.engines:create", **settings: Any) -> Child:
+        root = str(Path(__file__).parents[2])
+        child = Child(tmp_path_factory.mktemp("spool"), {**os.environ, "PYTHONPATH": root})
+        children.append(child)
+        if engine is not None:
+            child.send(
+                protocol.Init(engine=engine, settings=settings, spool=child.spool, cache=cache)
+            )
+        return child
+
+    yield start
+    for child in children:
+        child.close()

@@ -1,0 +1,89 @@
+"""Torch-free engines for tests of the worker; what an edit does is told by its prompt."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from vellumd import errors
+from vellumd.models import ResolvedEdit
+from vellumd.protocol import Capabilities, Init, Report
+
+
+class Plain:
+    """Paints pictures in one colour, or misbehaves."""
+
+    def load(self, report: Report) -> Capabilities:
+        for number in range(500):
+            report.beat("load", number, 500)
+        return Capabilities(model="plain", device="cpu", notes=tuple(_torch()))
+
+    def edit(
+        self,
+        edit: ResolvedEdit,
+        images: list[Path],
+        report: Report,
+        cancelled: Callable[[], bool],
+    ) -> Iterator[Image.Image]:
+        report.beat("denoise")
+        getattr(self, f"_{edit.prompt.split()[0]}", lambda *_: None)(report, cancelled)
+        for number in range(edit.n):
+            report.step(number + 1, edit.n, 1, 1)
+            colour = (0, 0, 0) if edit.prompt == "black" else (200, 40 * number, 90)
+            yield Image.new("RGB", (64, 48), colour)
+
+    def unload(self) -> None:
+        pass
+
+    def _print(self, *_: object) -> None:
+        print("a stray print", flush=True)
+        libc = ctypes.CDLL(None)
+        libc.puts(b"a stray puts")
+        libc.fflush(None)
+
+    def _fail(self, *_: object) -> None:
+        raise KeyError("/secret/path")
+
+    def _sticky(self, *_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def _wait(self, report: Report, cancelled: Callable[[], bool]) -> None:
+        while not cancelled():
+            report.beat("denoise")
+            time.sleep(0.01)
+        raise errors.Cancelled("The job was cancelled.")
+
+    def _hang(self, *_: object) -> None:
+        threading.Event().wait()
+
+    def _large(self, report: Report, _: object) -> None:
+        noise = Image.effect_noise((2000, 2000), 100)
+        report.preview(noise)
+        report.preview(noise.resize((64, 64)))
+
+    def _full(self, *_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def _torch() -> Iterator[str]:
+    """Heavy modules that are loaded in this process."""
+    heavy = ("torch", "numpy", "diffusers", "transformers")
+    return (name for name in heavy if name in sys.modules)
+
+
+def create(init: Init) -> Plain:
+    return Plain()
+
+
+def missing(init: Init) -> Plain:
+    raise errors.ModelMissing("There is no model folder 'x'.")
+
+
+def broken(init: Init) -> Plain:
+    raise ZeroDivisionError("/secret/path")

@@ -1,0 +1,155 @@
+"""Damaged, incomplete and foreign model folders, and the demo's making."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from vellumd import errors
+from vellumd.engine import loading, toy
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def copy(demo: Path, tmp_path: Path) -> Path:
+    """A copy of the demo to damage."""
+    return Path(shutil.copytree(demo, tmp_path / "model"))
+
+
+def truncate(folder: Path) -> None:
+    file = next((folder / "transformer").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def only_pickle(folder: Path) -> None:
+    file = next((folder / "transformer").glob("*.safetensors"))
+    torch.save({"a": torch.ones(1)}, file.with_suffix(".bin"))
+    file.unlink()
+
+
+def encoder_only_pickle(folder: Path) -> None:
+    (folder / "text_encoder/model.safetensors").rename(folder / "text_encoder/pytorch_model.bin")
+
+
+def lost_shard(folder: Path) -> None:
+    index = {"metadata": {}, "weight_map": {"img_in.weight": "lost.safetensors"}}
+    name = "diffusion_pytorch_model.safetensors.index.json"
+    (folder / "transformer" / name).write_text(json.dumps(index))
+
+
+def garbled_config(folder: Path) -> None:
+    (folder / "vae/config.json").write_text("{")
+
+
+def other_size(folder: Path) -> None:
+    config = json.loads((folder / "vae/config.json").read_text())
+    (folder / "vae/config.json").write_text(json.dumps({**config, "base_dim": 32}))
+
+
+def fewer_blocks(folder: Path) -> None:
+    config = json.loads((folder / "transformer/config.json").read_text())
+    (folder / "transformer/config.json").write_text(json.dumps({**config, "num_layers": 5}))
+
+
+def more_blocks(folder: Path) -> None:
+    config = json.loads((folder / "transformer/config.json").read_text())
+    (folder / "transformer/config.json").write_text(json.dumps({**config, "num_layers": 7}))
+
+
+def more_layers(folder: Path) -> None:
+    config = json.loads((folder / "text_encoder/config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 4
+    config["text_config"]["layer_types"] = ["full_attention"] * 4
+    (folder / "text_encoder/config.json").write_text(json.dumps(config))
+
+
+def no_processor(folder: Path) -> None:
+    shutil.rmtree(folder / "processor")
+
+
+def no_scheduler(folder: Path) -> None:
+    shutil.rmtree(folder / "scheduler")
+
+
+def no_index(folder: Path) -> None:
+    (folder / "model_index.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "part"),
+    [
+        (truncate, "transformer"),
+        (only_pickle, "transformer"),
+        (encoder_only_pickle, "text_encoder"),
+        (lost_shard, "lost.safetensors"),
+        (garbled_config, "vae"),
+        (other_size, "vae"),
+        (fewer_blocks, "transformer"),
+        (more_blocks, "transformer"),
+        (more_layers, "text_encoder"),
+        (no_processor, "processor"),
+        (no_scheduler, "scheduler"),
+        (no_index, "model_index.json"),
+    ],
+)
+def test_a_damaged_model_is_refused(copy: Path, damage: Callable[[Path], None], part: str) -> None:
+    """Whatever is wrong, loading ends with `model_invalid` that names the part, no path."""
+    damage(copy)
+    with pytest.raises(errors.ModelInvalid, match=part) as caught:
+        loading.load(copy, CPU, lambda *_: None)
+    assert str(copy.parent) not in caught.value.message
+
+
+def test_a_whole_model_loads(copy: Path) -> None:
+    """Undamaged, the copy loads: the refusals above are for their reasons."""
+    beats: list[tuple[str, int, int]] = []
+    parts = loading.load(copy, CPU, lambda *beat: beats.append(beat))
+    assert parts.dtype is torch.float32
+    assert not any(tensor.is_meta for tensor in parts.transformer.parameters())
+    phase, done, of = beats[-1]
+    assert phase == "load"
+    assert done <= of
+
+
+def test_the_sentinel_is_no_weight(copy: Path) -> None:
+    """`__index_timestep_zero__` is accepted and is no tensor of the model."""
+    from safetensors.torch import load_file, save_file
+
+    file = next((copy / "transformer").glob("*.safetensors"))
+    save_file({**load_file(file), "__index_timestep_zero__": torch.empty(0)}, file)
+    assert loading.load(copy, CPU, lambda *_: None).transformer.config.zero_cond_t
+
+
+def test_the_demo_is_built_once_by_racing_processes(tmp_path: Path) -> None:
+    """Two processes that build the demo at once end with one whole folder, no leftovers."""
+    code = (
+        "import sys, pathlib; from vellumd.engine import toy;"
+        "print(toy.ensure(pathlib.Path(sys.argv[1]), lambda *_: None))"
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    folders = {process.communicate(timeout=120)[0].strip().decode() for process in both}
+    assert [process.returncode for process in both] == [0, 0]
+    assert folders == {str(path) for path in tmp_path.iterdir()}
+    loading.load(Path(folders.pop()), CPU, lambda *_: None)
+
+
+def test_the_demo_has_the_real_templates_prefix(demo: Path) -> None:
+    """The template before the user's part is 64 tokens, and any script round-trips."""
+    from vellumd.engine.encode import PREFIX_TOKENS, TEMPLATE
+
+    words = toy.tokenizer()
+    prefix = words(TEMPLATE.split("{}")[0]).input_ids
+    assert len(prefix) == PREFIX_TOKENS
+    for text in ("한국어 🌅 prompt", "\u200b\x00ÿ"):
+        assert words.decode(words(text).input_ids) == text

@@ -1,0 +1,150 @@
+"""Our loop against diffusers' QwenImageEditPlusPipeline: the same numbers."""
+
+# diffusers annotates in part only.
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as stock
+
+from tests.engine.support import Told, encoded, picture, reference, resolved
+from vellumd.engine import latents, schedule
+from vellumd.engine.encode import view_size
+from vellumd.engine.pipeline import Model, Run
+from vellumd.images import Canvas
+from vellumd.models import LoraRef, ResolvedEdit
+
+WIDTH, HEIGHT = 64, 96
+PICTURES = [picture(120, 90, 1), picture(64, 128, 2), picture(100, 100, 3)]
+REFERENCES = [reference(encoded(image)) for image in PICTURES]
+LIGHTNING = {"scheduler": "lightning", "loras": (LoraRef(name="lightning-8", scale=0.8),)}
+
+
+@pytest.fixture
+def stock_pipeline(model: Model, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The stock pipeline over the same components, given the mm_token_type_ids it forgets."""
+    parts = model.parts
+    encoder = parts.text_encoder
+    forward = encoder.forward
+
+    @functools.wraps(forward)
+    def with_positions(input_ids: torch.Tensor, **rest: Any) -> Any:
+        kinds = (input_ids == encoder.config.image_token_id).int()
+        return forward(input_ids=input_ids, mm_token_type_ids=kinds, **rest)
+
+    monkeypatch.setattr(encoder, "forward", with_positions)
+    monkeypatch.setattr(stock, "CONDITION_IMAGE_SIZE", model.card.vision_area)
+    monkeypatch.setattr(stock, "VAE_IMAGE_SIZE", model.card.canvas_area)
+    pipeline: Any = diffusers.QwenImageEditPlusPipeline(
+        diffusers.FlowMatchEulerDiscreteScheduler.from_config(parts.scheduler),
+        parts.vae, encoder, parts.processor.tokenizer, parts.processor, parts.transformer,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def ours(model: Model, edit: ResolvedEdit) -> torch.Tensor:
+    """The clean tokens of `edit` by our own loop."""
+    pictures = PICTURES[: len(edit.images)]
+    run = Run(model, edit, Told(), lambda: False)
+    canvas = Canvas.plan(edit.size, [image.size for image in pictures], model.card.canvas_area)
+    model.loras.use(edit.loras)
+    return run.denoise(run.encode(pictures, canvas), canvas, 0)
+
+
+@pytest.mark.parametrize("mode", [{}, LIGHTNING], ids=["base", "lightning"])
+@pytest.mark.parametrize("steps", [4, 8])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_same_latents_as_the_stock_pipeline(
+    model: Model, stock_pipeline: Any, count: int, scale: float, steps: int, mode: dict[str, Any]
+) -> None:
+    """References, guidance, steps, schedule and LoRA give the stock pipeline's latents."""
+    edit = resolved(
+        REFERENCES[:count], steps=steps, true_cfg_scale=scale, size=f"{WIDTH}x{HEIGHT}",
+        prompt="노을로 바꿔 줘", **mode,
+    )  # fmt: skip
+    tokens = ours(model, edit)
+    if mode:
+        stock_pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(
+            schedule.LIGHTNING
+        )
+    expected = stock_pipeline(
+        image=PICTURES[:count], prompt=edit.prompt, negative_prompt=" ", true_cfg_scale=scale,
+        width=WIDTH, height=HEIGHT, num_inference_steps=steps,
+        generator=torch.Generator().manual_seed(edit.seed), output_type="latent",
+    ).images  # fmt: skip
+    assert (tokens - expected).abs().max() <= 1e-4
+
+
+def test_same_picture_as_the_stock_pipeline(model: Model, stock_pipeline: Any) -> None:
+    """Decoding ends in the same pixels, one rounding apart at most."""
+    edit = resolved(REFERENCES[:2], size=f"{WIDTH}x{HEIGHT}")
+    latent = latents.unpack(ours(model, edit), WIDTH, HEIGHT)
+    expected = stock_pipeline(
+        image=PICTURES[:2], prompt=edit.prompt, width=WIDTH, height=HEIGHT, true_cfg_scale=1.0,
+        num_inference_steps=edit.steps, generator=torch.Generator().manual_seed(edit.seed),
+    ).images[0]  # fmt: skip
+    painted = model.codec.decode(latent)
+    assert painted.size == expected.size
+    pairs = zip(painted.tobytes(), expected.tobytes(), strict=True)
+    assert max(abs(a - b) for a, b in pairs) <= 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": "make it blue"},
+        {"true_cfg_scale": 3.0},
+        {"scheduler": "lightning"},
+        {"loras": LIGHTNING["loras"]},
+        {"seed": 8},
+        {"images": tuple(REFERENCES[:1])},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_demo_tells_differences(model: Model, change: dict[str, Any]) -> None:
+    """Each of these changes the latents far beyond the tolerance, so parity means something."""
+    edit = resolved(REFERENCES[:2], size=f"{WIDTH}x{HEIGHT}")
+    other = edit.model_copy(update=change)
+    assert (ours(model, edit) - ours(model, other)).abs().max() > 0.02
+
+
+def test_positions_and_zero_cond_t_tell(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forgetting mm_token_type_ids or zero_cond_t, the two silent traps, would be seen."""
+    edit = resolved(REFERENCES[:2], size=f"{WIDTH}x{HEIGHT}")
+    right = ours(model, edit)
+    encoder = model.parts.text_encoder.model
+    forward = encoder.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            encoder, "forward", lambda **given: forward(**{**given, "mm_token_type_ids": None})
+        )
+        assert (ours(model, edit) - right).abs().max() > 0.02
+    transformer = model.parts.transformer
+    with monkeypatch.context() as patch:
+        for module in (transformer, *transformer.transformer_blocks):
+            patch.setattr(module, "zero_cond_t", False)
+        assert (ours(model, edit) - right).abs().max() > 0.02
+
+
+def test_the_longest_picture_is_encoded() -> None:
+    """A strip at the limits gets sizes that the vision tower takes."""
+    width, height = view_size(16_384, 16, 384 * 384)
+    assert height >= 32
+    assert width / height <= 200
+
+
+@pytest.mark.parametrize("size", [(736, 1011), (1024, 1024), (4000, 300), (33, 64)])
+def test_auto_is_the_stock_size(size: tuple[int, int]) -> None:
+    """`auto` takes the last picture's ratio at the model's area, as the stock pipeline."""
+    canvas = Canvas.plan("auto", [(50, 50), size], 1024 * 1024)
+    expected = stock.calculate_dimensions(1024 * 1024, size[0] / size[1])
+    assert (canvas.width, canvas.height) == expected
+    assert view_size(*size, 384 * 384) == stock.calculate_dimensions(384 * 384, size[0] / size[1])

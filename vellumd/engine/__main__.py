@@ -1,0 +1,5 @@
+"""`python -m vellumd.engine`: the engine process."""
+
+from vellumd.engine.worker import main
+
+main()

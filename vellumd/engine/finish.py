@@ -1,0 +1,133 @@
+"""What happens to pictures before and after the engine: decode, check, paste, write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC, EROFS
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+import vellumd
+from vellumd import images, platform
+from vellumd.models import SUFFIXES, ResolvedEdit, Result, notice
+from vellumd.settings import Limits
+
+RESULT_FILE = "result.json"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """An edit's decoded inputs."""
+
+    pictures: Sequence[images.Picture]
+    mask: Image.Image | None
+
+
+def input_files(folder: Path, edit: ResolvedEdit) -> tuple[list[Path], Path | None]:
+    """Where the pictures and the mask of `edit` lie in its job's `folder`."""
+    pictures = [
+        folder / f"input-{number}.{SUFFIXES[ref.type]}" for number, ref in enumerate(edit.images, 1)
+    ]
+    return pictures, folder / f"mask.{SUFFIXES[edit.mask.type]}" if edit.mask else None
+
+
+def decode(files: Sequence[Path], mask: Path | None, limits: Limits) -> Inputs:
+    """Decode all inputs to the last pixel, so that no GPU time goes to a broken one."""
+    pictures = [images.load(file, limits) for file in files]
+    size = pictures[0].image.size
+    return Inputs(pictures, images.load_mask(mask, size, limits) if mask else None)
+
+
+def warnings(edit: ResolvedEdit, inputs: Inputs) -> list[str]:
+    """Codes of the warnings that follow from the inputs."""
+    kept = 1 if edit.output.alpha == "reapply" else 0
+    found = []
+    if any(picture.alpha is not None for picture in inputs.pictures[kept:]):
+        found.append("alpha_flattened")
+    if len(inputs.pictures) > 3:
+        found.append("many_images")
+    return found
+
+
+def finish(picture: Image.Image, edit: ResolvedEdit, inputs: Inputs) -> Image.Image:
+    """The result as it leaves: checked, pasted into the original, its alpha back.
+
+    Raises `BadOutput` for a black picture.
+    """
+    images.check_output(picture)
+    first = inputs.pictures[0]
+    kept = first.alpha if edit.output.alpha == "reapply" else None
+    if inputs.mask is not None:
+        original = first.flat if kept is None else first.image
+        picture = images.paste_back(original, picture, inputs.mask)
+    return picture if kept is None else images.reapply_alpha(picture, kept)
+
+
+class Results:
+    """The results of one job, written into its folder so that any crash is harmless.
+
+    `result.json` comes last: a folder that has it is whole, one that has not is
+    overwritten by the next attempt.
+    """
+
+    def __init__(self, folder: Path, job: str, edit: ResolvedEdit, inputs: Inputs) -> None:
+        self._folder = folder
+        self._job = job
+        self._edit = edit
+        self._inputs = inputs
+        self.written: list[Result] = []
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what an earlier attempt left, `result.json` before what it speaks of."""
+        (self._folder / RESULT_FILE).unlink(missing_ok=True)
+        for pattern in ("result-*", ".*.tmp"):
+            for leftover in self._folder.glob(pattern):
+                leftover.unlink()
+
+    def write(self, picture: Image.Image) -> None:
+        """Finish, encode and write the next result; durable when this returns."""
+        n = len(self.written) + 1
+        picture = finish(picture, self._edit, self._inputs)
+        seed = self._edit.seed + n - 1
+        data, media_type = images.encode(
+            picture, self._edit.output, self._inputs.pictures[0], self._facts(seed)
+        )
+        result = Result(
+            n=n,
+            type=media_type,
+            bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            width=picture.width,
+            height=picture.height,
+            seed=seed,
+        )
+        platform.replace_durably(self._folder / result.file, data)
+        self.written.append(result)
+
+    def _facts(self, seed: int) -> dict[str, Any]:
+        """What a result file tells about how it was made."""
+        fields = ("model", "preset", "prompt", "negative_prompt", "steps", "true_cfg_scale",
+                  "size", "tier", "loras", "scheduler")  # fmt: skip
+        edit = self._edit.model_dump(mode="json", include=set(fields))
+        return {"version": vellumd.__version__, "job": self._job, "seed": seed, **edit}
+
+    def close(self, elapsed_s: float, timings: dict[str, float], codes: Sequence[str]) -> None:
+        """Write `result.json`: from here on the job needs no GPU again."""
+        body = {
+            "results": [result.model_dump(mode="json") for result in self.written],
+            "elapsed_s": elapsed_s,
+            "timings": timings,
+            "warnings": [notice(code).model_dump(mode="json") for code in codes],
+        }
+        platform.replace_durably(self._folder / RESULT_FILE, json.dumps(body).encode())
+
+
+def is_full(error: Exception) -> bool:
+    """Whether `error` says that nothing can be written: no room, no quota, read-only."""
+    return isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EROFS)

@@ -1,0 +1,271 @@
+"""Qwen-Image-Edit as an engine: encode, denoise, decode, over loaded components."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+
+from vellumd import errors, images, model_card
+from vellumd.engine import latents, loading, schedule
+from vellumd.engine.denoise import Conditioning, denoise, watched
+from vellumd.engine.encode import Encoder
+from vellumd.engine.lora import Loras
+from vellumd.models import ResolvedEdit
+from vellumd.protocol import Capabilities, Init, Report
+from vellumd.settings import EngineSettings, Limits
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def create(init: Init) -> QwenEngine:
+    """The engine that `init` asks for: what an engine's import string names."""
+    return QwenEngine(init)
+
+
+class QwenEngine:
+    """Edits with one Qwen-Image-Edit model. Implements `protocol.Engine`."""
+
+    def __init__(self, init: Init) -> None:
+        self._settings = EngineSettings.model_validate(init.settings)
+        self._device = loading.device_of(init.device)
+        self._cache = init.cache
+        self._limits = Limits.model_validate(init.limits)
+        self._card = model_card.read(self._settings.model)
+        self._model: Model | None = None
+
+    def load(self, report: Report) -> Capabilities:
+        """Build the demo if it is wanted and missing, then load the model."""
+        started = time.monotonic()
+        transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        folder = Path(self._settings.model)
+        if self._settings.model == model_card.DEMO:
+            from vellumd.engine import toy
+
+            folder = toy.ensure(self._cache, report.beat)
+        parts = loading.load(folder, self._device, report.beat)
+        loras = Loras(parts.transformer, folder, self._card, self._settings.loras)
+        self._model = Model(parts, loras, self._card, self._limits)
+        return Capabilities(
+            model=self._card.name,
+            device=_name_of(self._device),
+            loras=loras.names(),
+            load_s=round(time.monotonic() - started, 3),
+            notes=tuple(self._notes(parts)),
+        )
+
+    def _notes(self, parts: loading.Parts) -> Iterator[str]:
+        if self._card.note:
+            yield self._card.note
+        if not parts.transformer.config.zero_cond_t:
+            # The flag adds no weights, so a config that lost it loads without complaint.
+            yield "zero_cond_t is off: right for Qwen-Image-Edit-2509, wrong for 2511"
+
+    def edit(
+        self,
+        edit: ResolvedEdit,
+        images: list[Path],
+        report: Report,
+        cancelled: Callable[[], bool],
+    ) -> Iterator[Image.Image]:
+        """Yield `edit.n` pictures in their final size; see `protocol.Engine`."""
+        if self._model is None:
+            raise errors.EngineUnavailable("The engine is not loaded.")
+        for code in self._warnings(edit):
+            report.warn(code)
+        yield from Run(self._model, edit, report, cancelled).pictures(images)
+
+    def _warnings(self, edit: ResolvedEdit) -> Iterator[str]:
+        if self._card.demo:
+            yield "demo_model"
+        if edit.tier in ("swift", "turbo"):
+            yield "tier_lowered"
+
+    def unload(self) -> None:
+        """Let go of the weights and of the card's memory."""
+        self._model = None
+        _free()
+
+
+class Model:
+    """A model with what is made once for it."""
+
+    def __init__(
+        self,
+        parts: loading.Parts,
+        loras: Loras,
+        card: model_card.ModelCard,
+        limits: Limits | None = None,
+    ) -> None:
+        """`limits` are those of inputs; the defaults if left out."""
+        self.limits = limits or Limits()
+        self.parts = parts
+        self.loras = loras
+        self.card = card
+        self.codec = latents.Codec(parts.vae)
+        self.encoder = Encoder(
+            parts.processor, parts.text_encoder, card.vision_area, card.prompt_tokens
+        )
+
+
+class Run:
+    """One edit. All state of an edit lives here, so nothing passes on to the next."""
+
+    def __init__(
+        self,
+        model: Model,
+        edit: ResolvedEdit,
+        report: Report,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._model = model
+        self._parts = model.parts
+        self._edit = edit
+        self._report = report
+        self._cancelled = cancelled
+        self._guided = edit.true_cfg_scale > 1
+        self._forwards = 2 if self._guided else 1
+
+    def pictures(self, files: list[Path]) -> Iterator[Image.Image]:
+        """The edit's n pictures: encode once, then denoise and decode each."""
+        inputs = [images.load(file, self._model.limits).flat for file in files]
+        canvas = images.Canvas.plan(
+            self._edit.size, [picture.size for picture in inputs], self._model.card.canvas_area
+        )
+        if canvas.enlarged:
+            self._report.warn("enlarged")
+        self._model.loras.use(self._edit.loras)
+        conditioning = self._with_room(lambda: self.encode(inputs, canvas))
+        for number in range(self._edit.n):
+            paint = functools.partial(self._paint, conditioning, canvas, number)
+            yield canvas.finish(self._with_room(paint))
+
+    def _paint(self, conditioning: Conditioning, canvas: images.Canvas, number: int) -> Image.Image:
+        return self.decode(self.denoise(conditioning, canvas, number), canvas)
+
+    def encode(self, inputs: list[Image.Image], canvas: images.Canvas) -> Conditioning:
+        """Embeddings of both prompts and latents of all references."""
+        parts = self._parts
+        # Where image 1 is fitted into the canvas, the encoder sees it there too; else it
+        # sees the input itself, as in the stock pipeline.
+        first = canvas.fit(inputs[0]) if canvas.box else inputs[0]
+        views = self._model.encoder.views([first, *inputs[1:]])
+        with self._watched("encode", self._forwards * len(parts.encoder_blocks())):
+            prompt = self._embed(self._edit.prompt, views)
+            negative = self._embed(self._edit.negative_prompt, views) if self._guided else None
+        packed, shapes = [], [_tokens(canvas.width, canvas.height)]
+        for picture in self._references(inputs, canvas):
+            self._look("encode")
+            latent = self._model.codec.encode(picture, parts.device, parts.dtype)
+            packed.append(latents.pack(latent))
+            shapes.append(_tokens(*picture.size))
+        return Conditioning(prompt, negative, torch.cat(packed, dim=1), shapes)
+
+    def _references(self, inputs: list[Image.Image], canvas: images.Canvas) -> list[Image.Image]:
+        """The copies of `inputs` that the transformer sees: image 1 as the canvas says."""
+        area = self._model.card.canvas_area
+        others = [
+            picture.resize(images.reference_size(*picture.size, area), Image.Resampling.LANCZOS)
+            for picture in inputs[1:]
+        ]
+        return [canvas.fit(inputs[0]), *others]
+
+    def _embed(self, prompt: str, views: list[Image.Image]) -> Tensor:
+        readable, cut = self._model.encoder.readable(prompt)
+        if cut:
+            self._report.warn("prompt_cut")
+        return self._model.encoder(readable, views, self._parts.device)
+
+    def denoise(self, conditioning: Conditioning, canvas: images.Canvas, number: int) -> Tensor:
+        """The clean tokens of result `number` (from 0): noise of its seed, then the steps."""
+        parts, edit = self._parts, self._edit
+        size = canvas.width, canvas.height
+        tokens = latents.noise(edit.seed + number, *size, parts.dtype, parts.device)
+        steps = schedule.schedule(
+            parts.scheduler, edit.scheduler, edit.steps, tokens.shape[1], parts.device
+        )
+
+        def on_step(step: int, estimate: Tensor) -> None:
+            self._report.step(number + 1, edit.n, step, edit.steps)
+            if self._report.wants_preview and step < edit.steps:
+                self._report.preview(self._sketch(latents.unpack(estimate, *size)))
+
+        blocks = edit.steps * self._forwards * len(parts.transformer.transformer_blocks)
+        with self._watched("denoise", blocks):
+            return denoise(
+                parts.transformer, steps, tokens, conditioning, edit.true_cfg_scale, on_step
+            )
+
+    def decode(self, tokens: Tensor, canvas: images.Canvas) -> Image.Image:
+        """The picture of clean `tokens`, as large as the canvas."""
+        self._look("decode")
+        return self._model.codec.decode(latents.unpack(tokens, canvas.width, canvas.height))
+
+    def _sketch(self, estimate: Tensor) -> Image.Image:
+        colours = self._model.card.latent_rgb
+        return latents.tint(estimate, colours) if colours else self._model.codec.sketch(estimate)
+
+    def _look(self, phase: str, done: int = 0, of: int = 0) -> None:
+        """Tell a sign of life and stop if the edit was cancelled."""
+        self._report.beat(phase, done, of)
+        if self._cancelled():
+            raise errors.Cancelled("The job was cancelled.")
+
+    def _watched(self, phase: str, of: int) -> contextlib.AbstractContextManager[None]:
+        """Look after each transformer block that runs inside."""
+        done = 0
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            self._look(phase, done, of)
+
+        self._look(phase, 0, of)
+        return watched(self._parts.blocks(), self._parts.device, tick)
+
+    def _with_room(self, work: Callable[[], T]) -> T:
+        """Do `work`; out of memory, do it once more with free caches and a tiled VAE.
+
+        The retry is outside `except`: the exception holds the frames, and they hold the
+        tensors that must go first (pytorch/pytorch#18853).
+        """
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return work()
+        log.warning("out of memory: once more with the VAE in tiles")
+        _free()
+        vae = self._parts.vae
+        vae.enable_tiling()
+        try:
+            with contextlib.suppress(torch.OutOfMemoryError):
+                return work()
+        finally:
+            vae.use_tiling = False
+        _free()
+        raise errors.OutOfMemory("The edit does not fit in the card's memory.")
+
+
+def _tokens(width: int, height: int) -> tuple[int, int, int]:
+    """Frames, rows and columns of tokens of a picture."""
+    return 1, height // latents.PATCH, width // latents.PATCH
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _name_of(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
