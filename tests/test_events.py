@@ -79,3 +79,17 @@ async def test_a_waiting_listener_is_woken() -> None:
             await asyncio.sleep(0)
             bus.publish([event(1)])
         assert waiting.result() == event(1)
+
+
+async def test_a_listener_may_leave_while_events_are_handed_out() -> None:
+    """An observer that ends a listener, as garbage collection can, breaks nothing."""
+    bus = EventBus()
+    listening = bus.listen()
+    listener = listening.__enter__()
+    bus.observers.append(lambda event: listening.__exit__(None, None, None))
+    with bus.listen() as other:
+        other.caught_up()
+        bus.publish([event(1)])
+        bus.observers.clear()
+        assert (await other.next()) == event(1)
+    assert listener

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from vellumd import errors, model_card, presets
+from vellumd import errors, model_card
 from vellumd.model_card import ModelCard
 from vellumd.models import EditRequest, ImageRef, ResolvedEdit
+from vellumd.presets import Presets
 from vellumd.settings import Settings
 
 PICTURE = ImageRef(sha256="a" * 64, width=64, height=48)
@@ -20,7 +21,7 @@ def resolve(settings: dict[str, Any] | None = None, card: ModelCard = CARD, **fi
     ResolvedEdit
 ):  # fmt: skip
     request = EditRequest.parse({"images": [PICTURE], "prompt": "red", **fields})
-    return presets.resolve(request, Settings.model_validate(settings or {}), card)[0]
+    return Presets(Settings.model_validate(settings or {}), card).resolve(request)[0]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_loras_must_be_there(tmp_path: Path) -> None:
 def test_warnings_are_told_at_once() -> None:
     """The demo and more than three pictures are said with the acceptance."""
     request = EditRequest.parse({"images": [PICTURE] * 4, "prompt": "red"})
-    _, warnings = presets.resolve(request, Settings(), CARD)
+    _, warnings = Presets(Settings(), CARD).resolve(request)
     assert [warning.code for warning in warnings] == ["demo_model", "many_images"]
 
 

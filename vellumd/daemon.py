@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 import vellumd
-from vellumd import errors, logs, model_card, platform, plugins, presets, sources
+from vellumd import errors, logs, model_card, platform, plugins, sources
 from vellumd.context import TransportContext
 from vellumd.events import EventBus
 from vellumd.executor import Executor
@@ -41,8 +41,8 @@ CLEANUP_S = 5.0
 EXPIRY_S = 600.0
 """Seconds between two looks for staged pictures whose hour is over."""
 
-THREADS = 32
-"""Threads for file work: they wait for the disk, and fsyncs made at once share its flushes."""
+THREADS = 8
+"""Threads for file work; more of them win nothing, the interpreter lock is what they wait for."""
 
 CONFIG_EXIT = 78
 """Exit status of a wrong configuration (EX_CONFIG of sysexits.h)."""
@@ -257,7 +257,7 @@ class Daemon:
             "note": self.card.note,
             "presets": {
                 name: preset.model_dump(mode="json", exclude_none=True)
-                for name, preset in presets.available(self.settings).items()
+                for name, preset in self.jobs.presets.named.items()
             },
             "default_preset": self.settings.engine.preset,
             "loras": sorted({*self.card.loras, *self.settings.engine.loras}),

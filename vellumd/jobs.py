@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 from pydantic import JsonValue
 
-from vellumd import errors, presets
+from vellumd import errors
 from vellumd.events import EventBus
 from vellumd.model_card import ModelCard
 from vellumd.models import (
@@ -34,6 +36,7 @@ from vellumd.models import (
     new_job_id,
     now_ms,
 )
+from vellumd.presets import Presets
 from vellumd.settings import Settings
 from vellumd.store.spool import Spool, disk_error
 from vellumd.store.store import DeliveryRow, NewJob, Store
@@ -72,8 +75,8 @@ class Jobs:
     def __init__(
         self, settings: Settings, card: ModelCard, store: Store, spool: Spool, bus: EventBus
     ) -> None:
-        self._settings = settings
-        self._card = card
+        self._limits = settings.limits
+        self.presets = Presets(settings, card)
         self._store = store
         self._spool = spool
         self._bus = bus
@@ -91,23 +94,25 @@ class Jobs:
     async def stage(self, picture: bytes | Path | AsyncIterator[bytes], name: str) -> ImageRef:
         """See `TransportContext.stage`."""
         try:
-            if isinstance(picture, (bytes, Path)):
-                return await asyncio.to_thread(self._stage_whole, picture, name)
+            if isinstance(picture, bytes):
+                return await asyncio.to_thread(self._spool.admit_bytes, picture, name)
+            if isinstance(picture, Path):
+                return await asyncio.to_thread(self._stage_file, picture, name)
             return await self._stage_stream(picture, name)
         except OSError as error:
             raise disk_error(error) from error
 
-    def _stage_whole(self, picture: bytes | Path, name: str) -> ImageRef:
+    def _stage_file(self, picture: Path, name: str) -> ImageRef:
         incoming, file = self._spool.open_incoming()
-        with file:
-            file.write(picture if isinstance(picture, bytes) else picture.read_bytes())
+        with file, picture.open("rb") as source:
+            shutil.copyfileobj(source, file, PIECE)
         return self._spool.admit(incoming, name)
 
     async def _stage_stream(self, chunks: AsyncIterator[bytes], name: str) -> ImageRef:
         """Small pictures cost one hop to a thread; of large ones a piece is in memory."""
         piece, ended = await _next_piece(chunks)
         if ended:
-            return await asyncio.to_thread(self._stage_whole, bytes(piece), name)
+            return await asyncio.to_thread(self._spool.admit_bytes, bytes(piece), name)
         incoming, file = self._spool.open_incoming()
         try:
             with file:
@@ -139,7 +144,7 @@ class Jobs:
             raise errors.EngineUnavailable("The daemon is stopping.", retry_after=10)
         if len(json.dumps(reply).encode()) > META_BYTES:
             raise errors.BadRequest(f"reply: it is longer than {META_BYTES} bytes.")
-        edit, warnings = presets.resolve(request, self._settings, self._card)
+        edit, warnings = self.presets.resolve(request)
         new = NewJob(
             id=job_id or new_job_id(),
             edit=edit,
@@ -159,10 +164,10 @@ class Jobs:
             return await self._accept(new, request, folder=not known)
 
     async def _accept(self, new: NewJob, request: EditRequest, *, folder: bool) -> Job:
-        if folder:
-            await asyncio.to_thread(self._spool.create, new.id, new.edit, _record(new, request))
+        record = _record(new, request)
+        make = partial(self._spool.create, new.id, new.edit, record) if folder else None
         try:
-            job, created = await self._store.add(new, self._settings.limits.queue)
+            job, created = await self._store.add(new, self._limits.queue, make)
         except errors.VellumError:
             await self._discard(new.id)
             raise

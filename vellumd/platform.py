@@ -91,10 +91,14 @@ def write_durably(path: Path, data: bytes) -> None:
 
     A failed fsync leaves the file unknown, so it is never repeated on the same file.
     """
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0))
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(handle, left) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def replace_durably(path: Path, data: bytes) -> None:

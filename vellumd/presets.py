@@ -6,9 +6,9 @@ here needs the engine: a job is resolved once, when it is accepted.
 
 from __future__ import annotations
 
-import secrets
+import random
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from vellumd import errors, model_card
 from vellumd.model_card import ModelCard
@@ -17,8 +17,10 @@ from vellumd.models import (
     EditRequest,
     LoraRef,
     Notice,
+    OutputOptions,
     ResolvedEdit,
     ResolvedOutput,
+    Tier,
     notice,
 )
 from vellumd.settings import EngineSettings, Preset, Settings
@@ -32,55 +34,94 @@ SHIPPED: dict[str, Preset] = {
 }
 """`balanced` is what the predecessor recommended; `original` runs without a LoRA."""
 
+NEGATIVE = " "
+"""What guidance steers away from by default: the model needs some text there."""
 FIELDS = tuple(Preset.model_fields)
 
 
-def available(settings: Settings) -> dict[str, Preset]:
-    """All presets by name: the shipped ones, changed and joined by the configured ones."""
-    merged = dict(SHIPPED)
-    for name, preset in settings.presets.items():
-        merged[name] = _over(preset, SHIPPED.get(name, Preset()))
-    return merged
+class Presets:
+    """The presets of one configuration, and the only place where requests are resolved."""
+
+    def __init__(self, settings: Settings, card: ModelCard) -> None:
+        self._engine = settings.engine
+        self._limits = settings.limits
+        self._card = card
+        self.named = dict(SHIPPED)
+        for name, preset in settings.presets.items():
+            self.named[name] = _over(preset, SHIPPED.get(name, Preset()))
+        self._default = self.named.get(settings.engine.preset, SHIPPED["balanced"])
+
+    def resolve(self, request: EditRequest) -> tuple[ResolvedEdit, tuple[Notice, ...]]:
+        """The edit with every field decided, and the warnings that go with it.
+
+        Raises `UnknownPreset`, `UnknownLora`, `UnknownTier`, `TooManyImages` and
+        `BadRequest`.
+        """
+        name = request.preset or self._engine.preset
+        chosen = self._choose(request, name)
+        self._check(request, chosen)
+        loras = tuple(lora for lora in chosen.loras or () if lora.scale != 0)
+        for lora in loras:
+            check_lora(lora.name, self._engine, self._card)
+        output = chosen.output or OutputOptions()
+        edit = ResolvedEdit(
+            model=self._card.name,
+            preset=name,
+            images=request.images,
+            mask=request.mask,
+            prompt=chosen.prompt or "",
+            negative_prompt=chosen.negative_prompt or NEGATIVE,
+            steps=chosen.steps or 1,
+            true_cfg_scale=1 if chosen.true_cfg_scale is None else chosen.true_cfg_scale,
+            seed=random.getrandbits(32) if chosen.seed is None else chosen.seed,
+            size=chosen.size or "match",
+            n=chosen.n or 1,
+            tier=self._tier(chosen.tier),
+            loras=loras,
+            scheduler=scheduler_for(loras, self._card),
+            output=ResolvedOutput(**output.model_dump(exclude_none=True)),
+            priority=chosen.priority or 0,
+        )
+        return edit, self._warnings(edit)
+
+    def _choose(self, request: EditRequest, name: str) -> Preset:
+        """The request's options over those of its preset, over those of the default one."""
+        if name not in self.named:
+            there = ", ".join(self.named)
+            raise errors.UnknownPreset(f"There is no preset {name!r}; there is {there}.")
+        return _over(request, _over(self.named[name], self._default))
+
+    def _check(self, request: EditRequest, chosen: Preset) -> None:
+        if not 1 <= len(request.images) <= self._limits.max_images:
+            raise errors.TooManyImages(f"An edit takes 1 to {self._limits.max_images} pictures.")
+        if not (chosen.prompt or "").strip():
+            raise errors.BadRequest("prompt: it is empty.")
+        for field in ("prompt", "negative_prompt"):
+            text = getattr(chosen, field) or ""
+            if len(text.encode("utf-8", "surrogatepass")) > self._limits.max_prompt:
+                raise errors.BadRequest(
+                    f"{field}: it is longer than {self._limits.max_prompt} bytes."
+                )
+        if chosen.seed is not None and chosen.seed + (chosen.n or 1) - 1 > SEED_MAX:
+            raise errors.BadRequest("seed: it is too large for this many results.")
+
+    def _tier(self, wanted: Tier | None) -> Tier:
+        if self._engine.tier == "reference":
+            return "reference"
+        if wanted == "reference":
+            raise errors.UnknownTier("The reference tier is not open to single requests.")
+        return wanted or self._engine.tier
+
+    def _warnings(self, edit: ResolvedEdit) -> tuple[Notice, ...]:
+        codes = ["demo_model"] if self._card.demo else []
+        if len(edit.images) > 3:
+            codes.append("many_images")
+        return tuple(notice(code) for code in codes)
 
 
-def resolve(
-    request: EditRequest, settings: Settings, card: ModelCard
-) -> tuple[ResolvedEdit, tuple[Notice, ...]]:
-    """The edit with every field decided, and the warnings that go with it.
-
-    Raises `UnknownPreset`, `UnknownLora`, `UnknownTier`, `TooManyImages` and
-    `BadRequest`.
-    """
-    chosen = _choose(request, settings)
-    _check_limits(request, chosen, settings)
-    loras = tuple(lora for lora in chosen["loras"] or () if lora.scale != 0)
-    for lora in loras:
-        check_lora(lora.name, settings.engine, card)
-    edit = ResolvedEdit(
-        model=card.name,
-        preset=request.preset or settings.engine.preset,
-        images=request.images,
-        mask=request.mask,
-        loras=loras,
-        scheduler=scheduler_for(loras, card),
-        seed=secrets.randbelow(2**32) if chosen["seed"] is None else chosen["seed"],
-        tier=_tier(chosen["tier"], settings.engine),
-        output=ResolvedOutput(**chosen["output"].model_dump(exclude_none=True))
-        if chosen["output"]
-        else ResolvedOutput(),
-        **{
-            name: chosen[name]
-            for name in ("prompt", "negative_prompt", "steps", "true_cfg_scale", "size", "n")
-            if chosen[name] is not None
-        },
-        priority=chosen["priority"] or 0,
-    )
-    return edit, _warnings(edit, card)
-
-
-def scheduler_for(loras: tuple[LoraRef, ...], card: ModelCard) -> Any:
+def scheduler_for(loras: tuple[LoraRef, ...], card: ModelCard) -> Literal["base", "lightning"]:
     """`lightning` if a LoRA was distilled for that schedule, else the model's own."""
-    roles = (card.loras[lora.name].scheduler for lora in loras if lora.name in card.loras)
+    roles = [card.loras[lora.name].scheduler for lora in loras if lora.name in card.loras]
     return "lightning" if "lightning" in roles else "base"
 
 
@@ -96,16 +137,6 @@ def check_lora(name: str, engine: EngineSettings, card: ModelCard) -> None:
         raise errors.UnknownLora(f"The LoRA {name!r} is not here.")
 
 
-def _choose(request: EditRequest, settings: Settings) -> dict[str, Any]:
-    presets = available(settings)
-    name = request.preset or settings.engine.preset
-    if name not in presets:
-        raise errors.UnknownPreset(f"There is no preset {name!r}; there is {', '.join(presets)}.")
-    default = presets.get(settings.engine.preset, SHIPPED["balanced"])
-    merged = _over(request, _over(presets[name], default))
-    return {field: getattr(merged, field) for field in FIELDS}
-
-
 def _over(upper: Preset | EditRequest, lower: Preset) -> Preset:
     """`lower` with every field that `upper` sets."""
     fields = {name: getattr(upper, name) for name in FIELDS if getattr(upper, name) is not None}
@@ -113,31 +144,3 @@ def _over(upper: Preset | EditRequest, lower: Preset) -> Preset:
         output = fields["output"].model_dump(exclude_none=True)
         fields["output"] = lower.output.model_copy(update=output)
     return lower.model_copy(update=fields)
-
-
-def _check_limits(request: EditRequest, chosen: dict[str, Any], settings: Settings) -> None:
-    limits = settings.limits
-    if not 1 <= len(request.images) <= limits.max_images:
-        raise errors.TooManyImages(f"An edit takes 1 to {limits.max_images} pictures.")
-    if not (chosen["prompt"] or "").strip():
-        raise errors.BadRequest("prompt: it is empty.")
-    for field in ("prompt", "negative_prompt"):
-        if len((chosen[field] or "").encode("utf-8", "surrogatepass")) > limits.max_prompt:
-            raise errors.BadRequest(f"{field}: it is longer than {limits.max_prompt} bytes.")
-    if chosen["seed"] is not None and chosen["seed"] + (chosen["n"] or 1) - 1 > SEED_MAX:
-        raise errors.BadRequest("seed: it is too large for this many results.")
-
-
-def _tier(wanted: str | None, engine: EngineSettings) -> Any:
-    if engine.tier == "reference":
-        return "reference"
-    if wanted == "reference":
-        raise errors.UnknownTier("The reference tier is not open to single requests.")
-    return wanted or engine.tier
-
-
-def _warnings(edit: ResolvedEdit, card: ModelCard) -> tuple[Notice, ...]:
-    codes = ["demo_model"] if card.demo else []
-    if len(edit.images) > 3:
-        codes.append("many_images")
-    return tuple(notice(code) for code in codes)

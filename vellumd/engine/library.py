@@ -14,10 +14,11 @@ from typing import Any
 from PIL import Image
 from pydantic import ValidationError
 
-from vellumd import errors, images, model_card, models, platform, presets
+from vellumd import errors, images, model_card, models, platform
 from vellumd.engine import finish
 from vellumd.engine.report import PipeReport
 from vellumd.models import EditRequest, ImageRef, LoraRef, Progress
+from vellumd.presets import Presets
 from vellumd.protocol import Capabilities, Engine, FromEngine, Init, Step
 from vellumd.settings import EngineSettings, Settings
 
@@ -51,7 +52,7 @@ class QwenImageEditEngine:
             self._settings = Settings(engine=EngineSettings(model=str(model), **settings))
         except ValidationError as error:
             raise errors.ConfigError(models.bad_request(error).message) from None
-        self._card = model_card.read(str(model))
+        self._presets = Presets(self._settings, model_card.read(str(model)))
         self._engine: Engine | None = None
 
     def load(self) -> Capabilities:
@@ -153,7 +154,7 @@ class QwenImageEditEngine:
     ) -> list[Image.Image]:
         """The way of a job through the worker, without its files."""
         assert self._engine is not None
-        edit, notices = presets.resolve(request, self._settings, self._card)
+        edit, notices = self._presets.resolve(request)
         inputs = finish.decode(files, mask, self._settings.limits)
         report = _report(callback)
         for code in (*(notice.code for notice in notices), *finish.warnings(edit, inputs)):

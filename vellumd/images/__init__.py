@@ -9,7 +9,7 @@ tensors, jobs, folders.
 from vellumd.images.canvas import Canvas, reference_size
 from vellumd.images.containers import Header
 from vellumd.images.encode import derive, encode
-from vellumd.images.header import inspect
+from vellumd.images.header import inspect, inspect_file
 from vellumd.images.mask import load_mask, paste_back
 from vellumd.images.picture import Picture, check_output, flatten, load, reapply_alpha
 
@@ -22,6 +22,7 @@ __all__ = [
     "encode",
     "flatten",
     "inspect",
+    "inspect_file",
     "load",
     "load_mask",
     "paste_back",

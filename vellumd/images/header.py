@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 from vellumd import errors
 from vellumd.images import containers
@@ -75,16 +76,21 @@ def inspect(path: Path, limits: Limits) -> Header:
     `BadImage` (cut off, broken, or a side below `min_side`) or `ImageTooLarge`.
     """
     with path.open("rb") as file:
-        reader = Reader(file)
-        head = file.read(_HEAD)
-        if len(head) < _HEAD:
-            raise errors.BadImage("The file is empty or cut off.")
-        walk = _walker(head)
-        reader.seek(0)
-        try:
-            header = walk(reader)
-        except EOFError:
-            raise errors.BadImage("The picture's file is cut off.") from None
+        return inspect_file(file, limits)
+
+
+def inspect_file(file: BinaryIO, limits: Limits) -> Header:
+    """As `inspect`, of an open file or of bytes in memory."""
+    reader = Reader(file)
+    head = file.read(_HEAD)
+    if len(head) < _HEAD:
+        raise errors.BadImage("The file is empty or cut off.")
+    walk = _walker(head)
+    reader.seek(0)
+    try:
+        header = walk(reader)
+    except EOFError:
+        raise errors.BadImage("The picture's file is cut off.") from None
     _check_format(header)
     _check_size(header, limits)
     return header

@@ -4,7 +4,8 @@
 INSERT INTO jobs (id, lane, priority, source, client_id, batch, dedupe_key, digest, resolved,
                   meta, retry_of, created, warnings)
 VALUES (:id, :lane, :priority, :source, :client_id, :batch, :dedupe_key, :digest, :resolved,
-        :meta, :retry_of, :created, :warnings);
+        :meta, :retry_of, :created, :warnings)
+ON CONFLICT DO NOTHING RETURNING *;
 
 -- name: get
 SELECT * FROM jobs WHERE id = ?;

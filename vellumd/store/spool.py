@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
+import itertools
 import json
 import os
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -47,6 +50,26 @@ class ResultFile(Frozen):
 _result_file = TypeAdapter(ResultFile)
 
 
+class SharedSync:
+    """fsync of one folder for many threads: those who ask while one runs share the next."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._asked = itertools.count(1)
+        self._latest = 0
+        self._synced = 0
+        self._turn = threading.Lock()
+
+    def __call__(self) -> None:
+        """Return when all names made in the folder before this call are durable."""
+        mine = self._latest = next(self._asked)
+        with self._turn:
+            if self._synced < mine:
+                covered = self._latest
+                platform.fsync_dir(self._folder)
+                self._synced = covered
+
+
 class Spool:
     """The folder of folders."""
 
@@ -61,6 +84,7 @@ class Spool:
         self._limits = limits
         self._write = write
         self._staged.mkdir(parents=True, exist_ok=True)
+        self._sync_root = SharedSync(root)
 
     def folder(self, job_id: str) -> Path:
         """The folder of a job; ids come from the database, never from a path."""
@@ -84,19 +108,25 @@ class Spool:
             with incoming.open("rb+") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                 os.fsync(file.fileno())
-            size = incoming.stat().st_size
+                size = file.tell()
             os.replace(incoming, self._staged / sha256)
-            os.utime(self._staged / sha256)
-        finally:
+        except BaseException:
             incoming.unlink(missing_ok=True)
-        return ImageRef(
-            sha256=sha256,
-            width=header.width,
-            height=header.height,
-            type=header.type,
-            bytes=size,
-            name=name,
-        )
+            raise
+        return _ref(header, sha256, size, name)
+
+    def admit_bytes(self, picture: bytes, name: str) -> ImageRef:
+        """As `admit`, of a picture in memory: nothing refused touches the disk."""
+        header = images.inspect_file(io.BytesIO(picture), self._limits)
+        sha256 = hashlib.sha256(picture).hexdigest()
+        incoming = self._staged / f".{uuid.uuid4().hex}.part"
+        try:
+            platform.write_durably(incoming, picture)
+            os.replace(incoming, self._staged / sha256)
+        except BaseException:
+            incoming.unlink(missing_ok=True)
+            raise
+        return _ref(header, sha256, len(picture), name)
 
     def staged(self, sha256: str, name: str = "") -> ImageRef:
         """The staged picture with this hash; its hour begins anew. Raises `NotFound`."""
@@ -104,16 +134,9 @@ class Spool:
         try:
             header = images.inspect(path, self._limits)
             os.utime(path)
+            return _ref(header, sha256, path.stat().st_size, name)
         except FileNotFoundError:
             raise errors.NotFound("No picture with this hash was sent within the hour.") from None
-        return ImageRef(
-            sha256=sha256,
-            width=header.width,
-            height=header.height,
-            type=header.type,
-            bytes=path.stat().st_size,
-            name=name,
-        )
 
     # a job
 
@@ -128,9 +151,9 @@ class Spool:
         try:
             for name, picture in input_files(edit):
                 self._claim_staged(picture, folder / name)
-            self._write(folder / REQUEST, json.dumps(request, indent=1).encode())
+            self._write(folder / REQUEST, json.dumps(request).encode())
             platform.fsync_dir(folder)
-            platform.fsync_dir(self.root)
+            self._sync_root()
         except BaseException as error:
             self.remove(job_id)
             if isinstance(error, OSError):
@@ -203,6 +226,17 @@ class Spool:
         for entry in os.scandir(self._staged):
             if entry.stat().st_mtime < oldest:
                 Path(entry).unlink(missing_ok=True)
+
+
+def _ref(header: images.Header, sha256: str, size: int, name: str) -> ImageRef:
+    return ImageRef(
+        sha256=sha256,
+        width=header.width,
+        height=header.height,
+        type=header.type,
+        bytes=size,
+        name=name,
+    )
 
 
 def input_files(edit: ResolvedEdit) -> list[tuple[str, ImageRef]]:

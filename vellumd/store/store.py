@@ -79,14 +79,11 @@ class Store:
         on_events: Callable[[list[JobEvent]], None],
         commit: Callable[[sqlite3.Connection], None] = sqlite3.Connection.commit,
     ) -> None:
-        self._on_events = on_events
-        self._db = Database(path, self._publish, commit)
+        self._db = Database(path, self._count, on_events, commit)
         self.tally: dict[str, int] = {}
 
-    def _publish(self, committed: list[tuple[JobEvent, dict[str, int]]]) -> None:
-        if committed:
-            self.tally = committed[-1][1]
-            self._on_events([event for event, _ in committed])
+    def _count(self, tx: Transaction) -> None:
+        self.tally = dict(tx.execute(SQL["tally"]).fetchall())
 
     @classmethod
     async def open(
@@ -100,7 +97,7 @@ class Store:
         Raises `NewerSchemaError`.
         """
         store = cls(path, on_events, commit)
-        store.tally = await store._db.run(_tally)
+        await store._db.run(store._count)
         return store
 
     async def close(self) -> None:
@@ -109,31 +106,31 @@ class Store:
 
     # changes
 
-    async def add(self, new: NewJob, limit: int) -> tuple[Job, bool]:
+    async def add(
+        self, new: NewJob, limit: int, prepare: Callable[[], None] | None = None
+    ) -> tuple[Job, bool]:
         """Accept a job: its row, its event and its delivery row in one commit.
 
+        `prepare` makes its folder durable before that, in a thread.
         The job and True; or the job already accepted under the same id or key and
         False. Raises `IdempotencyMismatch` if that one asked for something else,
         `QueueFull` if `limit` jobs wait.
         """
 
         def work(tx: Transaction) -> tuple[Job, bool]:
-            row = tx.one(SQL["get"], [new.id])
-            if row is None and new.key is not None:
-                row = tx.one(SQL["by_key"], [new.source, new.key])
-            if row is not None:
-                return _same(row, new), False
-            if _tally(tx)["queued"] >= limit:
+            row = tx.one(SQL["add"], _new_row(new))
+            if row is None:
+                return _same(_known(tx, new), new), False
+            if self.tally["queued"] + len(tx.committed) >= limit:
                 raise errors.QueueFull(f"{limit} jobs wait already.", retry_after=30)
-            tx.execute(SQL["add"], _new_row(new))
             if new.reply is not None:
                 tx.execute(
                     SQL["add_delivery"], [new.id, new.source, json.dumps(new.reply), "waiting"]
                 )
             _emit(tx, new.id, "queued")
-            return _job(_get(tx, new.id)), True
+            return _job(row), True
 
-        return await self._db.run(work)
+        return await self._db.run(work, prepare)
 
     async def claim(self, lane: int) -> Job | None:
         """The next job of a lane, now running; None if none waits."""
@@ -324,15 +321,19 @@ def _new_row(new: NewJob) -> dict[str, Any]:
     }
 
 
-def _tally(tx: Transaction) -> dict[str, int]:
-    return dict(tx.execute(SQL["tally"]).fetchall())
-
-
 def _get(tx: Transaction, job_id: str) -> sqlite3.Row:
-    row = tx.one(SQL["get"], [job_id])
+    return _found(tx.one(SQL["get"], [job_id]))
+
+
+def _found(row: sqlite3.Row | None) -> sqlite3.Row:
     if row is None:
         raise errors.NotFound("There is no such job.")
     return row
+
+
+def _known(tx: Transaction, new: NewJob) -> sqlite3.Row:
+    """The row that has the new job's id or key already."""
+    return tx.one(SQL["get"], [new.id]) or _found(tx.one(SQL["by_key"], [new.source, new.key]))
 
 
 def _same(row: sqlite3.Row, new: NewJob) -> Job:
@@ -345,7 +346,7 @@ def _emit(tx: Transaction, job_id: str, type: EventType, **data: Any) -> None:
     at = now_ms()
     seq = tx.execute(SQL["add_event"], [job_id, type, at, json.dumps(data)]).lastrowid
     event = JobEvent(job_id=job_id, type=type, at=moment(at), seq=seq, data=data)
-    tx.committed.append((event, _tally(tx)))
+    tx.committed.append(event)
 
 
 def _ended(tx: Transaction, row: sqlite3.Row | None, **data: Any) -> Job:

@@ -1,0 +1,76 @@
+"""The HTTP door as a plugin: its settings and its one hook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vellumd import TransportSpec, hookimpl
+from vellumd_http.checks import check_port
+
+if TYPE_CHECKING:
+    from vellumd import Transport, TransportContext
+
+
+class HttpSettings(BaseModel):
+    """The section `[plugins.http]`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = Field(True, description="Whether vellumd answers over HTTP.")
+    host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Address to listen on; the default also takes ::1 where the machine has "
+        "IPv6. Only this machine reaches it; for others 0.0.0.0, which makes a key.",
+    )
+    port: int = Field(8200, ge=0, le=65535, description="TCP port; 0 lets the system choose.")
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="Further names this daemon answers for, e.g. a reverse proxy's. Addresses, "
+        "localhost and this machine's own names always count; others could be a rebinding attack.",
+    )
+    allowed_origins: tuple[str, ...] = Field(
+        (),
+        description="Origins (scheme://host[:port]) whose pages may start and change jobs, "
+        "besides this daemon's own.",
+    )
+    trusted_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        (),
+        description="Networks (CIDR) whose machines need no key. Empty, since anyone there "
+        "could see and change every job.",
+    )
+    api_key_file: Path | None = Field(
+        None,
+        description="File whose first line is the key that clients send. Without one a "
+        "loopback address needs none, any other makes one at the first start.",
+    )
+    max_body_mb: int = Field(
+        128,
+        ge=1,
+        le=4096,
+        description="Largest multipart or raw upload in MiB; it streams to disk. "
+        "JSON is held in memory and ends at 32 MiB.",
+    )
+    legacy_size: Literal["match", "auto"] = Field(
+        "match",
+        description="Result size on POST /generate without width and height: match keeps "
+        "the input's, auto makes about one megapixel as the predecessor did.",
+    )
+
+
+def open_transport(context: TransportContext) -> Transport:
+    """The door, made when the daemon starts it; only then is aiohttp loaded."""
+    from vellumd_http.transport import HttpTransport
+
+    return HttpTransport(context)
+
+
+@hookimpl
+def vellumd_transports() -> Iterable[TransportSpec]:
+    """One transport, `http`."""
+    return [TransportSpec("http", HttpSettings, open_transport, checks=(check_port,))]

@@ -1,0 +1,172 @@
+"""Sending pictures: by id, with a hash as ETag, harmless in a browser."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Literal
+
+from aiohttp import web
+
+from vellumd import ImageRef, TransportContext, errors, images, models
+from vellumd_http import wire
+
+CHUNK = 256 << 10
+STALL_S = 30
+"""Seconds a reader may leave a chunk of `CHUNK` bytes unread."""
+
+Format = Literal["png", "jpeg", "webp"]
+FORMATS: dict[str, Format] = {
+    "png": "png", "jpeg": "jpeg", "jpg": "jpeg", "webp": "webp",
+}  # fmt: skip
+
+
+async def send_bytes(response: web.StreamResponse, data: bytes) -> None:
+    """Write `data`, dropping a reader that takes none of it for `STALL_S`."""
+    try:
+        async with asyncio.timeout(STALL_S):
+            await response.write(data)
+    except TimeoutError:
+        raise ConnectionResetError("the reader stalled") from None
+
+
+async def send_data(request: web.Request, data: bytes, type: str) -> web.StreamResponse:
+    """An answer held in memory, written piece by piece; returns when it has left."""
+    response = web.StreamResponse()
+    response.content_type = type
+    response.content_length = len(data)
+    await response.prepare(request)
+    for start in range(0, len(data), CHUNK):
+        await send_bytes(response, data[start : start + CHUNK])
+    await response.write_eof()
+    return response
+
+
+async def send_result(
+    context: TransportContext, request: web.Request, job_id: str, n: int, *, inline: bool = False
+) -> web.StreamResponse:
+    """Result `n` of a job, re-encoded where the query says so.
+
+    Raises `NotDone`, `NotFound`, `Expired` or the job's own error.
+    """
+    path = await context.jobs.result(job_id, n)
+    result = (await context.jobs.get(job_id)).results[n - 1]
+    wanted = _derivation(request)
+    if wanted is not None:
+        return await _send_derived(request, path, result, *wanted, name=f"{job_id}-{n}")
+    name = f"{job_id}-{n}.{models.SUFFIXES[result.type]}"
+    return await send_file(request, path, result.type, result.sha256, name, inline=inline)
+
+
+async def send_input(
+    context: TransportContext, request: web.Request, job_id: str, n: int
+) -> web.StreamResponse:
+    """Input `n` of a job as it came. Raises `NotFound` or `Expired`."""
+    path = await context.jobs.input(job_id, n)
+    edit = (await context.jobs.get(job_id)).request
+    if edit is None or n > len(edit.images):
+        raise errors.Expired("The job's inputs are no longer kept.")
+    picture: ImageRef = edit.images[n - 1]
+    name = f"{job_id}-input-{n}.{models.SUFFIXES.get(picture.type, 'bin')}"
+    return await send_file(request, path, picture.type, picture.sha256, name)
+
+
+def _derivation(request: web.Request) -> tuple[Format, int | None] | None:
+    """The wanted format and size in bytes, from `?format=&max_bytes=`."""
+    wire.check_query(request.query, {"format", "max_bytes", "t"})
+    if not {"format", "max_bytes"} & request.query.keys():
+        return None
+    wanted = FORMATS.get(request.query.get("format", "jpeg").lower())
+    if wanted is None:
+        raise errors.BadRequest("format: must be png, jpeg or webp.")
+    return wanted, wire.query_int(request.query, "max_bytes", least=1024)
+
+
+async def _send_derived(
+    request: web.Request,
+    path: Path,
+    result: models.Result,
+    wanted: Format,
+    max_bytes: int | None,
+    name: str,
+) -> web.StreamResponse:
+    tag = f"{result.sha256}-{wanted}-{max_bytes or 0}"
+    if _has(request, tag):
+        return _not_modified(tag)
+    try:
+        data, type = await asyncio.to_thread(images.derive, path, wanted, max_bytes=max_bytes)
+    except FileNotFoundError:
+        raise errors.Expired("The picture is no longer kept.") from None
+    headers = _headers(tag, f"{name}.{models.SUFFIXES[type]}", inline=False)
+    return web.Response(body=data, content_type=type, headers=headers)
+
+
+async def send_file(
+    request: web.Request, path: Path, type: str, sha256: str, name: str, *, inline: bool = False
+) -> web.StreamResponse:
+    """The file at `path`; part of it where a single Range asks so (RFC 9110 §14)."""
+    if _has(request, sha256):
+        return _not_modified(sha256)
+    try:
+        size = (await asyncio.to_thread(path.stat)).st_size
+    except FileNotFoundError:
+        raise errors.Expired("The picture is no longer kept.") from None
+    span = _range(request, size, sha256)
+    response = web.StreamResponse(status=206 if span else 200)
+    response.headers.update(_headers(sha256, name, inline=inline))
+    response.headers["Accept-Ranges"] = "bytes"
+    response.content_type = type
+    start, stop = span or (0, size)
+    if span:
+        response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+    response.content_length = stop - start
+    await response.prepare(request)
+    async for chunk in _read(path, start, stop):
+        await send_bytes(response, chunk)
+    await response.write_eof()
+    return response
+
+
+async def _read(path: Path, start: int, stop: int) -> AsyncIterator[bytes]:
+    file = await asyncio.to_thread(path.open, "rb")
+    with file:
+        file.seek(start)
+        while start < stop:
+            chunk = await asyncio.to_thread(file.read, min(CHUNK, stop - start))
+            if not chunk:
+                raise ConnectionResetError("the file became shorter")
+            start += len(chunk)
+            yield chunk
+
+
+def _range(request: web.Request, size: int, sha256: str) -> tuple[int, int] | None:
+    """First byte and end of the wanted range; None for the whole, as servers may answer."""
+    if request.headers.get("If-Range", f'"{sha256}"') != f'"{sha256}"':
+        return None
+    try:
+        wanted = request.http_range
+    except ValueError:
+        return None
+    if wanted.start is None and wanted.stop is None:
+        return None
+    start, stop, _ = wanted.indices(size)
+    return (start, stop) if start < stop else None
+
+
+def _has(request: web.Request, tag: str) -> bool:
+    known = request.if_none_match or ()
+    return any(one.value in (tag, "*") for one in known)
+
+
+def _not_modified(tag: str) -> web.Response:
+    return web.Response(status=304, headers={"ETag": f'"{tag}"'})
+
+
+def _headers(tag: str, name: str, *, inline: bool) -> dict[str, str]:
+    kind = "inline" if inline else "attachment"
+    return {
+        "ETag": f'"{tag}"',
+        "Cache-Control": "private, no-cache",
+        "Content-Disposition": f'{kind}; filename="{name}"',
+    }

@@ -1,0 +1,118 @@
+"""Pages and probes: what a person or a monitor looks at first."""
+
+from __future__ import annotations
+
+import asyncio
+import string
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from vellumd import TransportContext, errors
+from vellumd_http import links, openapi, results
+
+_STATIC = Path(__file__).parent / "static"
+_FILES = {
+    "page.css": ("page.css", "text/css"),
+    "docs.js": ("docs.js", "text/javascript"),
+    "swagger-ui.css": ("swagger/swagger-ui.css", "text/css"),
+    "swagger-ui-bundle.js": ("swagger/swagger-ui-bundle.js", "text/javascript"),
+}
+"""The only files served: name to place and media type."""
+
+_PAGE_POLICY = (
+    "default-src 'none'; style-src 'self'; form-action 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'"
+)
+_DOCS_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+
+
+class Service:
+    """`/`, `/docs`, `/openapi.json`, the probes and the links to results."""
+
+    def __init__(self, context: TransportContext, links: links.Links) -> None:
+        self._context = context
+        self._links = links
+        self._openapi = openapi.document(context.info()["version"])
+
+    def routes(self) -> list[web.RouteDef]:
+        """The routes of this part."""
+        return [
+            web.get("/", self.page),
+            web.get("/docs", self.docs),
+            web.get("/static/{file}", self.file),
+            web.get("/openapi.json", self.openapi),
+            web.get("/healthz", self.alive),
+            web.get("/readyz", self.ready),
+            web.get(r"/r/{job:[^/]+}/{n:\d{1,4}}", self.linked, allow_head=False),
+        ]
+
+    async def alive(self, request: web.Request) -> web.Response:
+        """200 as long as the daemon's loop turns."""
+        return web.json_response({"status": "alive"})
+
+    async def ready(self, request: web.Request) -> web.Response:
+        """200 when edits are made, else 503 and why not."""
+        engine = self._context.info()["engine"]
+        if engine["ready"]:
+            return web.json_response({"status": "ready", "state": engine["state"]})
+        shown = {name: engine[name] for name in ("state", "reason", "phase", "done", "of")}
+        return web.json_response(
+            {"status": "not ready", **shown}, status=503, headers={"Retry-After": "5"}
+        )
+
+    async def openapi(self, request: web.Request) -> web.Response:
+        """The description of all routes."""
+        return web.json_response(self._openapi)
+
+    async def page(self, request: web.Request) -> web.Response:
+        """What this is, with a form that works without script."""
+        text = await asyncio.to_thread((_STATIC / "index.html").read_text, encoding="utf-8")
+        body = string.Template(text).substitute(self._facts(request))
+        return _html(body, _PAGE_POLICY)
+
+    def _facts(self, request: web.Request) -> dict[str, str]:
+        info = self._context.info()
+        facts: dict[str, Any] = {
+            "model": info["model"],
+            "note": info["note"] or "",
+            "engine": info["engine"]["reason"] or info["engine"]["state"],
+            "queued": info["queue"]["queued"],
+            "running": info["queue"]["running"],
+            "address": f"{request.scheme}://{request.host}",
+        }
+        shown = {name: escape(str(value)) for name, value in facts.items()}
+        default = info["default_preset"]
+        names = sorted(info["presets"], key=lambda name: (name != default, name))
+        shown["presets"] = "".join(f"<option>{escape(name)}</option>" for name in names)
+        return shown
+
+    async def docs(self, request: web.Request) -> web.Response:
+        """All routes, to try out; loads nothing from outside."""
+        text = await asyncio.to_thread((_STATIC / "docs.html").read_text, encoding="utf-8")
+        return _html(text, _DOCS_POLICY)
+
+    async def file(self, request: web.Request) -> web.Response:
+        """One of the pages' own files."""
+        known = _FILES.get(request.match_info["file"])
+        if known is None:
+            raise errors.NotFound("There is no such file.")
+        data = await asyncio.to_thread((_STATIC / known[0]).read_bytes)
+        return web.Response(body=data, content_type=known[1], charset="utf-8")
+
+    async def linked(self, request: web.Request) -> web.StreamResponse:
+        """A result opened by its link; a wrong token is no different from no job."""
+        job_id, n = request.match_info["job"], int(request.match_info["n"])
+        if not self._links.opens(job_id, n, request.query.get("t", "")):
+            raise errors.NotFound("The link opens nothing.")
+        return await results.send_result(self._context, request, job_id, n, inline=True)
+
+
+def _html(body: str, policy: str) -> web.Response:
+    headers = {"Content-Security-Policy": policy}
+    return web.Response(text=body, content_type="text/html", headers=headers)

@@ -1,0 +1,46 @@
+"""The plugin module: cheap to import, strict about its section."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import aiohttp.http_parser
+import pydantic
+import pytest
+
+from vellumd_http.plugin import HttpSettings, vellumd_transports
+
+
+def test_importing_the_plugin_brings_no_server_in() -> None:
+    """Listing plugins must not load aiohttp or torch."""
+    code = "import sys, vellumd_http.plugin as p; list(p.vellumd_transports()); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"aiohttp", "torch", "PIL"} & set(done.stdout.split())
+
+
+def test_it_offers_one_transport() -> None:
+    """Named http, with its settings."""
+    (spec,) = vellumd_transports()
+    assert (spec.name, spec.settings_model) == ("http", HttpSettings)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [{"prot": 1}, {"port": 70000}, {"trusted_networks": ["10.0.0.1/8"]}, {"legacy_size": "big"}],
+)
+def test_a_wrong_section_is_refused(section: dict[str, object]) -> None:
+    """Unknown keys and values out of range do not pass."""
+    with pytest.raises(pydantic.ValidationError):
+        HttpSettings.model_validate(section)
+
+
+def test_every_setting_says_what_it_is_for() -> None:
+    """The configuration file is generated from these."""
+    assert all(field.description for field in HttpSettings.model_fields.values())
+
+
+def test_aiohttp_parses_in_c() -> None:
+    """The Python parser is slower and has had holes of its own."""
+    parser = aiohttp.http_parser
+    assert parser.HttpRequestParser is not parser.HttpRequestParserPy
