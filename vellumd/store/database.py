@@ -98,7 +98,7 @@ class Database:
     ) -> None:
         try:
             prepare()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller hears it
             self._loop.call_soon_threadsafe(fail, future, coded(error))
         else:
             self._waiting.put((work, future))
