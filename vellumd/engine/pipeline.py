@@ -146,6 +146,7 @@ class Run:
         )
         if canvas.enlarged:
             self._report.warn("enlarged")
+        self._look("lora")
         self._model.loras.use(self._edit.loras)
         conditioning = self._with_room(lambda: self.encode(inputs, canvas))
         for number in range(self._edit.n):
