@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,18 @@ SETTLE_S = 120
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run goes. `pause_s` bounds the time between a start and its kill."""
+    """How a run goes.
+
+    `pause_s` bounds the time between a start and its kill, `most` the jobs a client sends:
+    a real engine needs a second for each.
+    """
 
     folder: Path
     kills: int
     seed: int
     engine: str = "paper"
     pause_s: tuple[float, float] = (0.0, 0.6)
+    most: int = 1_000_000
 
 
 class Run:
@@ -127,11 +132,11 @@ class Run:
     # the clients
 
     async def _send(self, session: aiohttp.ClientSession, client: int) -> None:
-        number = 0
-        while not self.over.is_set():
+        for number in range(self.plan.most):
+            if self.over.is_set():
+                return
             key = f"{client}-{number}"
             await self._submit(session, key, picture(client * 10_000 + number))
-            number += 1
 
     async def _submit(self, session: aiohttp.ClientSession, key: str, photo: bytes) -> None:
         """Send until it is accepted, as a client with an idempotency key does."""
@@ -197,11 +202,23 @@ class Run:
         return events
 
     def _read_ledger(self) -> None:
+        """Executions as the paper engine noted them; else as the daemon's events say."""
         ledger = self.plan.folder / "ledger"
         if ledger.exists():
-            for line in ledger.read_text().splitlines():
-                job, at = line.split()
-                self.history.executions.append(Execution(job, float(at)))
+            lines = [line.split() for line in ledger.read_text().splitlines()]
+        else:
+            lines = [
+                [job, str(event["at"])]
+                for job, events in self.history.events.items()
+                for event in events
+                if event["type"] == "started"
+            ]
+        self.history.executions = [Execution(job, float(at)) for job, at in lines]
+
+
+def demo_plan(plan: Plan) -> Plan:
+    """The same with the real classes: fewer jobs, and time for the engine to load."""
+    return replace(plan, engine="demo", pause_s=(2.0, 12.0), most=3 + plan.kills)
 
 
 def picture(number: int) -> bytes:
@@ -245,8 +262,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        pause = (0.0, 0.6) if args.engine == "paper" else (0.0, 12.0)
-        result = asyncio.run(run(Plan(Path(folder), args.kills, args.seed, args.engine, pause)))
+        plan = Plan(Path(folder), args.kills, args.seed)
+        if args.engine == "demo":
+            plan = demo_plan(plan)
+        result = asyncio.run(run(plan))
     text = json.dumps({"at": datetime.now().astimezone().isoformat(), **result}, indent=1)
     print(text)
     if args.out:

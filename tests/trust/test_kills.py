@@ -37,7 +37,7 @@ async def test_daemon_kills_under_load(tmp_path: Path, full: bool) -> None:
 async def test_daemon_kills_with_the_real_engine(tmp_path: Path, full: bool) -> None:
     """The same with the real classes in the engine process."""
     seed = random.SystemRandom().randrange(2**32)
-    plan = kills.Plan(tmp_path, 10 if full else 1, seed, "demo", (2.0, 12.0))
+    plan = kills.demo_plan(kills.Plan(tmp_path, 10 if full else 1, seed))
     result = await judge(plan, full)
     assert result["broken"] == []
     assert result["statuses"] == {"done": result["accepted"]}
