@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,20 @@ def test_staged_pictures_last_an_hour(spool: Spool, picture: Callable[..., bytes
     spool.expire_staged()
     assert [file.name for file in (spool.root / "staged").iterdir()] == [two.sha256]
     assert sha256_of(spool.folder("job") / "input-1.png") == one.sha256
+
+
+def test_many_jobs_of_one_picture_at_once(spool: Spool, picture: Callable[..., bytes]) -> None:
+    """The same bytes sent by many at the same time: each job gets its input."""
+    data = picture(format="BMP", size=(300, 300))
+
+    def send(number: int) -> str:
+        ref = spool.admit_bytes(data, "a.bmp") if number % 2 else stage(spool, data)
+        spool.create(f"job-{number}", edit(ref), {})
+        return sha256_of(spool.folder(f"job-{number}") / "input-1.bmp")
+
+    with ThreadPoolExecutor(16) as threads:
+        assert set(threads.map(send, range(400))) == {hashlib.sha256(data).hexdigest()}
+    assert len(list((spool.root / "staged").iterdir())) == 1
 
 
 def test_only_whole_results_are_adopted(spool: Spool, picture: Callable[..., bytes]) -> None:

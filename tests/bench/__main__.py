@@ -85,9 +85,9 @@ def first_step() -> dict[str, Any]:
         extra = ["--plugins.paper.ledger", str(ledger)]
         with serving.process(*serving.daemon(Path(folder) / "data", port, *extra)):
             serving.until_answer(port, "/readyz")
-            requests = [serving.request("/v1/jobs", photo) for photo in serving.photos(8)]
+            photos = serving.photos(8)
             for number in range(200):
-                asyncio.run(serving.flood(port, [requests[number % 8]], 1, 1))
+                asyncio.run(serving.flood(port, "/v1/jobs", photos, 1, 1))
                 until_lines(ledger, number + 1)
                 time.sleep(0.02)
         began = {job: float(at) for job, at in (line.split() for line in ledger.open())}
@@ -128,7 +128,7 @@ def intake_and_restart(jobs: int) -> dict[str, Any]:
         with serving.process(*command):
             began = time.perf_counter()
             serving.until_answer(port)
-            asyncio.run(serving.flood(port, [serving.request("/v1/jobs", photos[0])], 1, 1))
+            asyncio.run(serving.flood(port, "/v1/jobs", photos, 1, 1))
             restart = time.perf_counter() - began
             lists = [listing(port) for _ in range(50)]
         claims = asyncio.run(claim_times(folder / "data"))
@@ -158,10 +158,9 @@ def measure_bare(folder: Path, photos: list[bytes], total: int) -> dict[str, flo
 
 def flood(port: int, path: str, photos: list[bytes], total: int) -> dict[str, float]:
     """Rate and p99 of `total` uploads by `CLIENTS` clients, after a short warm-up."""
-    requests = [serving.request(path, photo) for photo in photos]
-    asyncio.run(serving.flood(port, requests, 64, CLIENTS))
+    asyncio.run(serving.flood(port, path, photos, 64, CLIENTS))
     began = time.perf_counter()
-    seconds = asyncio.run(serving.flood(port, requests, total, CLIENTS))
+    seconds = asyncio.run(serving.flood(port, path, photos, total, CLIENTS))
     return {"rate": total / (time.perf_counter() - began), "p99": serving.p99(seconds)}
 
 

@@ -7,9 +7,11 @@ import os
 import random
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -83,8 +85,15 @@ def photos(count: int, kilobytes: int = 100) -> list[bytes]:
     return pictures
 
 
+def unique(picture: bytes, number: int) -> bytes:
+    """`picture`, a PNG, with a text chunk that makes its bytes the only ones of this kind."""
+    chunk = b"tEXtnumber\0%d" % number
+    text = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return picture[:-12] + text + picture[-12:]  # before IEND
+
+
 def request(path: str, picture: bytes) -> bytes:
-    """A whole multipart request, made beforehand so that the client costs nothing."""
+    """A whole multipart request."""
     edge = b"----bench"
     body = CRLF.join([
         b"--" + edge, b'Content-Disposition: form-data; name="prompt"', b"", b"make it snow",
@@ -99,16 +108,20 @@ def request(path: str, picture: bytes) -> bytes:
     return head + body
 
 
-async def flood(port: int, requests: Sequence[bytes], total: int, clients: int) -> list[float]:
-    """Send `total` requests over `clients` kept connections; seconds of each."""
+async def flood(
+    port: int, path: str, pictures: Sequence[bytes], total: int, clients: int
+) -> list[float]:
+    """Upload `total` different pictures over `clients` kept connections; seconds of each."""
     seconds: list[float] = []
     left = iter(range(total))
 
     async def send() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for number in left:
+            picture = unique(pictures[number % len(pictures)], time.perf_counter_ns())
+            data = request(path, picture)
             began = time.perf_counter()
-            writer.write(requests[number % len(requests)])
+            writer.write(data)
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.split(b" ")[1][:1] == b"2", head
             (length,) = (line for line in head.lower().split(CRLF) if b"content-length" in line)

@@ -44,8 +44,10 @@ WHERE status = 'queued' AND lane = :lane
            AND (requeued > :requeued OR (requeued = :requeued AND number < :number))));
 
 -- name: positions
-SELECT id, row_number() OVER (ORDER BY priority DESC, requeued DESC, number) - 1
-FROM jobs WHERE status = 'queued' AND lane = ?;
+SELECT number, place - 1 FROM (
+    SELECT number, row_number() OVER (ORDER BY priority DESC, requeued DESC, number) AS place
+    FROM jobs WHERE status = 'queued' AND lane = :lane)
+WHERE number BETWEEN :first AND :last;
 
 -- name: claim
 UPDATE jobs SET status = 'running', started = :now, attempt = attempt + 1

@@ -12,6 +12,7 @@ daemon calls them in threads. `write` is a seam: tests of disk faults put their 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -84,6 +85,7 @@ class Spool:
         self._limits = limits
         self._write = write
         self._staged.mkdir(parents=True, exist_ok=True)
+        self._staging = threading.Lock()
         self._sync_root = SharedSync(root)
 
     def folder(self, job_id: str) -> Path:
@@ -109,7 +111,7 @@ class Spool:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                 os.fsync(file.fileno())
                 size = file.tell()
-            os.replace(incoming, self._staged / sha256)
+            self._keep(incoming, sha256)
         except BaseException:
             incoming.unlink(missing_ok=True)
             raise
@@ -119,24 +121,44 @@ class Spool:
         """As `admit`, of a picture in memory: nothing refused touches the disk."""
         header = images.inspect_file(io.BytesIO(picture), self._limits)
         sha256 = hashlib.sha256(picture).hexdigest()
-        incoming = self._staged / f".{uuid.uuid4().hex}.part"
-        try:
-            platform.write_durably(incoming, picture)
-            os.replace(incoming, self._staged / sha256)
-        except BaseException:
-            incoming.unlink(missing_ok=True)
-            raise
+        if not self._is_kept(sha256):
+            incoming = self._staged / f".{uuid.uuid4().hex}.part"
+            try:
+                platform.write_durably(incoming, picture)
+                self._keep(incoming, sha256)
+            except BaseException:
+                incoming.unlink(missing_ok=True)
+                raise
         return _ref(header, sha256, len(picture), name)
+
+    def _is_kept(self, sha256: str) -> bool:
+        """Whether this content is staged already; if so its hour begins anew."""
+        with self._staging:
+            try:
+                os.utime(self._staged / sha256)
+            except FileNotFoundError:
+                return False
+            return True
+
+    def _keep(self, incoming: Path, sha256: str) -> None:
+        """Give a written file its place. What is there stays: a job may be linking it.
+
+        Linux fails a link to a name that is replaced at that moment (ENOENT).
+        """
+        with self._staging:
+            if (self._staged / sha256).exists():
+                os.utime(self._staged / sha256)
+                incoming.unlink()
+            else:
+                os.replace(incoming, self._staged / sha256)
 
     def staged(self, sha256: str, name: str = "") -> ImageRef:
         """The staged picture with this hash; its hour begins anew. Raises `NotFound`."""
         path = self._staged / sha256
-        try:
-            header = images.inspect(path, self._limits)
-            os.utime(path)
-            return _ref(header, sha256, path.stat().st_size, name)
-        except FileNotFoundError:
-            raise errors.NotFound("No picture with this hash was sent within the hour.") from None
+        if not self._is_kept(sha256):
+            raise errors.NotFound("No picture with this hash was sent within the hour.")
+        header = images.inspect(path, self._limits)
+        return _ref(header, sha256, path.stat().st_size, name)
 
     # a job
 
@@ -223,9 +245,11 @@ class Spool:
     def expire_staged(self) -> None:
         """Remove staged pictures whose hour is over; jobs keep their own names of them."""
         oldest = time.time() - STAGED_S
-        for entry in os.scandir(self._staged):
-            if entry.stat().st_mtime < oldest:
-                Path(entry).unlink(missing_ok=True)
+        for name in os.listdir(self._staged):
+            with self._staging, contextlib.suppress(FileNotFoundError):
+                path = self._staged / name
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
 
 
 def _ref(header: images.Header, sha256: str, size: int, name: str) -> ImageRef:

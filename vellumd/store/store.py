@@ -258,10 +258,11 @@ class Store:
 
         def work(tx: Transaction) -> list[tuple[int, Job]]:
             rows = tx.execute(query, {**wanted, "before": before, "limit": limit}).fetchall()
-            positions: dict[str, int] = {}
+            positions: dict[int, int] = {}
             for lane in {row["lane"] for row in rows if row["status"] == "queued"}:
-                positions.update(tx.execute(SQL["positions"], [lane]).fetchall())
-            return [(row["number"], _job(row, positions.get(row["id"]))) for row in rows]
+                span = {"lane": lane, "first": rows[-1]["number"], "last": rows[0]["number"]}
+                positions.update(tx.execute(SQL["positions"], span).fetchall())
+            return [(row["number"], _job(row, positions.get(row["number"]))) for row in rows]
 
         return await self._db.run(work)
 

@@ -29,7 +29,7 @@ CREATE TABLE jobs (
 ) STRICT;
 
 CREATE UNIQUE INDEX jobs_dedupe ON jobs (source, dedupe_key) WHERE dedupe_key IS NOT NULL;
-CREATE INDEX jobs_queue ON jobs (lane, priority DESC, requeued DESC, number)
+CREATE INDEX jobs_queue ON jobs (lane, priority DESC, requeued DESC, number, status)
     WHERE status = 'queued';
 CREATE INDEX jobs_running ON jobs (number) WHERE status = 'running';
 CREATE INDEX jobs_status ON jobs (status, number);
