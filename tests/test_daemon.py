@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -165,7 +166,6 @@ async def test_a_finished_result_is_adopted(
 
 def forget_end(database: Path) -> None:
     """Set all jobs back to running, as a daemon that died just before its commit left them."""
-    import sqlite3
 
     connection = sqlite3.connect(database, isolation_level=None)
     connection.execute("DROP TRIGGER terminal_absorbs")
@@ -296,3 +296,34 @@ async def test_a_wrong_request_is_refused_by_code(
             await submit(daemon, picture(), **fields)
         assert caught.value.code == code
         assert daemon.jobs.queue()["queued"] == 0
+
+
+async def test_a_locked_store_delays_and_loses_nothing(
+    run_daemon: Run, picture: Picture, make_settings: Callable[..., Any]
+) -> None:
+    """While another program locks the database intake says so; then all goes on."""
+    async with run_daemon(paper={"step_s": 0.02}) as daemon:
+        running = await submit(daemon, picture(1), steps=20)
+        async for event in daemon.jobs.events(running.id, 0, previews=False):
+            if event.type == "step":
+                break
+        rude = sqlite3.connect(daemon.settings.store.dir / "jobs.sqlite", isolation_level=None)
+        rude.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(errors.EngineUnavailable):
+            await submit(daemon, picture(2))
+        rude.execute("ROLLBACK")
+        rude.close()
+        accepted = await submit(daemon, picture(3), steps=1)
+        for job in (running, accepted):
+            assert (await finish(daemon, job)).status is JobStatus.DONE
+
+
+async def test_a_retry_outlives_its_preset(
+    make_settings: Callable[..., Any], picture: Picture
+) -> None:
+    """A job made by a preset that is gone is repeated as it was."""
+    async with Daemon(make_settings(presets={"mine": {"steps": 3}})).running() as daemon:
+        first = await finish(daemon, await submit(daemon, picture(), preset="mine"))
+    async with Daemon(make_settings()).running() as daemon:
+        again = await finish(daemon, await daemon.jobs.retry(first.id, "test"))
+        assert again.request and again.request.steps == 3 and again.status is JobStatus.DONE

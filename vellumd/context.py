@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ class TransportJobs:
 
     def events(
         self, job_id: str | None = None, since: int | None = None, *, previews: bool = False
-    ) -> AsyncIterator[JobEvent]:
+    ) -> AsyncGenerator[JobEvent, None]:
         """Events of one job or all: durable ones after `since`, then live ones.
 
         Without `since` it begins with what happens next. No durable event is missed or
@@ -147,6 +147,6 @@ class TransportContext:
         """The picture staged within the last hour under this hash; raises `NotFound`."""
         return await self._jobs.staged(sha256)
 
-    def deliveries(self) -> AsyncIterator[Delivery]:
+    def deliveries(self) -> AsyncGenerator[Delivery, None]:
         """Ended jobs that this transport owes an answer, oldest first, for ever."""
         return self._jobs.deliveries(self.name)

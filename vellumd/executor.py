@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from functools import partial
+from typing import TypeVar
 
 from vellumd import errors
 from vellumd.jobs import Jobs
@@ -12,6 +16,10 @@ from vellumd.protocol import Done, PreviewImage, Step
 from vellumd.supervisor import EngineDiedError, Supervisor
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+STORE_RETRY_S = 2.0
+"""Seconds until a change is tried again that the store could not take."""
 
 
 class Executor:
@@ -32,12 +40,15 @@ class Executor:
         while not self._draining:
             await self._supervisor.ready()
             self._idle.clear()
-            job = None if self._draining else await self._jobs.claim(self._lane)
+            job = None if self._draining else await self._kept(self._claim)
             if job is not None:
                 await self._execute(job)
             self._idle.set()
             if job is None:
                 await self._jobs.queued()
+
+    async def _claim(self) -> Job | None:
+        return await self._jobs.claim(self._lane)
 
     def cancel(self, job_id: str) -> None:
         """Stop a running job, also one whose claim is on its way to us."""
@@ -59,27 +70,43 @@ class Executor:
             await self._idle.wait()
 
     async def _execute(self, job: Job) -> None:
-        """Run one job to whatever end it has."""
+        """Run one job to whatever end it has, and write that down."""
         try:
-            await self._edit(job)
+            done = await self._edit(job)
         except EngineDiedError:
-            if not await self._jobs.adopt(job.id):
-                await self._jobs.requeue(job.id, engine_death=not self._draining)
+            await self._kept(partial(self._mourn, job.id))
         except errors.VellumError as error:
-            await self._jobs.failed(job.id, error)
+            await self._kept(partial(self._jobs.failed, job.id, error))
+        else:
+            await self._kept(
+                partial(self._jobs.done, job.id, done.results, done.elapsed_s, done.warnings)
+            )
         self._cancelled.discard(job.id)
 
-    async def _edit(self, job: Job) -> None:
+    async def _edit(self, job: Job) -> Done:
         assert job.request is not None
         if job.id in self._cancelled:
             raise errors.Cancelled("The job was cancelled.")
-        async for frame in self._supervisor.edit(job.id, job.request):
-            await self._report(job, frame)
+        async with aclosing(self._supervisor.edit(job.id, job.request)) as frames:
+            async for frame in frames:
+                if isinstance(frame, Step):
+                    self._jobs.progress(job.id, frame.progress)
+                elif isinstance(frame, PreviewImage):
+                    self._jobs.preview(job.id, frame.step, frame.jpeg)
+                else:
+                    return frame
+        raise EngineDiedError
 
-    async def _report(self, job: Job, frame: Step | PreviewImage | Done) -> None:
-        if isinstance(frame, Step):
-            self._jobs.progress(job.id, frame.progress)
-        elif isinstance(frame, PreviewImage):
-            self._jobs.preview(job.id, frame.step, frame.jpeg)
-        else:
-            await self._jobs.done(job.id, frame.results, frame.elapsed_s, frame.warnings)
+    async def _mourn(self, job_id: str) -> None:
+        """The engine died; what it had finished counts, else the job runs again."""
+        if not await self._jobs.adopt(job_id):
+            await self._jobs.requeue(job_id, engine_death=not self._draining)
+
+    async def _kept(self, change: Callable[[], Awaitable[T]]) -> T:
+        """Make a change of the store, again and again while its disk is full or locked."""
+        while True:
+            try:
+                return await change()
+            except (errors.StorageFull, errors.EngineUnavailable) as error:
+                log.warning("the queue waits: %s", error.message)
+                await asyncio.sleep(STORE_RETRY_S)

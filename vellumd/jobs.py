@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from vellumd import errors
 from vellumd.events import EventBus
 from vellumd.model_card import ModelCard
 from vellumd.models import (
+    ENDS,
     META_BYTES,
     Delivery,
     EditRequest,
@@ -240,7 +241,8 @@ class Jobs:
         if old.request is None:
             raise errors.Expired("The job's request is no longer kept.")
         await asyncio.to_thread(self._spool.restage, job_id, old.request)
-        request = repeat(old, old.request)
+        known = old.request.preset in self.presets.named
+        request = repeat(old, old.request if known else without_preset(old.request))
         return await self.submit(request, source, retry_of=job_id)
 
     async def set_priority(self, job_id: str, priority: int) -> Job:
@@ -279,7 +281,7 @@ class Jobs:
 
     async def events(
         self, job_id: str | None, since: int | None, *, previews: bool
-    ) -> AsyncIterator[JobEvent]:
+    ) -> AsyncGenerator[JobEvent, None]:
         """See `TransportJobs.events`: replay from the store, then what happens, for ever."""
         with self._bus.listen(job_id, previews) as listener:
             seen = await self._store.last_seq() if since is None else since
@@ -297,7 +299,7 @@ class Jobs:
                     seen = event.seq
                     yield event
 
-    async def deliveries(self, source: str) -> AsyncIterator[Delivery]:
+    async def deliveries(self, source: str) -> AsyncGenerator[Delivery, None]:
         """See `TransportContext.deliveries`: a pending row is out once at a time."""
         out: set[int] = set()
         woken = asyncio.Event()
@@ -401,7 +403,7 @@ class Jobs:
     def _observe(self, event: JobEvent) -> None:
         if event.type == "queued":
             self._queued.set()
-        elif event.type in ("done", "failed", "cancelled"):
+        elif event.type in ENDS:
             self._progress.pop(event.job_id, None)
             self._wake_deliveries()
 
@@ -431,6 +433,11 @@ def repeat(job: Job, edit: ResolvedEdit) -> EditRequest:
     return EditRequest.parse(
         {**asked, "batch": job.batch, "client_id": job.client_id, "meta": job.meta}
     )
+
+
+def without_preset(edit: ResolvedEdit) -> ResolvedEdit:
+    """The edit as it was made by a preset that is gone: it holds all that the preset said."""
+    return edit.model_copy(update={"preset": None})
 
 
 def _record(new: NewJob, request: EditRequest) -> dict[str, Any]:

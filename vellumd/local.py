@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vellumd import plugins
 from vellumd.daemon import Daemon
-from vellumd.models import EditRequest, Job, Progress
+from vellumd.models import ENDS, EditRequest, Job, Progress
 from vellumd.settings import Settings
 
 SOURCE = "local"
@@ -40,11 +40,12 @@ class Session:
         if mask:
             fields["mask"] = await self._jobs.stage(mask, mask.name)
         job = await self._jobs.submit(EditRequest.parse(fields), SOURCE)
-        async for event in self._jobs.events(job.id, 0, previews=False):
-            if event.type == "step":
-                self._show(Progress.model_validate(event.data))
-            elif event.type in ("done", "failed", "cancelled"):
-                break
+        async with aclosing(self._jobs.events(job.id, 0, previews=False)) as events:
+            async for event in events:
+                if event.type == "step":
+                    self._show(Progress.model_validate(event.data))
+                elif event.type in ENDS:
+                    break
         job = await self._jobs.get(job.id)
         return job, [await self._jobs.result(job.id, result.n) for result in job.results]
 

@@ -378,14 +378,15 @@ class Job(Frozen):
 
 
 EventType = Literal["queued", "started", "done", "failed", "cancelled", "step", "preview"]
-DURABLE_EVENTS = ("queued", "started", "done", "failed", "cancelled")
+ENDS = ("done", "failed", "cancelled")
+"""Types of the event that ends a job: exactly one of them comes."""
 
 
 class JobEvent(Frozen):
     """Something that happened to a job.
 
-    Durable events (`DURABLE_EVENTS`) carry the global `seq` they are replayed by;
-    `step` and `preview` are live only, have none and are never replayed.
+    Durable events carry the global `seq` they are replayed by; `step` and `preview` are
+    live only, have none and are never replayed.
     """
 
     job_id: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -46,6 +46,8 @@ BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 15.0, 60.0)
 """Seconds before the next start after as many deaths without a finished edit."""
 END_S = 5.0
 """Seconds a child gets to end by itself once its pipe is closed."""
+LAST_WORDS_S = 1.0
+"""Seconds to read on what a dead child printed."""
 
 
 Answer = Step | PreviewImage | Done | Failed
@@ -104,7 +106,11 @@ class Supervisor:
     async def run(self) -> None:
         """Keep an engine alive until cancelled; then end it."""
         while True:
-            await self._live_once()
+            try:
+                await self._live_once()
+            except OSError:  # too many files or processes, or no memory
+                log.exception("the engine process could not be started")
+                self._set(state="failed", reason="The engine process could not be started.")
             self._deaths += 1
             self._set(restarts=self.state.restarts + 1)
             pause = BACKOFF_S[min(self._deaths - 1, len(BACKOFF_S) - 1)]
@@ -116,7 +122,7 @@ class Supervisor:
 
     async def edit(
         self, job_id: str, edit: ResolvedEdit
-    ) -> AsyncIterator[Step | PreviewImage | Done]:
+    ) -> AsyncGenerator[Step | PreviewImage | Done, None]:
         """Do an edit whose inputs lie in the spool; `Done` comes last. One at a time.
 
         Raises `EngineDiedError`, or the error the edit failed with. `cancel` counts from
@@ -169,11 +175,14 @@ class Supervisor:
         )
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._log_stderr(process), name="engine stderr")
+                reader = tasks.create_task(self._log_stderr(process), name="engine stderr")
                 prober = tasks.create_task(self._probe(), name="engine probes")
                 await self._converse(process)
                 prober.cancel()
                 await end(process)
+                # What it printed last matters most; a grandchild may hold the pipe for ever.
+                await asyncio.wait([reader], timeout=LAST_WORDS_S)
+                reader.cancel()
         finally:
             self._disconnect()
             await end(process)
@@ -253,6 +262,8 @@ class Supervisor:
             for line in lines:
                 log.info("engine: %s", line.decode(errors="replace").rstrip())
             rest = rest[-8192:]
+        if rest:
+            log.info("engine: %s", rest.decode(errors="replace").rstrip())
 
 
 async def _read_frame(pipe: asyncio.StreamReader) -> FromEngine | None:

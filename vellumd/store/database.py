@@ -98,8 +98,8 @@ class Database:
     ) -> None:
         try:
             prepare()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller hears it
-            self._loop.call_soon_threadsafe(fail, future, coded(error))
+        except Exception as error:  # noqa: BLE001 - the caller hears it
+            self._loop.call_soon_threadsafe(fail, [future], coded(error))
         else:
             self._waiting.put((work, future))
 
@@ -133,26 +133,29 @@ class Database:
         return batch
 
     def _commit_together(self, batch: list[tuple[Work, asyncio.Future[Any]]]) -> bool:
-        """Run and answer a batch; False if one of several failed and nothing happened."""
+        """Run and answer a batch; False if one of several was refused and nothing happened.
+
+        A store that is locked or full answers the whole batch at once.
+        """
         transaction = Transaction(self._connection)
         futures = [future for _, future in batch]
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            values = [work(transaction) for work, _ in batch]
-            self._commit(self._connection)
+            values = run_all(transaction, batch)
+            if values is not None:
+                self._commit(self._connection)
         except Exception as error:
-            if self._connection.in_transaction:
-                self._connection.rollback()
-            if len(batch) > 1:
-                return False
+            values = []
             if not isinstance(error, errors.VellumError):
-                log.exception("the store could not do a piece of work")
-            self._loop.call_soon_threadsafe(fail, futures[0], coded(error))
-            return True
-        if transaction.committed:
-            self._after_commit(transaction)
-        self._loop.call_soon_threadsafe(self._publish, transaction.committed, futures, values)
-        return True
+                log.exception("the store could not do its work")
+            self._loop.call_soon_threadsafe(fail, futures, coded(error))
+        if self._connection.in_transaction:
+            self._connection.rollback()
+        if values:
+            if transaction.committed:
+                self._after_commit(transaction)
+            self._loop.call_soon_threadsafe(self._publish, transaction.committed, futures, values)
+        return values is not None
 
     def _publish(
         self, committed: list[Any], futures: list[asyncio.Future[Any]], values: list[Any]
@@ -163,10 +166,23 @@ class Database:
                 future.set_result(value)
 
 
-def fail(future: asyncio.Future[Any], error: Exception) -> None:
-    """Answer a piece of work with its error."""
-    if not future.cancelled():
-        future.set_exception(error)
+def run_all(
+    transaction: Transaction, batch: list[tuple[Work, asyncio.Future[Any]]]
+) -> list[Any] | None:
+    """What each piece of work gives; None if one of several raised. A single one raises."""
+    try:
+        return [work(transaction) for work, _ in batch]
+    except Exception:
+        if len(batch) == 1:
+            raise
+        return None
+
+
+def fail(futures: list[asyncio.Future[Any]], error: Exception) -> None:
+    """Answer pieces of work with an error."""
+    for future in futures:
+        if not future.cancelled():
+            future.set_exception(error)
 
 
 def coded(error: Exception) -> Exception:
