@@ -20,7 +20,7 @@ LAYERS = (
     {"errors", "models"},
     {"settings", "sources", "presets", "images", "platform", "protocol", "model_card", "logs"},
     {"store"},
-    {"events", "jobs", "context"},
+    {"events", "deliveries", "jobs", "context"},
     {"supervisor", "executor"},
     {"hookspecs", "plugins"},
     {"daemon", "local", "testing"},

@@ -214,14 +214,14 @@ async def test_a_delivery_is_offered_until_settled(
     """Put off it comes again; unsettled at a restart it comes again; delivered it does not."""
     async with Daemon(make_settings()).running() as daemon:
         job = await submit(daemon, picture(), reply={"to": "me"})
-        deliveries = daemon.jobs.deliveries("test")
+        deliveries = daemon.jobs.deliveries.of("test")
         first = await anext(deliveries)
         assert first.job.id == job.id and first.reply == {"to": "me"}
         assert first.job.status is JobStatus.DONE
         await first.retry(0.05)
         await anext(deliveries)
     async with Daemon(make_settings()).running() as daemon:
-        deliveries = daemon.jobs.deliveries("test")
+        deliveries = daemon.jobs.deliveries.of("test")
         async with asyncio.timeout(5):
             again = await anext(deliveries)
         await again.delivered()

@@ -149,4 +149,4 @@ class TransportContext:
 
     def deliveries(self) -> AsyncGenerator[Delivery, None]:
         """Ended jobs that this transport owes an answer, oldest first, for ever."""
-        return self._jobs.deliveries(self.name)
+        return self._jobs.deliveries.of(self.name)

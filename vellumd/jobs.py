@@ -17,12 +17,12 @@ from weakref import WeakValueDictionary
 from pydantic import JsonValue
 
 from vellumd import errors
+from vellumd.deliveries import Deliveries
 from vellumd.events import EventBus
 from vellumd.model_card import ModelCard
 from vellumd.models import (
     ENDS,
     META_BYTES,
-    Delivery,
     EditRequest,
     EventType,
     ImageRef,
@@ -40,7 +40,7 @@ from vellumd.models import (
 from vellumd.presets import Presets
 from vellumd.settings import Settings
 from vellumd.store.spool import Spool, disk_error
-from vellumd.store.store import DeliveryRow, NewJob, Store
+from vellumd.store.store import NewJob, Store
 
 PIECE = 1 << 20
 """Bytes of an upload held in memory before they go to the disk."""
@@ -85,9 +85,9 @@ class Jobs:
         self._progress: dict[str, Progress] = {}
         self._durations: deque[float] = deque(maxlen=16)
         self._queued = asyncio.Event()
-        self._delivering: set[asyncio.Event] = set()
         self.closing = False
         self.cancel_running: Callable[[str], None] = lambda job_id: None
+        self.deliveries = Deliveries(store, bus, self.get)
         bus.observers.append(self._observe)
 
     # pictures
@@ -277,7 +277,7 @@ class Jobs:
             raise errors.Expired("The job's pictures are no longer kept.")
         return self._spool.input(job_id, job.request, n)
 
-    # events and deliveries
+    # events
 
     async def events(
         self, job_id: str | None, since: int | None, *, previews: bool
@@ -298,34 +298,6 @@ class Jobs:
                 elif event.seq > seen:
                     seen = event.seq
                     yield event
-
-    async def deliveries(self, source: str) -> AsyncGenerator[Delivery, None]:
-        """See `TransportContext.deliveries`: a pending row is out once at a time."""
-        out: set[int] = set()
-        woken = asyncio.Event()
-        self._delivering.add(woken)
-        try:
-            while True:
-                woken.clear()
-                rows = await self._store.pending_deliveries(source)
-                waiting = [row for row in rows if row.number not in out]
-                due = [row for row in waiting if row.due <= now_ms()]
-                for row in due:
-                    out.add(row.number)
-                    yield await self._delivery(row, out)
-                if not due:
-                    await _set_within(woken, waiting)
-        finally:
-            self._delivering.discard(woken)
-
-    async def _delivery(self, row: DeliveryRow, out: set[int]) -> Delivery:
-        async def settle(state: str, code: str | None, after: float) -> None:
-            due = now_ms() + round(after * 1000)
-            await self._store.settle_delivery(row.number, state, code, due)
-            out.discard(row.number)
-            self._wake_deliveries()
-
-        return Delivery(await self.get(row.job_id), row.reply, settle)
 
     # what the executor does
 
@@ -405,11 +377,6 @@ class Jobs:
             self._queued.set()
         elif event.type in ENDS:
             self._progress.pop(event.job_id, None)
-            self._wake_deliveries()
-
-    def _wake_deliveries(self) -> None:
-        for woken in self._delivering:
-            woken.set()
 
     def _publish_live(self, job_id: str, type: EventType, data: dict[str, Any]) -> None:
         event = JobEvent(job_id=job_id, type=type, at=moment(now_ms()), data=data)
@@ -463,14 +430,3 @@ async def _next_piece(chunks: AsyncIterator[bytes]) -> tuple[bytearray, bool]:
         if len(piece) >= PIECE:
             return piece, False
     return piece, True
-
-
-async def _set_within(woken: asyncio.Event, waiting: list[DeliveryRow]) -> None:
-    """Wait for `woken`, or until the first of `waiting` is due."""
-    due = min((row.due for row in waiting), default=None)
-    seconds = None if due is None else max(0.0, (due - now_ms()) / 1000)
-    try:
-        async with asyncio.timeout(seconds):
-            await woken.wait()
-    except TimeoutError:
-        pass

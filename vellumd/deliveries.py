@@ -1,0 +1,67 @@
+"""What transports owe: finished jobs offered until their sender has them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+from vellumd.events import EventBus
+from vellumd.models import ENDS, Delivery, Job, JobEvent, now_ms
+from vellumd.store.store import DeliveryRow, Store
+
+
+class Deliveries:
+    """The delivery rows of the store as streams, one a transport."""
+
+    def __init__(self, store: Store, bus: EventBus, get: Callable[[str], Awaitable[Job]]) -> None:
+        self._store = store
+        self._get = get
+        self._waiting: set[asyncio.Event] = set()
+        bus.observers.append(self._observe)
+
+    async def of(self, source: str) -> AsyncGenerator[Delivery, None]:
+        """See `TransportContext.deliveries`: a pending row is out once at a time."""
+        out: set[int] = set()
+        woken = asyncio.Event()
+        self._waiting.add(woken)
+        try:
+            while True:
+                woken.clear()
+                rows = await self._store.pending_deliveries(source)
+                waiting = [row for row in rows if row.number not in out]
+                due = [row for row in waiting if row.due <= now_ms()]
+                for row in due:
+                    out.add(row.number)
+                    yield await self._offer(row, out)
+                if not due:
+                    await set_within(woken, waiting)
+        finally:
+            self._waiting.discard(woken)
+
+    async def _offer(self, row: DeliveryRow, out: set[int]) -> Delivery:
+        async def settle(state: str, code: str | None, after: float) -> None:
+            due = now_ms() + round(after * 1000)
+            await self._store.settle_delivery(row.number, state, code, due)
+            out.discard(row.number)
+            self._wake()
+
+        return Delivery(await self._get(row.job_id), row.reply, settle)
+
+    def _observe(self, event: JobEvent) -> None:
+        if event.type in ENDS:
+            self._wake()
+
+    def _wake(self) -> None:
+        for woken in self._waiting:
+            woken.set()
+
+
+async def set_within(woken: asyncio.Event, waiting: list[DeliveryRow]) -> None:
+    """Wait for `woken`, or until the first of `waiting` is due."""
+    due = min((row.due for row in waiting), default=None)
+    seconds = None if due is None else max(0.0, (due - now_ms()) / 1000)
+    try:
+        async with asyncio.timeout(seconds):
+            await woken.wait()
+    except TimeoutError:
+        pass
