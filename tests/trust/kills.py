@@ -32,7 +32,7 @@ from tests.trust.checker import Execution, History, check
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "tests" / "fixtures" / "paper_engine"
 CLIENTS = 4
-SETTLE_S = 120
+SETTLE_S = 900
 """Seconds all jobs get to end once the killing is over."""
 
 
