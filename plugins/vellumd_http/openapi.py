@@ -186,6 +186,7 @@ def _operation(operation: Operation) -> Schema:
     shown: Schema = {
         "summary": operation.summary,
         "operationId": _operation_id(operation),
+        "tags": [_tag(operation.path)],
         "parameters": [*inside, *operation.parameters],
         "responses": {
             **{
@@ -200,6 +201,13 @@ def _operation(operation: Operation) -> Schema:
     if operation.path in _OPEN:
         shown["security"] = []
     return shown
+
+
+def _tag(path: str) -> str:
+    """The group under which a page shows the route."""
+    if path in _LEGACY:
+        return "as the predecessor"
+    return path.split("/")[2] if path.startswith("/v1/") else "service"
 
 
 def _operation_id(operation: Operation) -> str:
