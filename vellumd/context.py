@@ -27,7 +27,6 @@ class TransportJobs:
         key: str | None = None,
         job_id: str | None = None,
         reply: JsonValue = None,
-        retry_of: str | None = None,
     ) -> Job:
         """Accept `request`: when this returns, the job survives any crash.
 
@@ -37,17 +36,11 @@ class TransportJobs:
         (≤ 4 KiB of JSON, private) asks for a `Delivery` when the job has ended.
         Raises the errors of the request, `QueueFull` and `StorageFull`.
         """
-        return await self._jobs.submit(
-            request, self._source, key=key, job_id=job_id, reply=reply, retry_of=retry_of
-        )
+        return await self._jobs.submit(request, self._source, key=key, job_id=job_id, reply=reply)
 
     async def get(self, job_id: str) -> Job:
         """The job; raises `NotFound`."""
         return await self._jobs.get(job_id)
-
-    async def find(self, key: str) -> Job | None:
-        """The job this source submitted under idempotency key `key`, if any."""
-        return await self._jobs.find(self._source, key)
 
     async def list(self, wanted: JobFilter | None = None, cursor: str | None = None) -> Page:
         """Jobs, newest first; `Page.next` is the cursor of the following page."""
@@ -120,8 +113,8 @@ class TransportContext:
 
         Keys: `version`, `model` (card name), `demo` (bool), `note`, `presets` (name →
         options), `default_preset`, `tiers`, `loras`, `limits`, `public_url`, `engine`
-        (`state` loading | ready | restarting | failed, `ready` bool, `reason`,
-        `capabilities` or null, `phase`, `done`, `of`), `queue` (`queued`, `running`),
+        (`state` loading | ready | restarting | failed, `ready` bool, `reason`, `phase`,
+        `done`, `of`, `restarts`, `capabilities` or null), `queue` (`queued`, `running`),
         `transports` (name → `{ok, text, urls}`).
         """
         return self._info()
@@ -137,8 +130,8 @@ class TransportContext:
     async def stage(self, picture: bytes | Path | AsyncIterator[bytes], name: str = "") -> ImageRef:
         """Put a picture into the spool: checked for format, limits and wholeness.
 
-        The bytes stream to disk and are durable when this returns; they are kept for an
-        hour, or as long as a job uses them. Raises `BadImage`, `UnsupportedFormat`,
+        Of a large stream only a piece is in memory at a time. The picture is kept for an
+        hour, or as long as a job uses it. Raises `BadImage`, `UnsupportedFormat`,
         `ImageTooLarge` or `StorageFull`.
         """
         return await self._jobs.stage(picture, name)

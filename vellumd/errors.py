@@ -78,7 +78,7 @@ class UnknownPreset(VellumError):
     """No preset has that name."""
 
     code, status = "unknown_preset", 400
-    remedy = "Use one of the presets listed by /v1/capabilities or `vellumd doctor`."
+    remedy = "Use one of the presets that /v1/capabilities lists, or add it as [presets.NAME]."
 
 
 class UnknownLora(VellumError):
@@ -145,10 +145,10 @@ class Cancelled(VellumError):
 
 
 class Expired(VellumError):
-    """The job was known, its pictures are past their retention."""
+    """The job was known, but its pictures are no longer kept."""
 
     code, status = "expired", 410
-    remedy = "Send it again; store.retention_days says how long results are kept."
+    remedy = "Send it again."
 
 
 class ImageTooLarge(VellumError):
@@ -183,7 +183,7 @@ class OutOfMemory(VellumError):
     """The edit does not fit in the card's memory."""
 
     code = "out_of_memory"
-    remedy = "Use fewer or smaller pictures, or lower engine.vram_budget_gb to stream weights."
+    remedy = "Use fewer or smaller pictures, or a smaller size such as fit:0.5."
 
 
 class EngineCrashed(VellumError):
@@ -229,17 +229,17 @@ class Timeout(VellumError):
 
 
 class StorageFull(VellumError):
-    """The disk has no room beyond its reserve."""
+    """The disk has no room."""
 
     code, status, retryable = "storage_full", 507, True
-    remedy = "Free disk space, or lower store.retention_days or store.max_gb."
+    remedy = "Free disk space, or delete ended jobs (`vellumd jobs delete`)."
 
 
 class ResultTooLarge(VellumError):
     """The result does not fit through the door it should leave by."""
 
     code = "result_too_large"
-    remedy = "Raise the broker's limit, ask for jpeg, or set daemon.public_url."
+    remedy = "Allow more bytes, ask for jpeg, or a smaller size."
 
 
 class ConfigError(VellumError):
@@ -266,8 +266,12 @@ BY_CODE: dict[str, type[VellumError]] = {error.code: error for error in ALL}
 
 
 def from_code(code: str, message: str) -> VellumError:
-    """The error of a stored or transmitted code; `internal` for one unknown here."""
-    return BY_CODE.get(code, Internal)(message)
+    """The error of a stored or transmitted code; `internal` for one unknown here.
+
+    The message may be a public one, which ends with the remedy: it is not told twice.
+    """
+    kind = BY_CODE.get(code, Internal)
+    return kind(message.removesuffix(f" {kind.remedy}"))
 
 
 WARNINGS: dict[str, str] = {

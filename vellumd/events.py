@@ -17,7 +17,7 @@ class Listener:
     """One listener's share: durable events in order, of live ones the newest.
 
     `behind` is true at first and whenever durable events had to be dropped: the owner
-    then reads the store and calls `caught_up`.
+    then calls `caught_up` and reads the store, in this order.
     """
 
     def __init__(self, job_id: str | None, previews: bool) -> None:
@@ -36,14 +36,14 @@ class Listener:
             return
         if event.seq is None:
             self._live[event.job_id, event.type] = event
-        elif len(self._durable) < BACKLOG:
+        elif not self.behind and len(self._durable) < BACKLOG:
             self._durable.append(event)
-        else:
+        else:  # what is kept must have no gap: all after the first one dropped is dropped
             self.behind = True
         self._woken.set()
 
     def caught_up(self) -> None:
-        """What the store holds has been read."""
+        """Keep durable events again: the store is read next, which holds all before."""
         self.behind = False
 
     async def next(self) -> JobEvent | None:

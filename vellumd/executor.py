@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 STORE_RETRY_S = 2.0
 """Seconds until a change is tried again that the store could not take."""
+PUT_BACK_S = 3.0
+"""Seconds that putting back a job may take at the end."""
 
 
 class Executor:
@@ -67,7 +69,9 @@ class Executor:
         except TimeoutError:
             log.warning("the running job did not finish within %.0f s; it will run again", seconds)
             self._supervisor.kill()
-            await self._idle.wait()
+            with suppress(TimeoutError):  # a store that takes nothing: recovery puts it back
+                async with asyncio.timeout(PUT_BACK_S):
+                    await self._idle.wait()
 
     async def _execute(self, job: Job) -> None:
         """Run one job to whatever end it has, and write that down."""

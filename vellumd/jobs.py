@@ -161,12 +161,11 @@ class Jobs:
         )
         # Two senders of one id would write one folder; each other id has its own.
         async with self._accepting.setdefault(new.id, asyncio.Lock()):
-            known = (job_id or key) and await self._is_known(new)
-            return await self._accept(new, request, folder=not known)
+            known = await self._store.accepted(new) if job_id or key else None
+            return self._live(known or await self._accept(new, request))
 
-    async def _accept(self, new: NewJob, request: EditRequest, *, folder: bool) -> Job:
-        record = _record(new, request)
-        make = partial(self._spool.create, new.id, new.edit, record) if folder else None
+    async def _accept(self, new: NewJob, request: EditRequest) -> Job:
+        make = partial(self._spool.create, new.id, new.edit, _record(new, request))
         try:
             job, created = await self._store.add(new, self._limits.queue, make)
         except errors.VellumError:
@@ -176,31 +175,16 @@ class Jobs:
             await self._discard(new.id)
         return job
 
-    async def _is_known(self, new: NewJob) -> bool:
-        """Whether the job was accepted before: asked before any file is made."""
-        if new.key is not None and await self._store.by_key(new.source, new.key):
-            return True
-        return await self._exists(new.id)
-
-    async def _exists(self, job_id: str) -> bool:
+    async def _discard(self, job_id: str) -> None:
+        """Remove the folder of a job that was not accepted after all."""
         try:
             await self._store.get(job_id)
         except errors.NotFound:
-            return False
-        return True
-
-    async def _discard(self, job_id: str) -> None:
-        """Remove the folder of a job that was not accepted after all."""
-        if not await self._exists(job_id):
             await asyncio.to_thread(self._spool.remove, job_id)
 
     async def get(self, job_id: str) -> Job:
         """The job; raises `NotFound`."""
         return self._live(await self._store.get(job_id))
-
-    async def find(self, source: str, key: str) -> Job | None:
-        """The job a source accepted under an idempotency key."""
-        return await self._store.by_key(source, key)
 
     async def list(self, wanted: JobFilter, cursor: str | None) -> Page:
         """A page of jobs, newest first; raises `BadRequest` for a made-up cursor."""

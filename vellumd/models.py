@@ -272,6 +272,13 @@ class ResolvedEdit(Frozen):
     output: ResolvedOutput = ResolvedOutput()
     priority: int = 0
 
+    def files(self) -> list[tuple[str, ImageRef]]:
+        """File name in the job's folder and picture of every input, the mask last."""
+        named = [(f"input-{n}", picture) for n, picture in enumerate(self.images, start=1)]
+        if self.mask:
+            named.append(("mask", self.mask))
+        return [(f"{stem}.{SUFFIXES[picture.type]}", picture) for stem, picture in named]
+
 
 class Notice(Frozen):
     """A warning that goes with a job or an answer; codes as in `errors.WARNINGS`."""

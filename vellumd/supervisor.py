@@ -61,7 +61,7 @@ class EngineDiedError(Exception):
 class EngineState:
     """How the engine is. `phase`, `done` and `of` are its last sign of life."""
 
-    state: Literal["loading", "ready", "restarting", "failed", "stopped"] = "loading"
+    state: Literal["loading", "ready", "restarting", "failed"] = "loading"
     reason: str = "The engine is starting."
     phase: str = "start"
     done: int = 0

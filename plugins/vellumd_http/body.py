@@ -63,6 +63,8 @@ class Paced:
         if ready := self._content.read_nowait(n):  # what is here already needs no deadline
             self._count(0)
             return ready
+        if self._content.at_eof():  # aiohttp warns of each further read
+            return b""
         async with self._waiting():
             return await self._content.read(n)
 
@@ -71,7 +73,7 @@ class Paced:
         if not self._back:
             self._back = await self.read()
         line, feed, self._back = self._back.partition(b"\n")
-        if feed:
+        if feed or self._content.at_eof():
             return line + feed
         async with self._waiting():
             return line + await self._content.readline(max_line_length=max_line_length)

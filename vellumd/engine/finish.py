@@ -14,7 +14,7 @@ from PIL import Image
 
 import vellumd
 from vellumd import images, platform
-from vellumd.models import SUFFIXES, ResolvedEdit, Result, notice
+from vellumd.models import ResolvedEdit, Result, notice
 from vellumd.settings import Limits
 
 RESULT_FILE = "result.json"
@@ -30,10 +30,8 @@ class Inputs:
 
 def input_files(folder: Path, edit: ResolvedEdit) -> tuple[list[Path], Path | None]:
     """Where the pictures and the mask of `edit` lie in its job's `folder`."""
-    pictures = [
-        folder / f"input-{number}.{SUFFIXES[ref.type]}" for number, ref in enumerate(edit.images, 1)
-    ]
-    return pictures, folder / f"mask.{SUFFIXES[edit.mask.type]}" if edit.mask else None
+    files = [folder / name for name, _ in edit.files()]
+    return files[: len(edit.images)], files[-1] if edit.mask else None
 
 
 def decode(files: Sequence[Path], mask: Path | None, limits: Limits) -> Inputs:

@@ -43,6 +43,10 @@ WHERE status = 'queued' AND lane = :lane
        OR (priority = :priority
            AND (requeued > :requeued OR (requeued = :requeued AND number < :number))));
 
+-- name: ahead_of_newest
+SELECT (SELECT jobs FROM tally WHERE status = 'queued') - 1 - count(*) FROM jobs
+WHERE status = 'queued' AND lane = :lane AND priority < :priority;
+
 -- name: positions
 SELECT number, place - 1 FROM (
     SELECT number, row_number() OVER (ORDER BY priority DESC, requeued DESC, number) AS place

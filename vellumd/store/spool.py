@@ -30,7 +30,7 @@ from typing import Any, BinaryIO
 from pydantic import TypeAdapter, ValidationError
 
 from vellumd import errors, images, platform
-from vellumd.models import SUFFIXES, Frozen, ImageRef, Notice, ResolvedEdit, Result
+from vellumd.models import Frozen, ImageRef, Notice, ResolvedEdit, Result
 from vellumd.settings import Limits
 
 STAGED_S = 3600
@@ -96,8 +96,12 @@ class Spool:
 
     def open_incoming(self) -> tuple[Path, BinaryIO]:
         """A new file to stream an upload into."""
-        path = self._staged / f".{uuid.uuid4().hex}.part"
+        path = self._part()
         return path, path.open("xb")
+
+    def _part(self) -> Path:
+        """A name for a file that is not whole yet; what is left of it is swept at start."""
+        return self._staged / f".{uuid.uuid4().hex}.part"
 
     def admit(self, incoming: Path, name: str) -> ImageRef:
         """Check a streamed upload and give it its place by content.
@@ -122,7 +126,7 @@ class Spool:
         header = images.inspect_file(io.BytesIO(picture), self._limits)
         sha256 = hashlib.sha256(picture).hexdigest()
         if not self._is_kept(sha256):
-            incoming = self._staged / f".{uuid.uuid4().hex}.part"
+            incoming = self._part()
             try:
                 platform.write_durably(incoming, picture)
                 self._keep(incoming, sha256)
@@ -169,9 +173,12 @@ class Spool:
         half-made folder is removed.
         """
         folder = self.folder(job_id)
-        folder.mkdir()
         try:
-            for name, picture in input_files(edit):
+            folder.mkdir()
+        except OSError as error:  # one that is there is not ours to remove
+            raise disk_error(error) from error
+        try:
+            for name, picture in edit.files():
                 self._claim_staged(picture, folder / name)
             self._write(folder / REQUEST, json.dumps(request).encode())
             platform.fsync_dir(folder)
@@ -190,14 +197,19 @@ class Spool:
 
     def restage(self, job_id: str, edit: ResolvedEdit) -> None:
         """Put a job's inputs back among the staged pictures, for a retry."""
-        for name, picture in input_files(edit):
-            staged = self._staged / picture.sha256
+        for name, picture in edit.files():
+            if self._is_kept(picture.sha256):
+                continue
+            incoming = self._part()
             try:
-                platform.link_or_copy(self.folder(job_id) / name, staged)
-            except FileExistsError:
-                os.utime(staged)
+                platform.link_or_copy(self.folder(job_id) / name, incoming)
+                os.utime(incoming)  # a second name has the age of the first
+                self._keep(incoming, picture.sha256)
             except FileNotFoundError:
                 raise errors.Expired("The job's pictures are no longer kept.") from None
+            except OSError as error:
+                incoming.unlink(missing_ok=True)
+                raise disk_error(error) from error
 
     def result(self, job_id: str, result: Result) -> Path:
         """The file of a result; raises `Expired` when it is gone."""
@@ -207,7 +219,7 @@ class Spool:
         """The file of input `n` (from 1); raises `NotFound`, `Expired`."""
         if not 1 <= n <= len(edit.images):
             raise errors.NotFound(f"The job has {len(edit.images)} pictures.")
-        return self._existing(self.folder(job_id) / input_files(edit)[n - 1][0])
+        return self._existing(self.folder(job_id) / edit.files()[n - 1][0])
 
     @staticmethod
     def _existing(path: Path) -> Path:
@@ -261,17 +273,6 @@ def _ref(header: images.Header, sha256: str, size: int, name: str) -> ImageRef:
         bytes=size,
         name=name,
     )
-
-
-def input_files(edit: ResolvedEdit) -> list[tuple[str, ImageRef]]:
-    """File name and picture of every input of an edit, the mask last."""
-    named = [
-        (f"input-{n}.{SUFFIXES[picture.type]}", picture)
-        for n, picture in enumerate(edit.images, start=1)
-    ]
-    if edit.mask:
-        named.append((f"mask.{SUFFIXES[edit.mask.type]}", edit.mask))
-    return named
 
 
 def sha256_of(path: Path) -> str:

@@ -120,7 +120,7 @@ class Store:
         def work(tx: Transaction) -> tuple[Job, bool]:
             row = tx.one(SQL["add"], _new_row(new))
             if row is None:
-                return _same(_known(tx, new), new), False
+                return _same(tx, _found(_known(tx, new)), new), False
             if self.tally["queued"] + len(tx.committed) >= limit:
                 raise errors.QueueFull(f"{limit} jobs wait already.", retry_after=30)
             if new.reply is not None:
@@ -128,7 +128,7 @@ class Store:
                     SQL["add_delivery"], [new.id, new.source, json.dumps(new.reply), "waiting"]
                 )
             _emit(tx, new.id, "queued")
-            return _job(row), True
+            return _job(row, _one(tx, "ahead_of_newest", dict(row))), True
 
         return await self._db.run(work, prepare)
 
@@ -234,19 +234,17 @@ class Store:
     async def get(self, job_id: str) -> Job:
         """The job, with its position while it waits; raises `NotFound`."""
 
-        def work(tx: Transaction) -> Job:
-            row = _get(tx, job_id)
-            position = tx.one(SQL["ahead"], dict(row)) if row["status"] == "queued" else None
-            return _job(row, position[0] if position else None)
+        return await self._db.run(lambda tx: _placed(tx, _get(tx, job_id)))
 
-        return await self._db.run(work)
+    async def accepted(self, new: NewJob) -> Job | None:
+        """The job that was accepted before under the id or key of `new`, if any.
 
-    async def by_key(self, source: str, key: str) -> Job | None:
-        """The job a source accepted under an idempotency key."""
+        Raises `IdempotencyMismatch` if that one asked for something else.
+        """
 
         def work(tx: Transaction) -> Job | None:
-            row = tx.one(SQL["by_key"], [source, key])
-            return None if row is None else _job(row)
+            row = _known(tx, new)
+            return None if row is None else _same(tx, row, new)
 
         return await self._db.run(work)
 
@@ -332,15 +330,25 @@ def _found(row: sqlite3.Row | None) -> sqlite3.Row:
     return row
 
 
-def _known(tx: Transaction, new: NewJob) -> sqlite3.Row:
+def _known(tx: Transaction, new: NewJob) -> sqlite3.Row | None:
     """The row that has the new job's id or key already."""
-    return tx.one(SQL["get"], [new.id]) or _found(tx.one(SQL["by_key"], [new.source, new.key]))
+    return tx.one(SQL["get"], [new.id]) or tx.one(SQL["by_key"], [new.source, new.key])
 
 
-def _same(row: sqlite3.Row, new: NewJob) -> Job:
+def _same(tx: Transaction, row: sqlite3.Row, new: NewJob) -> Job:
     if row["digest"] != new.digest:
         raise errors.IdempotencyMismatch("This key was used for a different request.")
-    return _job(row)
+    return _placed(tx, row)
+
+
+def _placed(tx: Transaction, row: sqlite3.Row) -> Job:
+    """The job, with its position while it waits."""
+    return _job(row, _one(tx, "ahead", dict(row)) if row["status"] == "queued" else None)
+
+
+def _one(tx: Transaction, query: str, fields: dict[str, Any]) -> int:
+    """The one number that a query gives."""
+    return int(tx.execute(SQL[query], fields).fetchall()[0][0])
 
 
 def _emit(tx: Transaction, job_id: str, type: EventType, **data: Any) -> None:

@@ -256,3 +256,14 @@ async def test_base64_and_bytes_are_the_same_result(door: Door) -> None:
     legacy = await door.json("POST", "/generate", json=EDIT)
     async with door.ask("GET", f"/v1/jobs/{legacy['job_id']}/result") as got:
         assert await got.read() == base64.b64decode(legacy["image"])
+
+
+async def test_a_form_costs_no_line_in_the_log(
+    door: Door, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Well-formed uploads are read without a warning of the HTTP library."""
+    for _ in range(3):
+        form = FormData({"prompt": "x"})
+        form.add_field("images", PNG, filename="a.png")
+        await door.json("POST", "/v1/jobs", 202, data=form)
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
