@@ -7,16 +7,21 @@ import os
 import signal
 import sqlite3
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from pydantic import BaseModel
 
-from vellumd import errors
+from vellumd import errors, plugins
+from vellumd.context import TransportContext
 from vellumd.daemon import Daemon, LockedStoreError
-from vellumd.models import EditRequest, Job, JobStatus, new_job_id
+from vellumd.hookspecs import TransportSpec
+from vellumd.models import EditRequest, Job, JobEvent, JobStatus, new_job_id
+from vellumd.settings import Settings
 from vellumd.store.spool import sha256_of
 
 Run = Callable[..., AbstractAsyncContextManager[Daemon]]
@@ -327,3 +332,129 @@ async def test_a_retry_outlives_its_preset(
     async with Daemon(make_settings()).running() as daemon:
         again = await finish(daemon, await daemon.jobs.retry(first.id, "test"))
         assert again.request and again.request.steps == 3 and again.status is JobStatus.DONE
+
+
+async def test_a_stop_does_not_wait_for_a_locked_store(
+    run_daemon: Run, picture: Picture, ledger: Callable[[], list[str]]
+) -> None:
+    """A job that cannot be put back is found running by the next daemon, and then done."""
+    async with asyncio.timeout(30):
+        async with run_daemon(paper={"step_s": 0.05}, daemon={"stop_s": 0.1}) as daemon:
+            job = await submit(daemon, picture(), steps=100)
+            async for event in daemon.jobs.events(job.id, 0, previews=False):
+                if event.type == "step":
+                    break
+            rude = sqlite3.connect(daemon.settings.store.dir / "jobs.sqlite", isolation_level=None)
+            rude.execute("BEGIN EXCLUSIVE")
+        rude.execute("ROLLBACK")
+        rude.close()
+        async with run_daemon() as daemon:
+            assert (await finish(daemon, job)).status is JobStatus.DONE
+    assert ledger() == [job.id] * 2
+
+
+@pytest.mark.parametrize("damage", ["a file in the way", "no database"])
+async def test_a_store_that_cannot_be_opened(
+    make_settings: Callable[..., Any], tmp_path: Path, damage: str
+) -> None:
+    """A wrong folder and a damaged database refuse the start as configuration errors do."""
+    folder = tmp_path / "data"
+    if damage == "no database":
+        folder.mkdir()
+        (folder / "jobs.sqlite").write_bytes(b"damaged" * 1000)
+    else:
+        folder.write_bytes(b"")
+    with pytest.raises(errors.ConfigError, match=r"store\.dir"):
+        await Daemon(make_settings(store={"dir": folder})).run()
+
+
+class NoSettings(BaseModel):
+    """A section without keys."""
+
+
+class Stubborn:
+    """A door that crashes on its first run, and needs `cancels` to end its second."""
+
+    def __init__(self, cancels: int = 1) -> None:
+        self.runs = 0
+        self.cancels = cancels
+
+    def spec(self) -> TransportSpec:
+        return TransportSpec("stubborn", NoSettings, self.open)
+
+    def open(self, context: TransportContext) -> Stubborn:
+        self.context = context
+        return self
+
+    async def run(self) -> None:
+        self.runs += 1
+        if self.runs == 1:
+            raise ValueError("no paper")
+        self.context.report(True, "open")
+        while self.cancels:
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            self.cancels -= 1
+
+
+def with_door(settings: Settings, door: Stubborn) -> Daemon:
+    found = plugins.load(settings.enabled_plugins())
+    return Daemon(settings, replace(found, transports={"stubborn": door.spec()}))
+
+
+@pytest.mark.parametrize("steady_s", [300, 0], ids=["early", "after a long good run"])
+async def test_a_crashed_transport_is_opened_again(
+    make_settings: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, steady_s: float
+) -> None:
+    """Its crash is told and harms nobody; the first one in a row costs a second."""
+    monkeypatch.setattr("vellumd.daemon.STEADY_S", steady_s)
+    door = Stubborn()
+    async with with_door(make_settings(), door).running() as daemon:
+        assert daemon.transports["stubborn"]["text"] == (
+            "it crashed (ValueError); opened again in 1 s"
+        )
+        async with asyncio.timeout(10):
+            while not daemon.transports["stubborn"]["ok"]:
+                await asyncio.sleep(0.05)
+        assert door.runs == 2
+
+
+async def test_a_transport_that_swallows_its_end(
+    make_settings: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stop goes on when a door returns instead of being cancelled, and asks it again."""
+    monkeypatch.setattr("vellumd.daemon.CLEANUP_S", 0.2)
+    door = Stubborn(cancels=2)
+    door.runs = 1
+    async with asyncio.timeout(10):
+        async with with_door(make_settings(), door).running():
+            pass
+    assert (door.runs, door.cancels) == (2, 0)
+
+
+async def test_a_locked_store_costs_no_observer_an_event(
+    make_settings: Callable[..., Any], picture: Picture
+) -> None:
+    """Observers are told all that happened, late if they must, and the daemon lives."""
+    heard: list[str] = []
+    settings = make_settings()
+    found = plugins.load(settings.enabled_plugins())
+    observer = ("ear", lambda job, event: heard.append(f"{event.type} {job.status}"))
+    file = settings.store.dir / "jobs.sqlite"
+    async with Daemon(settings, replace(found, observers=(observer,))).running() as daemon:
+        rude = sqlite3.connect(file, isolation_level=None)
+
+        def lock(event: JobEvent) -> None:
+            if event.type == "done":
+                rude.execute("BEGIN EXCLUSIVE")
+
+        daemon.bus.observers.append(lock)
+        job = await submit(daemon, picture(), steps=1)
+        with pytest.raises(errors.EngineUnavailable):
+            await finish(daemon, job)
+        rude.execute("ROLLBACK")
+        rude.close()
+        async with asyncio.timeout(10):
+            while len(heard) < 3:
+                await asyncio.sleep(0.05)
+    assert [line.split()[0] for line in heard] == ["queued", "started", "done"]

@@ -47,6 +47,19 @@ async def test_a_listener_far_behind_is_sent_to_the_store() -> None:
         assert seen[-1] is None
 
 
+async def test_what_is_kept_has_no_gap() -> None:
+    """Once something was dropped, what comes after is dropped too, until the store is read."""
+    bus = EventBus()
+    with bus.listen() as listener:
+        listener.caught_up()
+        bus.publish([event(n) for n in range(1, BACKLOG + 2)])
+        seen = [await listener.next()]
+        bus.publish([event(BACKLOG + 2)])
+        seen += [await listener.next() for _ in range(BACKLOG - 1)]
+        assert [one.seq for one in seen if one] == list(range(1, BACKLOG + 1))
+        assert await listener.next() is None
+
+
 async def test_only_the_own_job_and_wanted_previews() -> None:
     """A listener of one job hears no other; previews come only to those who asked."""
     bus = EventBus()

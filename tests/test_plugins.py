@@ -71,6 +71,7 @@ def test_disabled_means_never_imported(install: Callable[..., None]) -> None:
         ("def vellumd_transprots():\n    return []", "vellumd_transprots"),
         ("@hookimpl\ndef vellumd_transports(contxt):\n    return []", "contxt"),
         ("@hookimpl\ndef vellumd_transports():\n    raise OSError", "failed in vellumd_transports"),
+        ("@hookimpl\ndef vellumd_transports():\n    return ['fax']", "what is no spec"),
         ("@hookimpl\ndef vellumd_engines():\n    return [EngineSpec('qwen-image-edit', 'a:b')]",
          "vellumd itself"),
     ],

@@ -83,6 +83,14 @@ def test_loras_must_be_there(tmp_path: Path) -> None:
             resolve(settings, card, loras=[{"name": missing}])
 
 
+def test_a_model_that_is_missing_has_its_usual_loras(tmp_path: Path) -> None:
+    """Jobs wait for its folder; a name that no card knows is refused all the same."""
+    settings = {"engine": {"model": str(tmp_path / "gone")}}
+    assert resolve(settings, ModelCard()).loras[0].name == "lightning-8"
+    with pytest.raises(errors.UnknownLora):
+        resolve(settings, ModelCard(), loras=[{"name": "other"}])
+
+
 def test_warnings_are_told_at_once() -> None:
     """The demo and more than three pictures are said with the acceptance."""
     request = EditRequest.parse({"images": [PICTURE] * 4, "prompt": "red"})

@@ -143,3 +143,31 @@ def test_restaging_after_expiry(spool: Spool, picture: Callable[..., bytes]) -> 
     (spool.root / "staged" / one.sha256).unlink()
     spool.restage("job", edit(one))
     assert spool.staged(one.sha256).sha256 == one.sha256
+
+
+def test_a_folder_in_the_way_is_left_alone(spool: Spool, picture: Callable[..., bytes]) -> None:
+    """A job's folder that is there already is an error by code, and stays as it is."""
+    one = stage(spool, picture())
+    spool.create("job", edit(one), {"first": True})
+    with pytest.raises(errors.Internal):
+        spool.create("job", edit(one), {"first": False})
+    assert json.loads((spool.folder("job") / "request.json").read_text()) == {"first": True}
+
+
+def test_an_old_job_is_staged_again(spool: Spool, picture: Callable[..., bytes]) -> None:
+    """A retry's pictures get an hour of their own, however old the job's files are."""
+    one = stage(spool, picture())
+    spool.create("job", edit(one), {})
+    old = time.time() - 2 * STAGED_S
+    os.utime(spool.folder("job") / "input-1.png", (old, old))
+    spool.expire_staged()
+    with pytest.raises(errors.NotFound):
+        spool.staged(one.sha256)
+    spool.restage("job", edit(one))
+    spool.expire_staged()
+    assert spool.staged(one.sha256).sha256 == one.sha256
+    assert [file.name for file in (spool.root / "staged").iterdir()] == [one.sha256]
+    spool.remove("job")
+    (spool.root / "staged" / one.sha256).unlink()
+    with pytest.raises(errors.Expired):
+        spool.restage("job", edit(one))

@@ -284,3 +284,16 @@ async def test_pages_meet_without_gap(store: Store) -> None:
         seen += [job.id for _, job in rows]
         before = rows[-1][0]
     assert seen == [ids[5], ids[3], ids[1]]
+
+
+async def test_a_new_job_knows_its_place(store: Store) -> None:
+    """The answer to a submission says how many are ahead, as a later look does."""
+    for priority, place in ((0, 0), (0, 1), (5, 0), (-5, 3), (0, 3)):
+        job, _ = await store.add(new(priority=priority), LIMIT)
+        assert job.position == place == (await store.get(job.id)).position
+    known = new(id=job.id)
+    found = await store.accepted(known)
+    assert found and found.id == job.id and found.position == 3
+    assert await store.accepted(new(key="k")) is None
+    with pytest.raises(errors.IdempotencyMismatch):
+        await store.accepted(new(id=job.id, digest="other"))

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ import vellumd
 from vellumd import errors, logs, model_card, platform, plugins, sources
 from vellumd.context import TransportContext
 from vellumd.events import EventBus
-from vellumd.executor import Executor
+from vellumd.executor import STORE_RETRY_S, Executor
 from vellumd.hookspecs import EngineSpec, TransportSpec
 from vellumd.jobs import Jobs
 from vellumd.model_card import ModelCard
+from vellumd.models import JobEvent
 from vellumd.plugins import Plugins
 from vellumd.protocol import Init
 from vellumd.settings import Settings
@@ -43,9 +44,6 @@ EXPIRY_S = 600.0
 
 THREADS = 8
 """Threads for file work; more of them win nothing, the interpreter lock is what they wait for."""
-
-CONFIG_EXIT = 78
-"""Exit status of a wrong configuration (EX_CONFIG of sysexits.h)."""
 
 
 class LockedStoreError(errors.ConfigError):
@@ -99,7 +97,6 @@ class Daemon:
     async def run(self) -> None:
         """Open the store, serve, and on `stop` let go of everything in order."""
         folder = self.settings.store.dir
-        folder.mkdir(parents=True, exist_ok=True)
         lock = take_lock(folder)
         try:
             await self._serve(folder)
@@ -175,7 +172,9 @@ class Daemon:
             except Exception as error:
                 log.exception("transport %s crashed", spec.name)
                 problem = f"it crashed ({type(error).__name__})"
-            crashes = 0 if loop.time() - began > STEADY_S else crashes + 1
+            if self._stop.is_set():
+                return
+            crashes = 1 if loop.time() - began > STEADY_S else crashes + 1
             pause = RESTART_S[min(crashes, len(RESTART_S)) - 1]
             self._report(spec.name, False, f"{problem}; opened again in {pause:.0f} s")
             await asyncio.sleep(pause)
@@ -216,10 +215,21 @@ class Daemon:
 
     async def _observe(self) -> None:
         """Tell plugins what happened, with the job as it is by then."""
-        async for event in self.jobs.events(None, None, previews=False):
-            if event.seq is not None:
-                with suppress(errors.NotFound):
-                    self.plugins.tell(await self.jobs.get(event.job_id), event)
+        since: int | None = None
+        while True:
+            try:
+                async with aclosing(self.jobs.events(None, since, previews=False)) as events:
+                    async for event in events:
+                        if event.seq is not None:
+                            await self._tell(event)
+                            since = event.seq
+            except (errors.StorageFull, errors.EngineUnavailable) as error:
+                log.warning("the observers wait: %s", error.message)
+                await asyncio.sleep(STORE_RETRY_S)
+
+    async def _tell(self, event: JobEvent) -> None:
+        with suppress(errors.NotFound):
+            self.plugins.tell(await self.jobs.get(event.job_id), event)
 
     async def _expire(self) -> None:
         while True:
@@ -295,9 +305,17 @@ def read_card(settings: Settings) -> ModelCard:
 
 
 def take_lock(folder: Path) -> platform.FileLock:
-    """The lock on a data folder; raises `LockedStoreError` if another daemon has it."""
+    """The lock on a data folder, which is made if missing.
+
+    Raises `LockedStoreError` if another daemon has it, `ConfigError` if it cannot be made.
+    """
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         return platform.FileLock(folder / "daemon.lock")
+    except OSError as error:
+        raise errors.ConfigError(
+            f"store.dir: {folder} cannot be written ({error.strerror}). Correct it."
+        ) from None
     except platform.LockedError:
         raise LockedStoreError(
             f"Another daemon already uses {folder}. Stop it, or give this one its own folder "
@@ -311,13 +329,14 @@ def log_state(state: EngineState) -> None:
 
 
 async def close(doors: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel the transports; one that does not end in time is named and left behind."""
-    doors = list(doors)
-    for door in doors:
-        door.cancel()
-    _, stuck = await asyncio.wait(doors, timeout=CLEANUP_S) if doors else (None, set())
-    for door in stuck:
-        log.error("%s did not end within %.0f s", door.get_name(), CLEANUP_S)
+    """Cancel the transports; one that does not end in time is named and cancelled again."""
+    still_open = set(doors)
+    while still_open:
+        for door in still_open:
+            door.cancel()
+        _, still_open = await asyncio.wait(still_open, timeout=CLEANUP_S)
+        for door in still_open:
+            log.error("%s did not end within %.0f s", door.get_name(), CLEANUP_S)
 
 
 def run(settings: Settings, warnings: Iterable[str] = ()) -> int:

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vellumd import plugins
+from vellumd import errors, plugins
 from vellumd.daemon import Daemon
-from vellumd.models import ENDS, EditRequest, Job, Progress
+from vellumd.models import ENDS, EditRequest, ImageRef, Job, Progress
 from vellumd.settings import Settings
 
 SOURCE = "local"
@@ -36,9 +36,9 @@ class Session:
         edit is told by the job's `error`.
         """
         fields = dict(options)
-        fields["images"] = [await self._jobs.stage(path, path.name) for path in pictures]
+        fields["images"] = [await self._stage(path) for path in pictures]
         if mask:
-            fields["mask"] = await self._jobs.stage(mask, mask.name)
+            fields["mask"] = await self._stage(mask)
         job = await self._jobs.submit(EditRequest.parse(fields), SOURCE)
         async with aclosing(self._jobs.events(job.id, 0, previews=False)) as events:
             async for event in events:
@@ -48,6 +48,12 @@ class Session:
                     break
         job = await self._jobs.get(job.id)
         return job, [await self._jobs.result(job.id, result.n) for result in job.results]
+
+    async def _stage(self, picture: Path) -> ImageRef:
+        try:
+            return await self._jobs.stage(picture, picture.name)
+        except errors.VellumError as error:
+            raise errors.from_code(error.code, f"{picture}: {error.message}") from None
 
 
 @asynccontextmanager

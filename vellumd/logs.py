@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
+from vellumd.errors import ConfigError
 from vellumd.settings import LogSettings
 
 TEXT = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
 
 def start(settings: LogSettings) -> None:
-    """Send log records where `[log]` says."""
-    handler: logging.Handler = (
-        logging.FileHandler(settings.file, encoding="utf-8")
-        if settings.file
-        else logging.StreamHandler()
-    )
+    """Send log records where `[log]` says. Raises `ConfigError` for a file that cannot be."""
+    handler = _to_file(settings.file) if settings.file else logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if settings.format == "json" else TEXT)
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
+
+
+def _to_file(file: Path) -> logging.Handler:
+    try:
+        return logging.FileHandler(file, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"log.file: {file} cannot be written ({error.strerror}). Correct it."
+        ) from None
 
 
 class JsonFormatter(logging.Formatter):

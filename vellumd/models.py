@@ -249,6 +249,11 @@ def bad_request(error: ValidationError) -> errors.BadRequest:
     return errors.BadRequest(f"{field[:80]}: {first['msg'].removeprefix('Value error, ')}.")
 
 
+def implied_preset(steps: int | None) -> str | None:
+    """The preset that callers of old mean by many steps: the model without a Lightning LoRA."""
+    return "original" if steps is not None and steps >= 20 else None
+
+
 class ResolvedEdit(Frozen):
     """An edit with every field decided, so that it can be repeated exactly.
 

@@ -142,6 +142,8 @@ def _collect(
             log.exception("plugin %s", point.name)
             raise _broken(point, f"failed in {hook} ({type(error).__name__})") from error
         for spec in offered:
+            if not isinstance(spec, (TransportSpec, EngineSpec)):
+                raise _broken(point, f"returns from {hook} what is no spec")
             if spec.name in specs:
                 rival = owners[spec.name]
                 raise _broken(point, f"brings {spec.name!r}, which {rival} brings too")

@@ -128,9 +128,10 @@ def scheduler_for(loras: tuple[LoraRef, ...], card: ModelCard) -> Literal["base"
 def check_lora(name: str, engine: EngineSettings, card: ModelCard) -> None:
     """Raises `UnknownLora` unless the LoRA's file is there to be loaded.
 
-    The demo's files are made by the engine, so its card alone counts.
+    Of the demo, whose files the engine makes, and of a model whose folder is missing,
+    as on a drive not mounted yet, the card alone counts.
     """
-    if card.demo and name in card.loras:
+    if name in card.loras and (card.demo or not Path(engine.model).is_dir()):
         return
     file = model_card.find_lora(Path(engine.model), card, engine.loras, name)
     if file is None or not file.is_file():

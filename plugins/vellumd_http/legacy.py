@@ -33,7 +33,9 @@ class Unanswered:
         self._folder = folder
         folder.mkdir(exist_ok=True)
         files = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
-        self._jobs = {file.name: file.read_text(encoding="ascii") for file in files}
+        found = ((file.name, file.read_text("ascii", "replace")) for file in files)
+        # A power cut can leave a file without its text.
+        self._jobs = {digest: job_id for digest, job_id in found if job_id}
 
     def job_of(self, digest: str) -> str | None:
         """The job that was made for this request and not yet received."""

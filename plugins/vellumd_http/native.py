@@ -15,8 +15,6 @@ from vellumd_http.links import Links
 
 APPLIED = web.RequestKey("applied", str)
 """The preference that an answer honours, for its `Preference-Applied`."""
-KEY_MAX = 255
-"""Longest Idempotency-Key in characters."""
 
 JOB = "/v1/jobs/{job:[^/]+}"
 SHOWN = (
@@ -64,9 +62,7 @@ class Native:
 
     async def submit(self, request: web.Request) -> web.StreamResponse:
         """Accept an edit: 202 and the job, or what `Prefer: wait` brings."""
-        key = request.headers.get("Idempotency-Key", "").strip() or None
-        if key is not None and len(key) > KEY_MAX:
-            raise errors.BadRequest(f"Idempotency-Key: is longer than {KEY_MAX} characters.")
+        key = wire.idempotency_key(request.headers.get("Idempotency-Key", ""))
         edit = EditRequest.parse(await self._intake.edit(request))
         job = await self._waited(request, await self._jobs.submit(edit, key=key))
         if job.status.terminal and wire.wants_picture(request.headers.get("Accept", "")):

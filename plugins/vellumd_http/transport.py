@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import socket
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -93,7 +94,10 @@ class HttpTransport:
     async def _listen(self, runner: web.AppRunner) -> None:
         """Open the address; the default one also as ::1 where the machine has IPv6."""
         host, port = self._settings.host, self._settings.port
-        port = await _open(runner, host, port)
+        try:
+            port = await _open(runner, host, port)
+        except OSError as error:
+            raise _refusal(error, host, port) from None
         self._context.announce(_url(host, port))
         if host == DEFAULT_HOST:
             try:
@@ -174,6 +178,21 @@ async def _open(runner: web.AppRunner, host: str, port: int) -> int:
             ) from None
         raise
     return int(runner.addresses[-1][1])
+
+
+def _refusal(error: OSError, host: str, port: int) -> Exception:
+    """What the operator has to correct, for an `error` that waiting does not mend."""
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return errors.ConfigError(
+            f"plugins.http.host: {host} is no address of this machine. "
+            "Use 127.0.0.1, 0.0.0.0 for all networks, or one of its own."
+        )
+    if error.errno == errno.EACCES:
+        return errors.ConfigError(
+            f"plugins.http.port: the system does not let this user listen on {port}. "
+            "Choose a port above 1023."
+        )
+    return error
 
 
 def _url(host: str, port: int) -> str:

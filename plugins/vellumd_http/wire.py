@@ -18,6 +18,9 @@ from vellumd import EditRequest, Job, errors, models
 WAIT_MAX = 300
 """Longest wait in seconds that `Prefer: wait=N` gets; proxies cut longer ones."""
 
+KEY_MAX = 255
+"""Longest Idempotency-Key in characters."""
+
 ELEMENTS_MAX = 100_000
 """Most brackets and commas of a JSON body."""
 TEXT_MAX = 72 << 20
@@ -173,14 +176,24 @@ def legacy_request(
     if known.get("size") is None:
         known["size"] = legacy_size if width is None else f"{width}x{height}"
     request = EditRequest.parse(known)
-    if request.preset is None and (request.steps or 0) >= 20:
-        request = request.model_copy(update={"preset": "original"})
+    preset = request.preset or models.implied_preset(request.steps)
+    request = request.model_copy(update={"preset": preset})
     return request, [_ignored(ignored)] if ignored else []
 
 
 def _ignored(names: list[str]) -> models.Notice:
     shown = ", ".join(name[:40] for name in names[:8])
     return models.Notice(code="unknown_field", message=f"Ignored, not understood: {shown}.")
+
+
+def idempotency_key(header: str) -> str | None:
+    """The key of an Idempotency-Key header; None if it is absent or empty."""
+    key = header.strip()
+    if len(key) > KEY_MAX:
+        raise errors.BadRequest(f"Idempotency-Key: is longer than {KEY_MAX} characters.")
+    if not key.isascii():
+        raise errors.BadRequest("Idempotency-Key: must be ASCII.")
+    return key or None
 
 
 def prefer_wait(preferences: Iterable[str]) -> int | None:

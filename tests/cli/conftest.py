@@ -17,6 +17,8 @@ from vellumd import errors
 from vellumd.models import EditRequest, ImageRef
 
 KEY = "k3y"
+BROKEN = b"no picture"
+"""An upload that is refused."""
 PROGRESS = {"phase": "denoise", "image": 1, "images": 1, "step": 1, "steps": 2, "eta_s": 3.2}
 
 
@@ -110,7 +112,9 @@ class Handler(BaseHTTPRequestHandler):
         parts = self.path.strip("/").split("/")
         if not self._allowed():
             return
-        if parts == ["v1", "inputs"]:
+        if parts == ["v1", "inputs"] and body == BROKEN:
+            self._problem(errors.BadImage("The picture's file is cut off."))
+        elif parts == ["v1", "inputs"]:
             sha256 = f"{len(self.server.inputs):064x}"
             self.server.inputs[sha256] = body
             self._json(201, {"sha256": sha256, "width": 8, "height": 8})

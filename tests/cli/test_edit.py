@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import KEY, Api
+from tests.cli.conftest import BROKEN, KEY, Api
 from vellumd.cli import main
 
 
@@ -123,3 +123,32 @@ def test_a_missing_picture_is_told_first(
     assert main.main(["edit", "a.jpg", "c.jpg", "-p", "x", "--url", api.url]) == main.FAILED
     assert "no picture 'c.jpg'" in capsys.readouterr().err
     assert not api.inputs
+
+
+def test_a_refused_picture_keeps_nothing_from_the_others(
+    folder: Path, api: Api, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --each, the refusal names the picture and the rest is edited."""
+    (folder / "a.jpg").write_bytes(BROKEN)
+    words = ["edit", "a.jpg", "b.jpg", "-p", "x", "--each", "--url", api.url]
+    assert main.main(words) == main.FAILED
+    assert "vellumd: a.jpg: The picture's file is cut off." in capsys.readouterr().err
+    assert (folder / "b-edited.jpg").is_file()
+
+
+@pytest.mark.parametrize("words", [["-o", "x.tiff"], ["-o", "b.jpg", "--each"]])
+def test_an_out_that_cannot_be_is_told_first(
+    folder: Path, api: Api, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    """A PNG is not written under another format's name, nor a folder over a file."""
+    before = sorted(folder.iterdir())
+    assert main.main(["edit", "a.jpg", "-p", "x", *words, "--url", api.url]) == main.FAILED
+    assert words[1] in capsys.readouterr().err
+    assert not api.inputs
+    assert sorted(folder.iterdir()) == before
+
+
+def test_an_address_may_lack_its_scheme(folder: Path, api: Api) -> None:
+    """--url HOST:PORT is http."""
+    url = api.url.removeprefix("http://")
+    assert main.main(["edit", "a.jpg", "-p", "x", "-o", "o.png", "--url", url]) == main.OK

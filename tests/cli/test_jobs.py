@@ -84,6 +84,19 @@ def test_an_unknown_job_is_told(jobs: Command) -> None:
     assert "There is no such job." in jobs("show", "nope", code=main.FAILED)
 
 
+def test_a_refusal_keeps_nothing_from_the_others(jobs: Command) -> None:
+    """Each id is tried; the one refused is named and the exit code is 1."""
+    told = jobs("show", "no pe/x", "job-1", code=main.FAILED)
+    assert "vellumd: no%20pe%2Fx: There is no such job." in told
+    assert '"id": "job-1"' in told
+
+
+def test_a_prompt_cannot_steer_the_terminal(jobs: Command, api: Api) -> None:
+    """Escape sequences that somebody sent as a prompt are not passed on."""
+    api.jobs["job-1"]["request"]["prompt"] = "\x1b[2J\x9bred\u202e"
+    assert jobs("--status", "done").splitlines()[0].endswith("  [2Jred")
+
+
 def test_no_daemon_ends_with_69(folder: object, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a daemon the command says how to start one."""
     assert main.main(["jobs"]) == main.UNAVAILABLE

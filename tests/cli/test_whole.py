@@ -125,6 +125,22 @@ def test_a_failed_edit_without_daemon(vellumd: Run) -> None:
     assert done.stderr.splitlines()[-1].startswith("vellumd: a.jpg: ")
 
 
+def test_a_refused_picture_without_daemon(vellumd: Run, folder: Path) -> None:
+    """The refusal names the picture; the others are edited all the same."""
+    (folder / "c.jpg").write_bytes((folder / "a.jpg").read_bytes()[:-40])
+    done = vellumd("edit", "c.jpg", "b.jpg", "-p", "x", "--each")
+    assert done.returncode == 1
+    assert "vellumd: c.jpg: " in done.stderr
+    assert (folder / "b-edited.jpg").is_file()
+
+
+def test_a_missing_model_without_daemon(vellumd: Run) -> None:
+    """It is what is told, before anything is loaded, rather than its missing LoRAs."""
+    done = vellumd("edit", "a.jpg", "-p", "x", "--engine.model", "gone")
+    assert done.returncode == 1
+    assert done.stderr.startswith("vellumd: There is no model folder 'gone'.")
+
+
 def test_the_way_through_a_daemon(
     vellumd: Run, daemon: subprocess.Popen[str], folder: Path
 ) -> None:

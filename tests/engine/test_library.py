@@ -99,7 +99,7 @@ def test_the_demo_is_never_silent(engine: QwenImageEditEngine) -> None:
 
 def test_many_steps_mean_the_original_preset(engine: QwenImageEditEngine) -> None:
     """From 20 steps on a call without preset runs without the Lightning LoRA."""
-    from vellumd.engine.library import implied_preset
+    from vellumd.models import implied_preset
 
     assert [implied_preset(steps) for steps in (None, 8, 19, 20, 28)] == [
         None, None, None, "original", "original",

@@ -18,6 +18,7 @@ async def judge(plan: kills.Plan, full: bool) -> dict[str, object]:
     result = await kills.run(plan)
     print(json.dumps(result))
     if full:
+        RESULTS.mkdir(exist_ok=True)
         record = {"at": datetime.now().astimezone().isoformat(), **result}
         text = json.dumps(record, indent=1)
         (RESULTS / f"kills-{plan.engine}.json").write_text(text + "\n")

@@ -65,7 +65,7 @@ class Client:
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        self.url = url.rstrip("/")
+        self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         # a proxy of the environment is not for a daemon in the house
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -96,11 +96,20 @@ class Client:
         self._open("DELETE", path).close()
 
     def upload(self, picture: Path) -> str:
-        """Stage a picture and return the reference that jobs name it by."""
+        """Stage a picture and return the reference that jobs name it by.
+
+        A refusal names the picture.
+        """
         size = {"Content-Length": str(picture.stat().st_size)}
         headers = {"Content-Type": "application/octet-stream", **size}
-        with picture.open("rb") as file, self._open("POST", "/v1/inputs", file, headers) as answer:
-            return f"sha256:{json.load(answer)['sha256']}"
+        try:
+            with (
+                picture.open("rb") as file,
+                self._open("POST", "/v1/inputs", file, headers) as answer,
+            ):
+                return f"sha256:{json.load(answer)['sha256']}"
+        except Refused as error:
+            raise Refused(f"{picture}: {error}") from None
 
     def result(self, job_id: str, n: int) -> bytes:
         """The bytes of result `n`."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vellumd.cli.main import FAILED, OK, Refused, load_settings
+from vellumd.cli.main import FAILED, OK, Refused, load_settings, tell
 from vellumd.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -68,7 +67,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def plan(args: argparse.Namespace) -> list[Edit]:
-    """The edits that the arguments ask for; raises `Refused` for a missing picture."""
+    """The edits that the arguments ask for.
+
+    Raises `Refused` for a missing picture and for a `--out` that cannot be.
+    """
     for path in (*args.pictures, *([args.mask] if args.mask else [])):
         if not path.is_file():
             raise Refused(f"There is no picture {str(path)!r}.")
@@ -77,6 +79,10 @@ def plan(args: argparse.Namespace) -> list[Edit]:
     groups = [[picture] for picture in args.pictures] if args.each else [args.pictures]
     folder = args.out if args.out and (args.each or args.out.is_dir()) else None
     out = None if folder else args.out
+    if folder and folder.exists() and not folder.is_dir():
+        raise Refused(f"{folder} is a file. With --each, --out names a folder.")
+    if _ending(out) not in ("", *FORMATS) and not args.format:
+        raise Refused(f"{out}: results end in {', '.join(FORMATS)}. Name one, or give --format.")
     if wanted := args.format or ("same" if args.each else FORMATS.get(_ending(out))):
         options["output"] = {"format": wanted}
     return [Edit(pictures, args.mask, options, out, folder) for pictures in groups]
@@ -87,9 +93,12 @@ def _ending(out: Path | None) -> str:
 
 
 def _by_daemon(daemon: Client, edit: Edit) -> int:
-    images = [daemon.upload(picture) for picture in edit.pictures]
-    mask = {"mask": daemon.upload(edit.mask)} if edit.mask else {}
-    job = daemon.post("/v1/jobs", {"images": images, **mask, **edit.options})
+    try:
+        images = [daemon.upload(picture) for picture in edit.pictures]
+        mask = {"mask": daemon.upload(edit.mask)} if edit.mask else {}
+        job = daemon.post("/v1/jobs", {"images": images, **mask, **edit.options})
+    except Refused as error:  # the other pictures may be better
+        return tell(str(error), FAILED)
     with Progress(f"job {job['id']}") as progress:
         for state in daemon.progress(job["id"]):
             progress.show(state)
@@ -103,8 +112,9 @@ def _by_daemon(daemon: Client, edit: Edit) -> int:
 
 async def _in_process(settings: Settings, edits: list[Edit]) -> list[int]:
     """As `_by_daemon` without one: the engine is loaded once, for all the edits."""
-    from vellumd import local, model_card
+    from vellumd import errors, local, model_card
 
+    note = model_card.read(settings.engine.model).note
     codes = []
     with Progress("no daemon runs; loading the engine") as progress:
 
@@ -113,14 +123,19 @@ async def _in_process(settings: Settings, edits: list[Edit]) -> list[int]:
 
         async with local.session(settings, show) as engine:
             for edit in edits:
-                done, files = await engine.edit(edit.pictures, edit.options, mask=edit.mask)
-                progress.end()
+                try:
+                    done, files = await engine.edit(edit.pictures, edit.options, mask=edit.mask)
+                except errors.VellumError as error:
+                    codes.append(tell(f"{error.message} {error.remedy}", FAILED))
+                    continue
+                finally:
+                    progress.end()
                 job = done.public()
                 if job["error"]:
                     codes.append(_failed(edit, job))
                     continue
                 save(edit, job, (file.read_bytes() for file in files))
-                tell_warnings(job, model_card.read(settings.engine.model).note)
+                tell_warnings(job, note)
                 codes.append(OK)
     return codes
 
@@ -162,5 +177,4 @@ def target(edit: Edit, ending: str, n: int | None) -> Path:
 
 def _failed(edit: Edit, job: Mapping[str, Any]) -> int:
     why = job["error"]["message"] if job["error"] else "The job was cancelled."
-    print(f"vellumd: {edit.pictures[0]}: {why}", file=sys.stderr)
-    return FAILED
+    return tell(f"{edit.pictures[0]}: {why}", FAILED)

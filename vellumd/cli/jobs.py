@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import urllib.parse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from vellumd.cli.main import OK, Refused, load_settings
+from vellumd.cli.main import FAILED, OK, Refused, load_settings, tell
 
 if TYPE_CHECKING:
     from vellumd.cli.client import Client
@@ -38,9 +39,8 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "list" and not args.ids:
         show(daemon.jobs(filters(args)), args.json)
         return OK
-    for job_id in _meant(daemon, args):
-        act(daemon, args.action, job_id, args.json)
-    return OK
+    codes = [_tried(daemon, args, job_id) for job_id in _meant(daemon, args)]
+    return max(codes, default=OK)
 
 
 def filters(args: argparse.Namespace) -> dict[str, str]:
@@ -53,10 +53,19 @@ def filters(args: argparse.Namespace) -> dict[str, str]:
 def _meant(daemon: Client, args: argparse.Namespace) -> list[str]:
     """The ids given, else those of all jobs that match the filters."""
     if args.ids:
-        return list(args.ids)
+        return [urllib.parse.quote(job_id, safe="", errors="replace") for job_id in args.ids]
     if not filters(args):
         raise Refused(f"Say which: vellumd jobs {args.action} ID, or --batch, --status, --failed.")
     return [job["id"] for job in daemon.jobs(filters(args))]
+
+
+def _tried(daemon: Client, args: argparse.Namespace, job_id: str) -> int:
+    """Do the action with one job; a refusal is told and keeps nothing from the others."""
+    try:
+        act(daemon, args.action, job_id, args.json)
+    except Refused as error:
+        return tell(f"{job_id}: {error}", FAILED)
+    return OK
 
 
 def act(daemon: Client, action: str, job_id: str, as_json: bool) -> None:
@@ -85,5 +94,6 @@ def show(jobs: Iterable[dict[str, Any]], as_json: bool) -> None:
 
 
 def _cut(text: str, width: int = 60) -> str:
-    line = " ".join(text.split())
+    """One line of `text`; what steers terminals is left out, since others wrote it."""
+    line = "".join(char for char in " ".join(text.split()) if char.isprintable())
     return line if len(line) <= width else f"{line[: width - 3]}..."

@@ -60,16 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except ConfigError as error:
-        return _tell(error.message, CONFIG)
+        return tell(error.message, CONFIG)
     except VellumError as error:
-        return _tell(f"{error.message} {error.remedy}", FAILED)
+        return tell(f"{error.message} {error.remedy}", FAILED)
     except Refused as error:
-        return _tell(str(error), FAILED)
+        return tell(str(error), FAILED)
     except Unavailable as error:
-        return _tell(str(error), UNAVAILABLE)
+        return tell(str(error), UNAVAILABLE)
     except BrokenPipeError:  # the reader, e.g. head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except OSError as error:
+        return tell(f"{error.filename or 'The system'}: {error.strerror}.", FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -153,7 +155,8 @@ def load_settings(args: argparse.Namespace) -> Loaded:
     return sources.load(args.overrides, config=args.config, cwd=Path.cwd(), environ=os.environ)
 
 
-def _tell(message: str, code: int) -> int:
+def tell(message: str, code: int) -> int:
+    """Print what went wrong; returns `code`."""
     for line in message.splitlines():
         print(f"vellumd: {line}", file=sys.stderr)
     return code

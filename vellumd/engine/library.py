@@ -126,7 +126,7 @@ class QwenImageEditEngine:
             "true_cfg_scale": true_cfg_scale,
             "seed": seed,
             "size": _size(width, height, size),
-            "preset": preset or implied_preset(num_steps),
+            "preset": preset or models.implied_preset(num_steps),
             "n": n,
             "loras": loras,
             "output": {"alpha": alpha} if alpha else None,
@@ -188,11 +188,6 @@ def _size(width: int | None, height: int | None, size: str | None) -> str | None
     if width is None or height is None or size is not None:
         raise errors.BadSize("Give width and height together, or size.")
     return f"{width}x{height}"
-
-
-def implied_preset(num_steps: int | None) -> str | None:
-    """Many steps ask for the model without a Lightning LoRA, as callers of old mean it."""
-    return "original" if num_steps is not None and num_steps >= 20 else None
 
 
 def _file(picture: Picture, folder: Path, name: str) -> Path:

@@ -137,8 +137,7 @@ class Worker:
             factory: Callable[[Init], Engine] = getattr(importlib.import_module(module), name)
             engine = factory(init)
             capabilities = engine.load(report)
-        except errors.VellumError as error:
-            log.exception("the engine did not load")
+        except errors.VellumError as error:  # it says all there is to say
             self._fatal(error)
         except Exception:
             log.exception("the engine did not load")

@@ -67,8 +67,7 @@ class Database:
         self._after_commit = after_commit
         self._on_commit = on_commit
         self._commit = commit
-        self._connection = connect(path)
-        migrate(self._connection)
+        self._connection = open_file(path)
         self._waiting: queue.SimpleQueue[tuple[Work, asyncio.Future[Any]] | None] = (
             queue.SimpleQueue()
         )
@@ -195,6 +194,27 @@ def coded(error: Exception) -> Exception:
     if isinstance(error, sqlite3.Error):
         return errors.Internal("The job store failed.")
     return error
+
+
+class UnusableStoreError(errors.ConfigError):
+    """The database cannot be opened."""
+
+
+def open_file(path: Path) -> sqlite3.Connection:
+    """The database at `path` with the newest schema, made if missing.
+
+    Raises `UnusableStoreError`, `NewerSchemaError`.
+    """
+    try:
+        connection = connect(path)
+        migrate(connection)
+    except sqlite3.Error as error:
+        log.exception("the job store cannot be opened")
+        raise UnusableStoreError(
+            f"The job store {path.name} cannot be opened: it is damaged, or another program "
+            "holds it. Stop that program, restore a backup of store.dir, or name another folder."
+        ) from error
+    return connection
 
 
 def connect(path: Path) -> sqlite3.Connection:

@@ -255,10 +255,13 @@ class Spool:
         return len(strays)
 
     def expire_staged(self) -> None:
-        """Remove staged pictures whose hour is over; jobs keep their own names of them."""
+        """Remove staged pictures whose hour is over; jobs keep their own names of them.
+
+        One that Windows holds because it is being read goes the next time.
+        """
         oldest = time.time() - STAGED_S
         for name in os.listdir(self._staged):
-            with self._staging, contextlib.suppress(FileNotFoundError):
+            with self._staging, contextlib.suppress(FileNotFoundError, PermissionError):
                 path = self._staged / name
                 if path.stat().st_mtime < oldest:
                     path.unlink()

@@ -233,7 +233,6 @@ class Store:
 
     async def get(self, job_id: str) -> Job:
         """The job, with its position while it waits; raises `NotFound`."""
-
         return await self._db.run(lambda tx: _placed(tx, _get(tx, job_id)))
 
     async def accepted(self, new: NewJob) -> Job | None:
@@ -272,7 +271,7 @@ class Store:
         """Ids of all jobs that own a folder."""
         return await self._db.run(lambda tx: [row[0] for row in tx.execute(SQL["ids"])])
 
-    async def events(self, job_id: str | None, since: int, limit: int = 500) -> list[JobEvent]:
+    async def events(self, job_id: str | None, since: int, limit: int = 100) -> list[JobEvent]:
         """Durable events after `since`, oldest first."""
         query = SQL["job_events" if job_id else "events"]
         fields = {"job_id": job_id, "since": since, "limit": limit}

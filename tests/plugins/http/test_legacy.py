@@ -174,3 +174,11 @@ def test_unanswered_outlive_the_process_and_stay_few(tmp_path: Path) -> None:
     assert after.job_of(f"{0:064x}") is None
     assert after.job_of(f"{Unanswered.MOST + 4:064x}") == f"job-{Unanswered.MOST + 4}"
     assert len(list((tmp_path / "u").iterdir())) == Unanswered.MOST - 1
+
+
+def test_a_torn_note_of_an_answer_counts_as_none(tmp_path: Path) -> None:
+    """A power cut can leave a note empty; then the same request simply is a new job."""
+    folder = tmp_path / "u"
+    folder.mkdir()
+    (folder / f"{1:064x}").write_bytes(b"")
+    assert Unanswered(folder).job_of(f"{1:064x}") is None

@@ -12,6 +12,7 @@ import uuid
 import pytest
 from aiohttp import FormData
 from PIL import Image
+from yarl import URL
 
 from .conftest import EDIT, PNG, Door, OpenDoor, b64, png
 
@@ -267,3 +268,27 @@ async def test_a_form_costs_no_line_in_the_log(
         form.add_field("images", PNG, filename="a.png")
         await door.json("POST", "/v1/jobs", 202, data=form)
     assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+@pytest.mark.parametrize("key", [b"\xff\xfe", "schl\u00fcssel".encode(), b"k" * 256])
+async def test_a_key_that_is_none(door: Door, key: bytes) -> None:
+    """An Idempotency-Key that is not short ASCII is refused before anything is stored."""
+    body = json.dumps(EDIT).encode()
+    head = b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    head += b"Idempotency-Key: %b\r\nContent-Length: %d\r\n\r\n" % (key, len(body))
+    reader, writer = await asyncio.open_connection("127.0.0.1", URL(door.url).port)
+    writer.write(head + body)
+    answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 400 ") and b'"bad_request"' in answer
+    assert (await door.json("GET", "/v1/jobs"))["jobs"] == []
+
+
+async def test_a_failed_jobs_error_is_told_once(door: Door) -> None:
+    """The job, its events and its result say the same sentence."""
+    job = await door.done({**EDIT, "prompt": "fail"})
+    problem = await door.json("GET", f"/v1/jobs/{job['id']}/result", 500)
+    assert problem["detail"] == job["error"]["message"]
+    assert (await door.json("POST", "/generate", 500, json={**EDIT, "prompt": "fail"})) == {
+        "detail": job["error"]["message"], "code": job["error"]["code"],
+    }  # fmt: skip

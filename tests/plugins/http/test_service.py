@@ -256,3 +256,14 @@ async def test_a_taken_port_is_told_and_not_survived(open_door: OpenDoor) -> Non
     text = repr(caught.value.exceptions)
     assert "ConfigError" in text
     assert str(port) in text
+
+
+@pytest.mark.parametrize("host", ["999.1.1.1", "192.0.2.1"])
+async def test_a_host_of_no_use_is_told_and_not_survived(open_door: OpenDoor, host: str) -> None:
+    """What is no address, or another machine's, is not tried again for ever."""
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with open_door(host=host):
+            pass
+    text = repr(caught.value.exceptions)
+    assert "ConfigError" in text
+    assert f"plugins.http.host: {host}" in text

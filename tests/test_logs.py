@@ -1,0 +1,46 @@
+"""Logs: they go where the settings say, or the start is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vellumd import errors, logs
+from vellumd.settings import LogSettings
+
+
+@pytest.fixture(autouse=True)
+def own_handlers() -> Iterator[None]:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    root.handlers.clear()
+    yield
+    for handler in root.handlers:
+        handler.close()
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+def test_json_lines_in_a_file(tmp_path: Path) -> None:
+    """Each record is one JSON object on a line, with what it is about and any traceback."""
+    file = tmp_path / "vellumd.log"
+    logs.start(LogSettings(level="warning", format="json", file=file))
+    logging.getLogger("vellumd.x").info("unheard")
+    try:
+        raise ValueError("no paper")
+    except ValueError:
+        logging.getLogger("vellumd.x").exception("größer\nals")
+    (line,) = file.read_text("utf-8").splitlines()
+    record = json.loads(line)
+    assert (record["level"], record["logger"]) == ("error", "vellumd.x")
+    assert record["message"] == "größer\nals" and "no paper" in record["exception"]
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    """A wrong log.file is a configuration error that names the key."""
+    with pytest.raises(errors.ConfigError, match=r"log\.file"):
+        logs.start(LogSettings(file=tmp_path / "no folder" / "vellumd.log"))
