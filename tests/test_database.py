@@ -73,3 +73,19 @@ async def test_what_waits_is_finished_at_the_end(tmp_path: Path) -> None:
         await asyncio.sleep(0)
         await database.close()
     assert sum(all_of_them.result()) == 300
+
+
+async def test_a_failed_look_back_loses_nothing(tmp_path: Path) -> None:
+    """What was committed is answered, and the next work is done."""
+
+    def broken(tx: Transaction) -> None:
+        raise OSError("the disk coughs")
+
+    database = Database(tmp_path / "z.sqlite", broken, lambda committed: None)
+
+    def tell(tx: Transaction) -> int:
+        tx.committed.append("something")
+        return 1
+
+    assert [await database.run(tell) for _ in range(2)] == [1, 1]
+    await database.close()

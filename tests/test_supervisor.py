@@ -15,7 +15,7 @@ import pytest
 from vellumd import errors
 from vellumd.models import ImageRef, ResolvedEdit
 from vellumd.protocol import Done, Init, PreviewImage, Step
-from vellumd.supervisor import EngineDiedError, Supervisor
+from vellumd.supervisor import EngineAbsentError, EngineDiedError, Supervisor
 
 
 def edit(prompt: str = "invert", steps: int = 3) -> ResolvedEdit:
@@ -165,3 +165,10 @@ async def test_the_end_leaves_no_process(tmp_path: Path) -> None:
         pid = supervisor.process_id
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+async def test_an_edit_without_an_engine_is_told_apart(tmp_path: Path, job: str) -> None:
+    """An edit that never reached a child is not counted as what killed one."""
+    async with supervised(tmp_path, load_s=5) as supervisor:
+        with pytest.raises(EngineAbsentError):
+            await collect(supervisor, job, edit())

@@ -13,7 +13,7 @@ from vellumd import errors
 from vellumd.jobs import Jobs
 from vellumd.models import Job
 from vellumd.protocol import Done, PreviewImage, Step
-from vellumd.supervisor import EngineDiedError, Supervisor
+from vellumd.supervisor import EngineAbsentError, EngineDiedError, Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,8 @@ class Executor:
         """Run one job to whatever end it has, and write that down."""
         try:
             done = await self._edit(job)
+        except EngineAbsentError:
+            await self._kept(partial(self._jobs.requeue, job.id, engine_death=False))
         except EngineDiedError:
             await self._kept(partial(self._mourn, job.id))
         except errors.VellumError as error:

@@ -57,6 +57,10 @@ class EngineDiedError(Exception):
     """The child ended or was killed before it answered."""
 
 
+class EngineAbsentError(EngineDiedError):
+    """The child was gone before it got the edit, so the edit is not what ended it."""
+
+
 @dataclass(frozen=True)
 class EngineState:
     """How the engine is. `phase`, `done` and `of` are its last sign of life."""
@@ -125,14 +129,14 @@ class Supervisor:
     ) -> AsyncGenerator[Step | PreviewImage | Done, None]:
         """Do an edit whose inputs lie in the spool; `Done` comes last. One at a time.
 
-        Raises `EngineDiedError`, or the error the edit failed with. `cancel` counts from
-        the first `anext` on.
+        Raises `EngineAbsentError` if it could not start, `EngineDiedError`, or the error
+        the edit failed with. `cancel` counts from the first `anext` on.
         """
         answers: asyncio.Queue[Answer | None] = asyncio.Queue()
         self._answers, self._job = answers, job_id
         try:
             if not self._ready.is_set():
-                raise EngineDiedError
+                raise EngineAbsentError
             self._send(Edit(job=job_id, edit=edit))
             while (answer := await answers.get()) is not None:
                 if isinstance(answer, (Done, Failed)):

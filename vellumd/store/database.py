@@ -152,9 +152,16 @@ class Database:
             self._connection.rollback()
         if values:
             if transaction.committed:
-                self._after_commit(transaction)
+                self._look_back(transaction)
             self._loop.call_soon_threadsafe(self._publish, transaction.committed, futures, values)
         return values is not None
+
+    def _look_back(self, transaction: Transaction) -> None:
+        """Call `after_commit`; what is committed stays so, and the thread goes on."""
+        try:
+            self._after_commit(transaction)
+        except Exception:
+            log.exception("the store could not look back at a commit")
 
     def _publish(
         self, committed: list[Any], futures: list[asyncio.Future[Any]], values: list[Any]
