@@ -458,3 +458,13 @@ async def test_a_locked_store_costs_no_observer_an_event(
             while len(heard) < 3:
                 await asyncio.sleep(0.05)
     assert [line.split()[0] for line in heard] == ["queued", "started", "done"]
+
+
+async def test_a_picture_that_cannot_be_read_leaves_nothing(
+    run_daemon: Run, tmp_path: Path
+) -> None:
+    """A file that is gone is told by a coded error, and no half upload stays on the disk."""
+    async with run_daemon() as daemon:
+        with pytest.raises(errors.VellumError):
+            await daemon.jobs.stage(tmp_path / "gone.png", "gone.png")
+        assert list((daemon.settings.store.dir / "spool" / "staged").iterdir()) == []

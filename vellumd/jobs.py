@@ -105,9 +105,12 @@ class Jobs:
 
     def _stage_file(self, picture: Path, name: str) -> ImageRef:
         incoming, file = self._spool.open_incoming()
-        with file, picture.open("rb") as source:
-            shutil.copyfileobj(source, file, PIECE)
-        return self._spool.admit(incoming, name)
+        try:
+            with file, picture.open("rb") as source:
+                shutil.copyfileobj(source, file, PIECE)
+            return self._spool.admit(incoming, name)
+        finally:
+            incoming.unlink(missing_ok=True)
 
     async def _stage_stream(self, chunks: AsyncIterator[bytes], name: str) -> ImageRef:
         """Small pictures cost one hop to a thread; of large ones a piece is in memory."""
