@@ -107,7 +107,7 @@ def test_layers(file: Path) -> None:
 @pytest.mark.parametrize("file", CORE_FILES, ids=name_of)
 def test_torch_is_in_the_engine_only(file: Path) -> None:
     """torch and its company are imported below engine/ and by the demo's training alone."""
-    training = part(file) == "demo" and file.name.startswith("train")
+    training = part(file) == "demo" and file.parent.name == "train"
     if part(file) != "engine" and not training:
         assert not {name.partition(".")[0] for name in imports(file)} & TORCH
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from vellumd import errors, model_card
 from vellumd.model_card import ModelCard
@@ -14,7 +15,7 @@ from vellumd.presets import Presets
 from vellumd.settings import Settings
 
 PICTURE = ImageRef(sha256="a" * 64, width=64, height=48)
-CARD = ModelCard(demo=True)
+CARD = model_card.read("demo")
 
 
 def resolve(settings: dict[str, Any] | None = None, card: ModelCard = CARD, **fields: Any) -> (
@@ -81,6 +82,23 @@ def test_loras_must_be_there(tmp_path: Path) -> None:
     for missing in ("lightning-4", "mine", "other"):
         with pytest.raises(errors.UnknownLora):
             resolve(settings, card, loras=[{"name": missing}])
+
+
+def test_the_demos_loras_are_found_by_its_name() -> None:
+    """`demo` is a folder like any other: its LoRA's file is there, one it lacks is refused."""
+    found = model_card.find_lora(model_card.DEMO, CARD, {}, "lightning-8")
+    assert found is not None
+    assert found.parent == model_card.DEMO_FOLDER / "loras"
+    with pytest.raises(errors.UnknownLora):
+        resolve(card=ModelCard(demo=True), loras=[{"name": "lightning-4"}])
+
+
+def test_what_the_bare_model_is_run_with() -> None:
+    """2511's card says 40 steps at 4.0; a model's own card may say otherwise, within bounds."""
+    assert (ModelCard().steps, ModelCard().true_cfg_scale) == (40, 4.0)
+    for wrong in ({"steps": 0}, {"true_cfg_scale": -1}):
+        with pytest.raises(ValidationError):
+            ModelCard.model_validate(wrong)
 
 
 def test_a_model_that_is_missing_has_its_usual_loras(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import shlex
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -377,13 +378,19 @@ def daemon_lines(daemon: Daemon) -> list[str]:
         f"  model  {model}",
         f"  data   {daemon.settings.store.dir}",
         f"  doors  {', '.join(daemon.transports) or 'none'}",
-        *([f"  try    {example(url)}"] if url else []),
+        *([f"  try    {example(daemon, url)}"] if url else []),
     ]
 
 
-def example(url: str) -> str:
-    """A command that sends a picture to this daemon."""
+def example(daemon: Daemon, url: str) -> str:
+    """A command that sends a picture to this daemon: the model's own one, if it has one."""
+    image, prompt = "photo.jpg", "make it snow"
+    if shown := daemon.card.example:
+        file = model_card.folder(daemon.settings.engine.model) / shown.image
+        with suppress(ValueError):
+            file = file.relative_to(Path.cwd())
+        image, prompt = str(file), shown.prompt
     return (
-        f"curl -F images=@photo.jpg -F prompt='make it snow' -H 'Accept: image/png' "
+        f"curl -F {shlex.quote(f'images=@{image}')} -F prompt='{prompt}' -H 'Accept: image/png' "
         f"-o out.png {url}/generate"
     )

@@ -16,7 +16,7 @@ from vellumd.models import Frozen
 
 FILE = "vellumd.json"
 DEMO = "demo"
-DEMO_FOLDER = Path(__file__).parent / "demo"
+DEMO_FOLDER = Path(__file__).parent / "demo" / "model"
 
 
 class LoraRole(Frozen):
@@ -33,6 +33,13 @@ def _lightning() -> dict[str, LoraRole]:
     }
 
 
+class Example(Frozen):
+    """An edit to try. `image` is a file below the model's folder."""
+
+    image: str
+    prompt: str
+
+
 class ModelCard(Frozen):
     """Facts of one model. Areas are in pixels; the defaults are 2511's."""
 
@@ -41,12 +48,20 @@ class ModelCard(Frozen):
     vision_area: int = Field(384 * 384, ge=1024)
     loras: dict[str, LoraRole] = Field(default_factory=_lightning)
     prompt_tokens: int = Field(1024, ge=16, description="Text tokens the encoder reads.")
+    steps: int = Field(40, ge=1, le=100, description="What the model without a LoRA is run with.")
+    true_cfg_scale: float = Field(4.0, ge=0, le=20, description="Its guidance, likewise.")
     latent_rgb: tuple[tuple[float, float, float], ...] | None = Field(
         None, description="Latent channel to RGB, for previews; the last row is the bias."
     )
+    example: Example | None = None
     license: str | None = None
     demo: bool = False
     note: str | None = Field(None, description="One line said at start, e.g. what a demo knows.")
+
+
+def folder(model: str | Path) -> Path:
+    """The folder of `[engine] model`: `demo` ships with vellumd, all others are paths."""
+    return DEMO_FOLDER if str(model) == DEMO else Path(model)
 
 
 def read(model: str) -> ModelCard:
@@ -54,23 +69,25 @@ def read(model: str) -> ModelCard:
 
     Raises `ModelMissing` where there is no such folder, `ModelInvalid` for a bad card.
     """
-    folder = DEMO_FOLDER if model == DEMO else Path(model)
-    if not folder.is_dir():
-        raise errors.ModelMissing(f"There is no model folder {folder.name!r}.")
-    file = folder / FILE
+    home = folder(model)
+    if not home.is_dir():
+        raise errors.ModelMissing(f"There is no model folder {home.name!r}.")
+    file = home / FILE
     if not file.is_file():
-        return ModelCard(name=folder.name)
+        return ModelCard(name=home.name)
     try:
         return ModelCard.model_validate_json(file.read_bytes())
     except ValidationError:
-        raise errors.ModelInvalid(f"{FILE} of {folder.name!r} is not a model card.") from None
+        raise errors.ModelInvalid(f"{FILE} of {home.name!r} is not a model card.") from None
 
 
-def find_lora(model: Path, card: ModelCard, configured: dict[str, str], name: str) -> Path | None:
+def find_lora(
+    model: str | Path, card: ModelCard, configured: dict[str, str], name: str
+) -> Path | None:
     """The file of LoRA `name`: configured, by role, or by file name; None if not there."""
     if name in configured:
         return Path(configured[name])
-    folder = model / "loras"
+    loras = folder(model) / "loras"
     pattern = card.loras[name].file if name in card.loras else name
-    found = sorted(folder.glob(f"{pattern}.safetensors")) if folder.is_dir() else []
+    found = sorted(loras.glob(f"{pattern}.safetensors")) if loras.is_dir() else []
     return found[0] if found else None

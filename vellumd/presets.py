@@ -7,7 +7,6 @@ here needs the engine: a job is resolved once, when it is accepted.
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Literal
 
 from vellumd import errors, model_card
@@ -128,12 +127,12 @@ def scheduler_for(loras: tuple[LoraRef, ...], card: ModelCard) -> Literal["base"
 def check_lora(name: str, engine: EngineSettings, card: ModelCard) -> None:
     """Raises `UnknownLora` unless the LoRA's file is there to be loaded.
 
-    Of the demo, whose files the engine makes, and of a model whose folder is missing,
-    as on a drive not mounted yet, the card alone counts.
+    Of a model whose folder is missing, as on a drive not mounted yet, the card alone
+    counts.
     """
-    if name in card.loras and (card.demo or not Path(engine.model).is_dir()):
+    if name in card.loras and not model_card.folder(engine.model).is_dir():
         return
-    file = model_card.find_lora(Path(engine.model), card, engine.loras, name)
+    file = model_card.find_lora(engine.model, card, engine.loras, name)
     if file is None or not file.is_file():
         raise errors.UnknownLora(f"The LoRA {name!r} is not here.")
 

@@ -24,7 +24,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from vellumd.engine import pipeline, toy
+from vellumd.demo.train import model as demo
+from vellumd.engine import pipeline
 from vellumd.engine.report import PipeReport
 from vellumd.models import ImageRef, LoraRef, ResolvedEdit
 from vellumd.protocol import Init
@@ -59,10 +60,10 @@ def build(folder: Path) -> None:
     """A model folder with the configuration of 2511 and random weights."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "loras").mkdir(parents=True)
-    words = toy.tokenizer()
+    words = demo.tokenizer()
     words.save_pretrained(folder / "tokenizer")
-    toy.processor(words).save_pretrained(folder / "processor")
-    toy.scheduler().save_pretrained(folder / "scheduler")
+    demo.processor(words).save_pretrained(folder / "processor")
+    demo.scheduler().save_pretrained(folder / "scheduler")
     index = {"_class_name": "QwenImageEditPlusPipeline"}
     (folder / "model_index.json").write_text(json.dumps(index))
     token: Any = words.convert_tokens_to_ids
@@ -138,7 +139,7 @@ def save(model: torch.nn.Module, folder: Path, config: Any) -> None:
 def lora(transformer: Any) -> Any:
     """Names and tensors of a random rank-64 LoRA on the twelve linears of each block."""
     for number, block in enumerate(transformer.transformer_blocks):
-        for name in toy.LINEARS:
+        for name in demo.LINEARS:
             linear = block.get_submodule(name)
             key = f"transformer_blocks.{number}.{name}"
             yield f"{key}.lora_down.weight", torch.randn(64, linear.in_features) / 64

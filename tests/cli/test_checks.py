@@ -70,7 +70,7 @@ def test_the_demo_passes_and_says_what_it_is() -> None:
     """Without a model the demo is named as such."""
     (found,) = checks.model(Settings())
     assert found.ok
-    assert "untrained demo: pictures are noise" in found.text
+    assert "model demo (a toy: " in found.text
 
 
 @pytest.mark.parametrize("cut", [1, 2, 200])

@@ -1,4 +1,4 @@
-"""What the engine's tests share: the demo model once a session, and engine processes."""
+"""What the engine's tests share: the demo model, loaded once, and engine processes."""
 
 from __future__ import annotations
 
@@ -11,23 +11,15 @@ import pytest
 
 from tests.engine.support import Child
 from vellumd import model_card, protocol
+from vellumd.demo import one_thread
 
-# As the worker sets it: before torch comes up, or its idle threads fight for the cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the demo model is built, once."""
-    return tmp_path_factory.mktemp("cache")
+one_thread()
 
 
 @pytest.fixture(scope="session")
-def demo(cache: Path) -> Path:
-    """The demo model's folder."""
-    from vellumd.engine import toy
-
-    return toy.ensure(cache, lambda *_: None)
+def demo() -> Path:
+    """The demo model's folder, as it ships."""
+    return model_card.DEMO_FOLDER
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +35,7 @@ def model(demo: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def spawn(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Callable[..., Child]]:
+def spawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Child]]:
     """Starts a child; `engine` is its factory, by default the torch-free one."""
     children: list[Child] = []
 
@@ -52,6 +44,7 @@ def spawn(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Cal
         child = Child(tmp_path_factory.mktemp("spool"), {**os.environ, "PYTHONPATH": root})
         children.append(child)
         if engine is not None:
+            cache = child.spool / "cache"
             child.send(
                 protocol.Init(engine=engine, settings=settings, spool=child.spool, cache=cache)
             )

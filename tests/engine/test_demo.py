@@ -19,7 +19,7 @@ PLAIN = encoded(picture(128, 96))
 
 @pytest.fixture(scope="module")
 def child(spawn: Callable[..., Child]) -> Child:
-    """A child that has built and loaded the demo."""
+    """A child that has loaded the demo."""
     child = spawn("vellumd.engine.pipeline:create", model="demo")
     ready = child.until(protocol.Ready)[-1]
     assert ready.capabilities.model == "demo"

@@ -1,11 +1,9 @@
-"""Damaged, incomplete and foreign model folders, and the demo's making."""
+"""Damaged, incomplete and foreign model folders, and the demo's own."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +11,9 @@ import pytest
 import torch
 
 from vellumd import errors
-from vellumd.engine import loading, toy
+from vellumd.engine import loading
+from vellumd.engine.encode import PREFIX_TOKENS, TEMPLATE
+from vellumd.engine.pipeline import Model
 
 CPU = torch.device("cpu")
 
@@ -49,25 +49,28 @@ def garbled_config(folder: Path) -> None:
     (folder / "vae/config.json").write_text("{")
 
 
+def grow(file: Path, key: str, by: int) -> None:
+    """Make a number of a config larger."""
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, key: config[key] + by}))
+
+
 def other_size(folder: Path) -> None:
-    config = json.loads((folder / "vae/config.json").read_text())
-    (folder / "vae/config.json").write_text(json.dumps({**config, "base_dim": 32}))
+    grow(folder / "vae/config.json", "base_dim", 16)
 
 
 def fewer_blocks(folder: Path) -> None:
-    config = json.loads((folder / "transformer/config.json").read_text())
-    (folder / "transformer/config.json").write_text(json.dumps({**config, "num_layers": 5}))
+    grow(folder / "transformer/config.json", "num_layers", -1)
 
 
 def more_blocks(folder: Path) -> None:
-    config = json.loads((folder / "transformer/config.json").read_text())
-    (folder / "transformer/config.json").write_text(json.dumps({**config, "num_layers": 7}))
+    grow(folder / "transformer/config.json", "num_layers", 1)
 
 
 def more_layers(folder: Path) -> None:
     config = json.loads((folder / "text_encoder/config.json").read_text())
-    config["text_config"]["num_hidden_layers"] = 4
-    config["text_config"]["layer_types"] = ["full_attention"] * 4
+    config["text_config"]["num_hidden_layers"] += 1
+    config["text_config"]["layer_types"].append("full_attention")
     (folder / "text_encoder/config.json").write_text(json.dumps(config))
 
 
@@ -128,27 +131,9 @@ def test_the_sentinel_is_no_weight(copy: Path) -> None:
     assert loading.load(copy, CPU, lambda *_: None).transformer.config.zero_cond_t
 
 
-def test_the_demo_is_built_once_by_racing_processes(tmp_path: Path) -> None:
-    """Two processes that build the demo at once end with one whole folder, no leftovers."""
-    code = (
-        "import sys, pathlib; from vellumd.engine import toy;"
-        "print(toy.ensure(pathlib.Path(sys.argv[1]), lambda *_: None))"
-    )
-    both = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
-        for _ in range(2)
-    ]
-    folders = {process.communicate(timeout=120)[0].strip().decode() for process in both}
-    assert [process.returncode for process in both] == [0, 0]
-    assert folders == {str(path) for path in tmp_path.iterdir()}
-    loading.load(Path(folders.pop()), CPU, lambda *_: None)
-
-
-def test_the_demo_has_the_real_templates_prefix(demo: Path) -> None:
+def test_the_demo_has_the_real_templates_prefix(model: Model) -> None:
     """The template before the user's part is 64 tokens, and any script round-trips."""
-    from vellumd.engine.encode import PREFIX_TOKENS, TEMPLATE
-
-    words = toy.tokenizer()
+    words = model.parts.processor.tokenizer
     prefix = words(TEMPLATE.split("{}")[0]).input_ids
     assert len(prefix) == PREFIX_TOKENS
     for text in ("한국어 🌅 prompt", "\u200b\x00ÿ"):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
-from vellumd.engine import toy
+from vellumd import model_card
 from vellumd.engine.schedule import schedule
 
 CPU = torch.device("cpu")
-BASE = dict(toy.scheduler().config)
+BASE = FlowMatchEulerDiscreteScheduler.load_config(model_card.DEMO_FOLDER / "scheduler")
 
 
 @pytest.mark.parametrize("tokens", [64, 4096, 9000])

@@ -20,6 +20,7 @@ import transformers
 
 from vellumd import errors
 from vellumd.engine import weights
+from vellumd.engine.vae import flatten, last_taps
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,8 @@ def load(folder: Path, device: torch.device, beat: Beat) -> Parts:
         read(sum(file.stat().st_size for file in files["text_encoder"]))
     with _part("vae"):
         vae = _empty(diffusers.AutoencoderKLQwenImage, folder / "vae")
-        weights.fill(vae, files["vae"], "vae", device, dtype, read)
+        adapt = last_taps(vae)
+        weights.fill(flatten(vae), files["vae"], "vae", device, dtype, read, adapt)
     with _part("transformer"):
         transformer = _empty(diffusers.QwenImageTransformer2DModel, folder / "transformer")
         weights.fill(transformer, files["transformer"], "transformer", device, dtype, read)

@@ -41,20 +41,15 @@ class QwenEngine:
     def __init__(self, init: Init) -> None:
         self._settings = EngineSettings.model_validate(init.settings)
         self._device = loading.device_of(init.device)
-        self._cache = init.cache
         self._limits = Limits.model_validate(init.limits)
         self._card = model_card.read(self._settings.model)
         self._model: Model | None = None
 
     def load(self, report: Report) -> Capabilities:
-        """Build the demo if it is wanted and missing, then load the model."""
+        """Load the model."""
         started = time.monotonic()
         transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        folder = Path(self._settings.model)
-        if self._settings.model == model_card.DEMO:
-            from vellumd.engine import toy
-
-            folder = toy.ensure(self._cache, report.beat)
+        folder = model_card.folder(self._settings.model)
         parts = loading.load(folder, self._device, report.beat)
         loras = Loras(parts.transformer, folder, self._card, self._settings.loras)
         self._model = Model(parts, loras, self._card, self._limits)

@@ -43,6 +43,11 @@ def check(file: Path, part: str) -> None:
         raise errors.ModelInvalid(f"The file {file.name} of {part} is damaged.") from None
 
 
+def as_it_is(name: str, tensor: Tensor) -> Tensor:
+    """The tensor itself: most models are what their files hold."""
+    return tensor
+
+
 def fill(
     model: torch.nn.Module,
     files: list[Path],
@@ -50,21 +55,25 @@ def fill(
     device: torch.device,
     dtype: torch.dtype,
     read: Callable[[int], None],
+    adapt: Callable[[str, Tensor], Tensor | None] = as_it_is,
 ) -> None:
     """Give `model`, built without weights, those of `files`.
 
     Tensors go straight to `device` as `dtype`, so the host never holds the model.
-    `read` is told the bytes of each. Raises `ModelInvalid` for tensors too many, too
-    few or of another shape.
+    `read` is told the bytes of each; `adapt` makes of a name's stored tensor the model's,
+    or None of one it has no use for. Raises `ModelInvalid` for tensors too many, too few
+    or of another shape.
     """
     for file in files:
         tensors: dict[str, Tensor] = {}
         with safe_open(file, "pt") as shard:
             for name in shard.keys():  # noqa: SIM118 (no dict)
                 if name != SENTINEL:
-                    tensor = shard.get_tensor(name)
-                    tensors[name] = tensor.to(device, dtype)
-                    read(tensor.nbytes)
+                    stored = shard.get_tensor(name)
+                    tensor = adapt(name, stored)
+                    if tensor is not None:
+                        tensors[name] = tensor.to(device, dtype)
+                    read(stored.nbytes)
         try:
             unexpected = model.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
         except RuntimeError:

@@ -1,0 +1,63 @@
+"""The judge's command, as far as it needs no engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from vellumd import model_card
+from vellumd.demo import judge
+from vellumd.demo.judge import Recipe
+
+
+def test_the_base_recipe_is_the_cards() -> None:
+    """Without a preset there is no LoRA, and the model's card says steps and guidance."""
+    card = model_card.read("demo")
+    assert Recipe.of() == Recipe(
+        preset=None, steps=card.steps, true_cfg_scale=card.true_cfg_scale, loras=()
+    )
+    assert Recipe.of(steps=4, cfg=1.5).steps == 4
+    assert Recipe.of(steps=4, cfg=1.5).true_cfg_scale == 1.5
+
+
+def test_a_presets_recipe() -> None:
+    """A preset brings its LoRA, steps and guidance; what is given wins."""
+    fastest = Recipe.of("fastest")
+    assert (fastest.steps, fastest.true_cfg_scale, fastest.loras) == (8, 1.0, ("lightning-8",))
+    assert Recipe.of("fastest", steps=4).steps == 4
+
+
+def test_table() -> None:
+    """People see each kind's share, the whole, the recipe, and a comparison's flips."""
+    text = judge.table(
+        {
+            "kinds": {"gray": {"success": 0.5, "n": 2, "interval": (0.1, 0.9)}},
+            "success": 0.5, "n": 2, "interval": (0.1, 0.9), "seconds_per_edit": 0.25,
+            "recipe": Recipe.of("fastest").model_dump(),
+            "against": Recipe.of("balanced").model_dump(),
+            "comparison": {
+                "lost": 3, "gained": 1, "difference": -0.02, "interval": (-0.06, 0.01),
+                "psnr": 30.0, "psnr_low": 20.0,
+            },
+        }
+    )  # fmt: skip
+    assert "gray" in text
+    assert "0.100-0.900" in text
+    assert "fastest, 8 steps, guidance 1, 0.25 s an edit" in text
+    assert "against balanced: 3 lost, 1 gained" in text
+
+
+@pytest.mark.parametrize("arguments", [["--n", "0"], ["--preset", "nope"], ["--tier", "nope"]])
+def test_wrong_arguments(arguments: list[str]) -> None:
+    """What makes no exam is refused before any model is loaded."""
+    with pytest.raises(SystemExit) as ended:
+        judge.main(arguments)
+    assert ended.value.code == 2
+
+
+def test_judging_needs_no_torch() -> None:
+    """World, verdict and exam load without torch: they judge any machine's pictures."""
+    code = "import sys, vellumd.demo.judge, vellumd.demo.gallery; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
