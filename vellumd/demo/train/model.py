@@ -85,7 +85,7 @@ CARD = model_card.ModelCard(
     vision_area=VIEW**2,
     loras={"lightning-8": model_card.LoraRole(file=LORA, scheduler="lightning")},
     steps=STEPS,
-    true_cfg_scale=2.0,
+    true_cfg_scale=1.8,
     prompt_tokens=256,
     example=model_card.Example(image="samples/shapes.png", prompt="make the circle blue"),
     license="Apache-2.0",
@@ -268,14 +268,13 @@ def vae() -> Any:
 def scheduler() -> Any:
     """The base scheduler of Qwen-Image-Edit-2511, leaning more to noise.
 
-    Of eight steps four are above a noise level of 0.8, where it is decided what will be
-    where: with 2511's own shift the demo added one shape in 89 % of the edits, with this one
-    in 94 %.
+    Where noise is strong it is decided what will be where: with 2511's own shift the demo
+    added just one shape in 88 % of 200 edits at guidance 1.5, with this one in 92 %.
     """
     return FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True,
-        base_shift=1.5,
-        max_shift=1.5,
+        base_shift=1.0,
+        max_shift=1.0,
         max_image_seq_len=8192,
         shift_terminal=0.02,
         time_shift_type="exponential",
