@@ -36,8 +36,8 @@ def _lightning() -> dict[str, LoraRole]:
 class Example(Frozen):
     """An edit to try. `image` is a file below the model's folder."""
 
-    image: str
-    prompt: str
+    image: str = Field(pattern=r"^[\w-]+(/[\w-]+)*\.\w+$")
+    prompt: str = Field(pattern=r"^[\w ,.:]+$")
 
 
 class ModelCard(Frozen):

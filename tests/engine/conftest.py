@@ -11,9 +11,9 @@ import pytest
 
 from tests.engine.support import Child
 from vellumd import model_card, protocol
-from vellumd.demo import one_thread
 
-one_thread()
+# As the worker sets it: before torch comes up, or its idle threads fight for the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")

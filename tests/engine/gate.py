@@ -34,8 +34,10 @@ tells damage that no success shows."""
 PSNR_LOW = 48.0
 """Decibel that 95 % of the pictures reach (FP8 by rows: 55): no edit may become another."""
 LOST = 0.01
-"""Net share of edits that may be lost: what 1,152 edits lost to harmless recipes was below
-0.2 %, to the mildest harmful one 1.6 %. A small exam may always lose one."""
+"""Share of edits that may be lost, however many are gained: of 1,152 edits harmless recipes
+lost 0.2 %, the mildest harmful one 1.6 %. A small exam may always lose one."""
+LOST_KIND = 0.05
+"""The same of one kind: damage to one kind must not drown in the others."""
 LEAST = 0.93
 """Success that must be possible, as the upper end of its interval: what the demo promises."""
 
@@ -52,10 +54,14 @@ def complaints(untouched: exam.Sitting, tampered: exam.Sitting) -> list[str]:
     wrong = {
         f"median PSNR {pairs.psnr} dB < {PSNR}": pairs.psnr < PSNR,
         f"PSNR of 95 % {pairs.psnr_low} dB < {PSNR_LOW}": pairs.psnr_low < PSNR_LOW,
-        f"{pairs.lost} lost, {pairs.gained} gained": pairs.lost - pairs.gained
-        > max(1, LOST * pairs.n),
+        f"{pairs.lost} lost": pairs.lost > max(1, LOST * pairs.n),
         f"success {score.success:.3f}": score.interval[1] < LEAST,
     }
+    kinds = np.array(untouched.kinds)
+    lost = untouched.passed & ~tampered.passed
+    for kind in dict.fromkeys(untouched.kinds):
+        here = lost[kinds == kind]
+        wrong[f"{here.sum()} lost of {kind}"] = here.sum() > max(1, LOST_KIND * len(here))
     return [words for words, true in wrong.items() if true]
 
 
@@ -70,7 +76,7 @@ class Gate:
     @classmethod
     def open(cls, n: int, seed: int = 0) -> Gate:
         """Load the demo and have its weights sit an exam of `n` questions as they are."""
-        torch.set_num_threads(1)  # see vellumd.demo.one_thread; torch is up already
+        torch.set_num_threads(1)  # as the engine does for the demo
         card = model_card.read(model_card.DEMO)
         parts = loading.load(model_card.DEMO_FOLDER, torch.device("cpu"), lambda *_: None)
         loras = lora.Loras(parts.transformer, model_card.DEMO_FOLDER, card, {})

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tests.engine import gate
-from vellumd.demo.world import KINDS
+from vellumd.demo import exam
+from vellumd.demo.world import KINDS, Array
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def opened() -> gate.Gate:
 
 
 def test_the_weights_themselves(opened: gate.Gate) -> None:
-    """Compared with themselves the weights have no complaint, so they edit as promised."""
+    """Of the weights as they are nothing is complained about."""
     assert gate.complaints(opened.untouched, opened.untouched) == []
 
 
@@ -44,9 +45,42 @@ def test_tampering_ends(opened: gate.Gate) -> None:
     assert np.array_equal(again.pictures[0], opened.untouched.pictures[0])
 
 
-def test_lost_edits_are_told(opened: gate.Gate) -> None:
-    """Equal pictures with other marks are rejected for the edits that were lost."""
-    whole = replace(opened.untouched, passed=np.ones_like(opened.untouched.passed))
-    lost = replace(whole, passed=np.zeros_like(whole.passed))
+def sitting(passed: list[bool], pictures: list[Array] | None = None) -> exam.Sitting:
+    """A made-up exam of 200 edits, of which `add` is the first twentieth."""
+    kinds = ("add",) * 10 + ("move",) * 190
+    plain = [np.full((4, 4, 3), 100, np.uint8)] * 200
+    return exam.Sitting(kinds, np.array(passed), pictures or plain, np.zeros(200))
+
+
+def spoilt(count: int, by: int) -> list[Array]:
+    """200 pictures of which `count` are `by` off in each pixel."""
+    return [np.full((4, 4, 3), 100 + by * (number < count), np.uint8) for number in range(200)]
+
+
+@pytest.mark.parametrize(
+    ("tampered", "complaint"),
+    [
+        (sitting([True] * 200, spoilt(120, 1)), "median PSNR"),
+        (sitting([True] * 200, spoilt(20, 2)), "PSNR of 95 %"),
+        (sitting([True] * 197 + [False] * 3), "3 lost"),
+        (sitting([False] * 2 + [True] * 198), "2 lost of add"),
+    ],
+)
+def test_each_rule_bites(tampered: exam.Sitting, complaint: str) -> None:
+    """Each kind of damage is told by its own rule alone."""
+    whole = sitting([True] * 200)
     assert gate.complaints(whole, whole) == []
-    assert any("lost" in words for words in gate.complaints(whole, lost))
+    assert [words for words in gate.complaints(whole, tampered) if words.startswith(complaint)]
+
+
+def test_gains_do_not_make_up_for_losses() -> None:
+    """What is lost counts, whatever is gained elsewhere."""
+    before = sitting([True] * 190 + [False] * 10)
+    after = sitting([False] * 10 + [True] * 190)
+    assert any("10 lost" in words for words in gate.complaints(before, after))
+
+
+def test_a_poor_model_is_told() -> None:
+    """A recipe that loses nothing of what was never right is still not accepted."""
+    poor = sitting([True] * 150 + [False] * 50)
+    assert [words for words in gate.complaints(poor, poor) if words.startswith("success")]

@@ -17,13 +17,20 @@ RESULT = Path(__file__).parent / "results" / "judge.json"
 EXAMS: dict[str, tuple[str, ...]] = {
     "base": (),
     "fastest": ("--preset", "fastest"),
+    "balanced": ("--preset", "balanced"),
+    "unguided": ("--cfg", "1"),
     "held_out": ("--held-out",),
+    "open": ("--kinds", "add,elsewhere,another,caption", "--seed", "1"),
 }
+"""By name what the judge's command is given. *open* asks the kinds that are not always right
+more often: of 80 edits a share of 0.87 is known to 0.08 only, of 200 to 0.05."""
 LEAST = {"base": 0.93, "fastest": 0.90}
 LEAST_VAE = 0.985
 """Of answers that only went through the VAE."""
 LEAST_KIND = 0.85
-"""Of the base weights in each kind. Unseen phrasings are reported, not promised."""
+"""Of the base weights in each kind."""
+GUIDED = 0.10
+"""How much more captions are understood with guidance than without."""
 
 
 def judged(n: int, *arguments: str) -> dict[str, Any]:
@@ -48,17 +55,31 @@ def record(name: str, found: object) -> None:
 def test_success(name: str, full: bool) -> None:
     """1,040 edits (13 when not full) pass as often as promised, in all and in each kind.
 
-    Of a few edits only so much can be told: that the promise is not out of reach.
+    Of a few edits only so much can be told: that the promise is not out of reach. What has
+    no promise (balanced, unseen phrasings) is recorded.
     """
-    found = judged(80 * len(KINDS) if full else len(KINDS), *EXAMS[name])
-    assert set(found["kinds"]) == set(KINDS)
+    n = (800 if name == "open" else 80 * len(KINDS)) if full else len(KINDS)
+    found = judged(n, *EXAMS[name])
+    assert found["n"] == sum(score["n"] for score in found["kinds"].values()) == n
     if full:
         record(name, found)
     best = found["success"] if full else found["interval"][1]
     assert best >= LEAST.get(name, 0)
-    if name == "base":
+    if name in ("base", "open"):
         for kind, score in found["kinds"].items():
-            assert (score["success"] if full else score["interval"][1]) >= LEAST_KIND, kind
+            # Of 80 edits the interval says whether the promise holds, of 200 the share.
+            exact = full and score["n"] >= 200
+            assert (score["success"] if exact else score["interval"][1]) >= LEAST_KIND, kind
+
+
+def test_captions_need_guidance(full: bool) -> None:
+    """Without guidance captions are understood clearly less often.
+
+    Looked up in the record of the last full run, which the exams above renew.
+    """
+    there = json.loads(RESULT.read_text())
+    guided, unguided = (there[name]["kinds"]["caption"]["success"] for name in ("open", "unguided"))
+    assert guided - unguided >= GUIDED
 
 
 @pytest.mark.timeout(3 * 3600)

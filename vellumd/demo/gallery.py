@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import vellumd
 from vellumd import model_card
-from vellumd.demo import exam, one_thread, world
+from vellumd.demo import exam, world
 from vellumd.demo.judge import MODEL, Recipe
 from vellumd.demo.verdict import Judge
 from vellumd.demo.world import COLOURS, GRID, LARGE, SHAPES, SIDE, Scenes
@@ -46,10 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=Path, metavar="DIR", help="write the samples instead")
     args = parser.parse_args(arguments)
     if args.samples:
+        args.samples.mkdir(parents=True, exist_ok=True)
         for name, picture in samples().items():
             picture.save(args.samples / f"{name}.png", optimize=True)
         return
-    one_thread()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     questions = exam.draw(len(world.KINDS), args.seed)
     with vellumd.QwenImageEditEngine(MODEL) as engine:
         sitting = exam.sit(questions, Recipe.of().on(engine))

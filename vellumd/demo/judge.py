@@ -9,18 +9,20 @@ the model's card. `--against` has a second preset sit the same exam on the same 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 import vellumd
 from vellumd import errors, model_card
-from vellumd.demo import exam, one_thread
+from vellumd.demo import exam
+from vellumd.demo.world import KINDS
 from vellumd.models import REQUEST_TIERS, Frozen, LoraRef
 from vellumd.presets import SHIPPED
 
@@ -76,9 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipes = {"recipe": Recipe.of(args.preset, args.steps, args.cfg)}
     if args.against:
         recipes["against"] = Recipe.of(args.against)
-    questions = exam.draw(args.n, args.seed, held_out=args.held_out)
+    questions = exam.draw(args.n, args.seed, held_out=args.held_out, kinds=args.kinds)
     settings = {"tier": args.tier} if args.tier else {}
-    one_thread()
     with vellumd.QwenImageEditEngine(MODEL, **settings) as engine:
         sittings = [
             exam.sit(questions, recipe.on(engine), _Progress(args.n)) for recipe in recipes.values()
@@ -108,21 +109,41 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vellumd.demo.judge", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--n", type=_positive, default=200, help="edits, spread over the kinds")
-    parser.add_argument("--steps", type=_positive, help="instead of the recipe's")
-    parser.add_argument("--cfg", type=float, help="guidance, instead of the recipe's")
+    parser.add_argument("--kinds", type=_kinds, default=tuple(KINDS), help="with commas between")
+    parser.add_argument("--steps", type=_steps, help="instead of the recipe's")
+    parser.add_argument("--cfg", type=_guidance, help="guidance, instead of the recipe's")
     parser.add_argument("--preset", choices=SHIPPED)
     parser.add_argument("--against", choices=SHIPPED, help="compare with this preset, in pairs")
     parser.add_argument("--tier", choices=("reference", *REQUEST_TIERS))
-    parser.add_argument("--seed", type=int, default=0, help="of scenes and noise")
+    parser.add_argument("--seed", type=_whole, default=0, help="of scenes and noise")
     parser.add_argument("--held-out", action="store_true", help="phrasings unseen in training")
     parser.add_argument("--json", action="store_true")
     return parser
 
 
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("it must be at least 1")
+def _number(read: Callable[[str], float], least: float, most: float, what: str) -> Any:
+    """What argparse reads an option with: `what` from `least` to `most`."""
+
+    def number(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if least <= (found := read(text)) <= most:
+                return found
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what} from {least} to {most}")
+
     return number
+
+
+_positive = _number(int, 1, 10**6, "a whole number")
+_whole = _number(int, 0, 2**32 - 1, "a whole number")
+_steps = _number(int, 1, 100, "a whole number")
+_guidance = _number(float, 0, 20, "a number")
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    kinds = tuple(text.split(","))
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise argparse.ArgumentTypeError(f"there is no kind {unknown[0]!r}; {', '.join(KINDS)}")
+    return kinds
 
 
 def table(result: Mapping[str, Any]) -> str:

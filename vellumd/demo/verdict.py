@@ -14,8 +14,9 @@ of an early model (tests/demo/test_verdict.py holds them to it):
   differ by fewer pixels than a soft edge touches, so no count can tell them apart; this
   comparison does at any contrast.
 
-What no rule sees: a gray picture's shape may be about as light as its ground, and there an
-extra or recoloured one of little contrast passes.
+What no rule sees: an extra shape or a ghost of the old one that differs from its ground by
+less than `NEAR`, and a tint as faint. Whoever compares two recipes looks at the PSNR of
+their pictures as well, which sees all of these.
 """
 
 from __future__ import annotations

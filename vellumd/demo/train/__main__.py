@@ -26,7 +26,7 @@ from vellumd.demo.train.model import Components
 CHECK_SEED = 987_654
 """Of the scenes that a finished stage is checked with."""
 GUIDANCE = 1.0, 1.5, 2.0, 3.0
-"""Guidances that the base weights are checked with: the card names the best."""
+"""Guidances that the base weights are checked with, to choose the card's from."""
 
 
 @dataclass(frozen=True)

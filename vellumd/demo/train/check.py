@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -24,20 +23,14 @@ class Check:
     """`each` unseen edits of every kind, with their noise: the same for every recipe."""
 
     def __init__(
-        self,
-        codec: Codec,
-        words: Any,
-        each: int,
-        seed: int,
-        device: torch.device,
-        kinds: Collection[str] = tuple(world.KINDS),
+        self, codec: Codec, words: Any, each: int, seed: int, device: torch.device
     ) -> None:
         rng = np.random.default_rng(seed)
         self._codec, self._device = codec, device
         self._judge = Judge()
         noise = torch.Generator().manual_seed(seed)
         self._papers = []
-        for kind in kinds:
+        for kind in world.KINDS:
             edits = world.draw(kind, each, rng)
             pool = Pool(words, world.KINDS[kind].pictures, device).hold(codec, edits)
             self._papers.append(
@@ -53,7 +46,7 @@ class Check:
             batch = pool.batch(torch.arange(len(edits), device=self._device))
             tokens = Sampler(editor, pool, batch, cfg).walk(noise, sigmas)[-1]
             found[kind] = self._right(edits, self._codec.pictures(tokens))
-        return {"all": round(float(np.mean(list(found.values()))), 4), **found}
+        return _with_all(found)
 
     @torch.no_grad()
     def round_trip(self) -> Success:
@@ -62,9 +55,14 @@ class Check:
         for kind, edits, pool, _ in self._papers:
             batch = pool.batch(torch.arange(len(edits), device=self._device))
             found[kind] = self._right(edits, self._codec.pictures(batch.target.float()))
-        return {"all": round(float(np.mean(list(found.values()))), 4), **found}
+        return _with_all(found)
 
     def _right(self, edits: world.Edits, made: Tensor) -> float:
         pictures = world.to_bytes(made.cpu().numpy())
         passed = [self._judge.passes(picture, edits, row) for row, picture in enumerate(pictures)]
         return round(float(np.mean(passed)), 4)
+
+
+def _with_all(kinds: Success) -> Success:
+    """`kinds` and their mean: each has as many edits."""
+    return {"all": round(float(np.mean(list(kinds.values()))), 4), **kinds}
