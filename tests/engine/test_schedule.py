@@ -10,7 +10,12 @@ from vellumd import model_card
 from vellumd.engine.schedule import schedule
 
 CPU = torch.device("cpu")
-BASE = FlowMatchEulerDiscreteScheduler.load_config(model_card.DEMO_FOLDER / "scheduler")
+BASE = {
+    **FlowMatchEulerDiscreteScheduler.load_config(model_card.DEMO_FOLDER / "scheduler"),
+    "base_shift": 0.5,
+    "max_shift": 0.9,
+}
+"""The real model's, whose shift depends on the size."""
 
 
 @pytest.mark.parametrize("tokens", [64, 4096, 9000])
