@@ -44,6 +44,11 @@ def test_the_same_seed_asks_the_same() -> None:
     assert asked(exam.draw(N, 3)) == asked(exam.draw(N, 3)) != asked(exam.draw(N, 4))
 
 
+def test_every_question_has_its_own_noise() -> None:
+    """No two edits start from the same noise."""
+    assert len({question.noise for question in exam.draw(52, 0)}) == 52
+
+
 def test_kinds_take_turns() -> None:
     """The questions are spread evenly; what is left over goes to the first kinds."""
     kinds = [question.kind for question in exam.draw(len(KINDS) + 2, 0)]

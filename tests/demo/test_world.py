@@ -99,6 +99,13 @@ def test_captions_are_noisy_in_training_only() -> None:
     assert 0.2 < astray.mean() < 0.5
 
 
+def test_articles_are_right() -> None:
+    """It is an orange star, and a red one."""
+    prompts = drawn("add", seed=3).prompts + drawn("caption", seed=3).prompts
+    assert any("an orange" in prompt for prompt in prompts)
+    assert not any("a orange" in prompt or "an red" in prompt for prompt in prompts)
+
+
 def test_painted_pictures() -> None:
     """Pixels are from 0 to 1; a gray picture's channels are alike; bytes round."""
     edits = drawn("gray")

@@ -195,20 +195,6 @@ def test_branches_are_a_lora_of_the_real_key_names(parts: model.Components, tmp_
     assert difference.norm() < 0.05 * (adapted - plain).norm()
 
 
-def test_noise_of_captions_is_for_training_only() -> None:
-    """A third of the captions is wrong in pools, and none of an exam's."""
-    noisy = world.draw("caption", 600, np.random.default_rng(0), noisy=True)
-    exam = world.draw("caption", 600, np.random.default_rng(0))
-    colours = [prompt.split() for prompt in noisy.prompts]
-    shown = [world.COLOURS[colour] for colour in noisy.target.at(noisy.cell)[2]]
-    right = np.mean([colour in words for colour, words in zip(shown, colours, strict=True)])
-    assert 0.58 < right < 0.72
-    assert all(
-        world.COLOURS[colour] in prompt.split()
-        for colour, prompt in zip(exam.target.at(exam.cell)[2], exam.prompts, strict=True)
-    )
-
-
 @pytest.mark.timeout(400)
 def test_all_stages_end_in_a_model_that_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
