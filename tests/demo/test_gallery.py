@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from vellumd.demo import exam, gallery
-from vellumd.demo.world import KINDS, SIDE
+from vellumd.demo.scenes import SIDE
+from vellumd.demo.world import KINDS
 
 
 def test_samples_ship_as_drawn(tmp_path: Path) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
 from vellumd.demo import world
+from vellumd.demo.scenes import SHAPES, Array, Scenes
 from vellumd.demo.verdict import Judge
-from vellumd.demo.world import KINDS, SHAPES, Array, Edits, Scenes
+from vellumd.demo.world import KINDS, Edits
 
 N = 8
 JUDGE = Judge()
@@ -43,7 +45,7 @@ def blurred(picture: Array, radius: float) -> Array:
 
 def compressed(picture: Array) -> Array:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=80, subsampling=0)
+    Image.fromarray(picture).save(buffer, "JPEG", quality=95, subsampling=0)
     return np.asarray(Image.open(buffer))
 
 
@@ -109,6 +111,56 @@ class TestWrong:
             return blurred(
                 painted(target.put(cells, shape=other, size=size, colour=colour)), radius
             )
+
+        assert passing(drawn(kind), make) == 0
+
+    def test_another_size_fails(self, kind: str) -> None:
+        """A small shape is no large one."""
+
+        def make(_: int, target: Scenes) -> Array | None:
+            cells = np.flatnonzero(target.taken[0])[:1]
+            if not len(cells):
+                return None
+            shape, size, colour = target.at(cells)
+            return painted(target.put(cells, shape=shape, size=1 - size, colour=colour))
+
+        assert passing(drawn(kind), make) == 0
+
+    @pytest.mark.parametrize(("share", "right"), [(0.1, True), (0.35, False)])
+    def test_the_ghost_of_picture_1_fails(self, kind: str, share: float, right: bool) -> None:
+        """Of what was there before a third may not shine through."""
+        edits = drawn(kind)
+
+        def make(row: int, target: Scenes) -> Array:
+            given = painted(edits.references[0][row : row + 1])
+            mixed = painted(target) * (1 - share) + given * share
+            return np.asarray(mixed.round().astype(np.uint8))
+
+        passed = passing(edits, make)
+        assert passed >= 0.75 if right else passed == 0
+
+    def test_a_tint_fails(self, kind: str) -> None:
+        """Nor may the whole picture be bluer than it should be."""
+
+        def make(_: int, target: Scenes) -> Array:
+            tint = np.array([0, 0, 40])
+            picture = painted(target).astype(int)
+            return np.where(picture > 127, picture - tint, picture + tint).astype(np.uint8)
+
+        assert passing(drawn(kind), make) == 0
+
+    def test_a_faint_extra_shape_fails(self, kind: str) -> None:
+        """A shape that nobody asked for is too much, be it 40 of 255 from its ground."""
+
+        def make(_: int, target: Scenes) -> Array:
+            free = np.flatnonzero(~target.taken[0])[:1]
+            colour = np.flatnonzero(target.readable[0])[:1]
+            bright = replace(target, gray=np.zeros(1, bool))
+            more = painted(bright.put(free, shape=0, size=1, colour=colour)).astype(float)
+            where = np.abs(more - painted(bright)).max(axis=-1, keepdims=True) > 8
+            there = painted(target)
+            darker = np.where(there > 127, there - 40.0, there + 40.0)
+            return np.where(where, darker, there).astype(np.uint8)
 
         assert passing(drawn(kind), make) == 0
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from vellumd.demo import world
-from vellumd.demo.world import KINDS, Edits, Painter, Scenes
+from vellumd.demo.painter import Painter, to_bytes
+from vellumd.demo.scenes import SIDE, Scenes
+from vellumd.demo.world import KINDS, Edits
 
 N = 200
 OPEN = ("add", "elsewhere", "another")
@@ -92,11 +94,12 @@ def test_a_ground_turned_around_is_no_other_ground(kind: str) -> None:
 
 
 def test_captions_are_noisy_in_training_only() -> None:
-    """About a third of the captions answer wrongly where that is asked for, else none."""
+    """About a quarter of the captions answer wrongly where that is asked for, else none."""
     clean, noisy = drawn("caption"), drawn("caption", noisy=True)
-    astray = noisy.target.at(noisy.cell)[2] != clean.target.at(clean.cell)[2]
+    astray = noisy.target.at(noisy.cell)[0] != clean.target.at(clean.cell)[0]
+    assert ((noisy.target.at(noisy.cell)[2] != clean.target.at(clean.cell)[2]) == astray).all()
     assert clean.prompts == noisy.prompts
-    assert 0.2 < astray.mean() < 0.5
+    assert 0.15 < astray.mean() < 0.4
 
 
 def test_articles_are_right() -> None:
@@ -110,8 +113,8 @@ def test_painted_pictures() -> None:
     """Pixels are from 0 to 1; a gray picture's channels are alike; bytes round."""
     edits = drawn("gray")
     pictures = Painter()(edits.target[:8])
-    assert pictures.shape == (8, world.SIDE, world.SIDE, 3)
+    assert pictures.shape == (8, SIDE, SIDE, 3)
     assert pictures.min() >= 0
     assert pictures.max() <= 1
     assert np.ptp(pictures, axis=-1).max() < 1e-5
-    assert world.to_bytes(np.array([-0.5, 0.5, 1.5])).tolist() == [0, 128, 255]
+    assert to_bytes(np.array([-0.5, 0.5, 1.5])).tolist() == [0, 128, 255]

@@ -9,7 +9,8 @@ import pytest
 
 from tests.engine import gate
 from vellumd.demo import exam
-from vellumd.demo.world import KINDS, Array
+from vellumd.demo.scenes import Array
+from vellumd.demo.world import KINDS
 
 
 @pytest.fixture(scope="module")

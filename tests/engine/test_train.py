@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from vellumd import model_card
-from vellumd.demo import world
+from vellumd.demo.painter import to_bytes
+from vellumd.demo.scenes import draw_scenes
 from vellumd.demo.train import __main__ as command
 from vellumd.demo.train import base, forward, lora, model
 from vellumd.demo.train.data import Pool, _shrink, painter
@@ -84,12 +85,12 @@ def test_the_template_has_its_64_tokens() -> None:
 
 def test_views_are_shrunk_as_the_engine_does_it() -> None:
     """The matrix in place of Pillow's Lanczos differs by rounding only."""
-    scene = world.scenes(np.random.default_rng(3), 2)
+    scene = draw_scenes(np.random.default_rng(3), 2)
     picture = painter(CPU)(scene)
     matrix = torch.from_numpy(_shrink())
     mine = torch.einsum("vs,nstc,wt->nvwc", matrix, picture, matrix).clamp(0, 1) * 255
     for row in range(2):
-        theirs = Image.fromarray(world.to_bytes(picture[row].numpy())).resize(
+        theirs = Image.fromarray(to_bytes(picture[row].numpy())).resize(
             (model.VIEW, model.VIEW), Image.Resampling.LANCZOS
         )
         assert np.abs(mine[row].numpy() - np.asarray(theirs)).max() <= 2

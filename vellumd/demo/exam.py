@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from vellumd.demo import intervals, world
+from vellumd.demo.scenes import Array
 from vellumd.demo.verdict import Judge
-from vellumd.demo.world import Array, Edits
+from vellumd.demo.world import Edits
 from vellumd.models import Frozen
 
 Edit = Callable[[list[Image.Image], str, int], Image.Image]
@@ -32,7 +33,7 @@ class Question:
     @property
     def kind(self) -> str:
         """The edit's kind."""
-        return self.edits.kind[self.row]
+        return self.edits.kind
 
     @property
     def prompt(self) -> str:

@@ -21,8 +21,8 @@ import vellumd
 from vellumd import model_card
 from vellumd.demo import exam, world
 from vellumd.demo.judge import MODEL, Recipe
+from vellumd.demo.scenes import CELLS, COLOURS, GRID, LARGE, NONE, SHAPES, SIDE, Scenes
 from vellumd.demo.verdict import Judge
-from vellumd.demo.world import COLOURS, GRID, LARGE, SHAPES, SIDE, Scenes
 
 FOLDER = model_card.DEMO_FOLDER / "samples"
 """Where the sample pictures lie."""
@@ -101,9 +101,9 @@ def samples() -> dict[str, Image.Image]:
 
 def _scene(start: str, end: str, *shapes: tuple[str, str, int, int]) -> Scenes:
     """A picture with large `shapes` (name, colour, row, column) and a ground."""
-    empty = np.zeros((1, world.CELLS), dtype=np.int64)
+    empty = np.zeros((1, CELLS), dtype=np.int64)
     ground = np.array([[COLOURS.index(start), COLOURS.index(end), 2]])
-    scene = Scenes(empty + world.NONE, empty, empty, ground, np.zeros(1, dtype=bool))
+    scene = Scenes(empty + NONE, empty, empty, ground, np.zeros(1, dtype=bool))
     for shape, colour, row, column in shapes:
         scene = scene.put(
             np.array([row * GRID + column]),

@@ -9,37 +9,26 @@ of an early model (tests/demo/test_verdict.py holds them to it):
   such pixels. The count is by cell, not by picture: a missing shape is 2 % of a picture
   whose background has changed, and would drown in it.
 - *Nothing is mistaken.* In squared error the picture is nearer to the answer than to any of
-  its foils: picture 1, so that a copy of the input never passes, and the answer with one
-  shape missing, exchanged for another, or of another size. A small circle and a small square
-  differ by fewer pixels than a soft edge touches, so no count can tell them apart; this
-  comparison does at any contrast.
+  its foils: picture 1, so that a copy of the input never passes, the answer with one shape
+  missing, exchanged for another, or of another size, and what lies half-way between the
+  answer and picture 1 or the answer without a shape, so that no ghost of more than a quarter
+  passes. A small circle and a small square differ by fewer pixels than a soft edge touches,
+  so no count can tell them apart; this comparison does at any contrast.
 
-What no rule sees: an extra shape or a ghost of the old one that differs from its ground by
-less than `NEAR`, and a tint as faint. Whoever compares two recipes looks at the PSNR of
-their pictures as well, which sees all of these.
+What no rule sees: a tint or an extra shape that differs from its ground by less than `NEAR`. Whoever compares two recipes looks at the PSNR of their pictures as
+well, which sees these.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from vellumd.demo.world import (
-    CELL,
-    CELLS,
-    GRID,
-    RADII,
-    SHAPES,
-    SIDE,
-    Array,
-    Edits,
-    Painter,
-    Scenes,
-    join,
-    to_bytes,
-)
+from vellumd.demo.painter import Painter, to_bytes
+from vellumd.demo.scenes import CELL, CELLS, GRID, RADII, SHAPES, SIDE, Array, Scenes, join
+from vellumd.demo.world import Edits
 
-NEAR = 51
-"""How far, of 255, a channel may be from the answer: less than any two colours differ."""
+NEAR = 30
+"""How far, of 255, a channel may be from the answer: a third of what any two colours differ."""
 OFF = 30
 """Pixels of a cell, of 1024, that may be off."""
 
@@ -69,7 +58,9 @@ class Judge:
 
     def _mistaken(self, picture: Array, painted: Array, answer: Scenes, given: Scenes) -> bool:
         """Whether `picture` is as near to a foil as to `answer`, here also `painted`."""
-        foils = self.paint(join([given, *spoilt(answer)]))
+        far = self.paint(join([given, *spoilt(answer)]))
+        faint = self.paint(join([given, *missing(answer)])).astype(np.int32)
+        foils = np.concatenate([far, (faint + painted) // 2])
         return bool((_error(picture, foils) <= _error(picture, painted[None])).any())
 
 
@@ -94,13 +85,17 @@ def _around(pictures: Array, reach: np.ufunc) -> Array:
     return around
 
 
+def missing(answer: Scenes) -> list[Scenes]:
+    """The one scene `answer` without one of its shapes, for each of them."""
+    return [answer.clear(np.array([cell])) for cell in np.flatnonzero(answer.taken[0])]
+
+
 def spoilt(answer: Scenes) -> list[Scenes]:
     """The one scene `answer` with each of its shapes missing, or another, or of another size."""
-    wrong = []
+    wrong = missing(answer)
     for cell in np.flatnonzero(answer.taken[0]):
         where = np.array([cell])
         shape, size, colour = answer.at(where)
-        wrong.append(answer.clear(where))
         for other in range(len(SHAPES)):
             for extent in range(len(RADII)):
                 if (other, extent) != (shape[0], size[0]):

@@ -1,142 +1,46 @@
-"""The toy world: coloured shapes on a grid of cells, and the edits of them that the demo knows.
+"""The toy world's edits: what the demo is asked, how it is said, and what answers it.
 
-A picture of 128x128 pixels has 4x4 cells; one to three of them hold a shape. All is
-described by small integer arrays, many scenes at once and without torch, so that the
-training draws hundreds of thousands of edits and the judge draws the very same kind.
-`Painter` turns descriptions into pixels, as numpy arrays or as another library's.
+Edits are drawn many at once, the same way for the training and for the judge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-SIDE = 128
-"""Pixels of a picture's side."""
-GRID = 4
-"""Cells of a picture's side."""
-CELLS = GRID * GRID
-CELL = SIDE // GRID
-
-SHAPES = ("circle", "square", "triangle", "star", "ring")
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "black", "white")
-RGB = np.array(
-    [
-        (0.86, 0.14, 0.14), (0.97, 0.54, 0.10), (0.95, 0.87, 0.20), (0.16, 0.66, 0.26),
-        (0.16, 0.31, 0.86), (0.58, 0.22, 0.72), (0.08, 0.08, 0.08), (0.96, 0.96, 0.96),
-    ],
-    dtype=np.float32,
-)  # fmt: skip
-"""Red, green, blue from 0 to 1 by colour; any two differ by at least 0.3 in one of them."""
-RADII = (12.0, 15.0)
-"""Pixels from a shape's centre to its tips, by size; a square's are a sixth further out."""
-LARGE = len(RADII) - 1
-NONE = -1
-"""The shape of an empty cell."""
-WAYS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
-LUMA = (0.299, 0.587, 0.114)
-"""Red's, green's and blue's share of grey: ITU-R BT.601."""
-CLEAR = 0.3
-"""How far a shape's colour is at least from any colour of its ground, in some channel."""
-
-Array = NDArray[Any]
-Rng = np.random.Generator
-
-
-@dataclass(frozen=True)
-class Scenes:
-    """N pictures' descriptions; every array has N rows.
-
-    `shape`, `size` and `colour` [N, CELLS] count in SHAPES (NONE: empty), RADII and
-    COLOURS. `ground` [N, 3] is the colour at its start, at its end, and the direction
-    from one to the other in eighths of a turn. `gray` [N] tells pictures without colour.
-    """
-
-    shape: Array
-    size: Array
-    colour: Array
-    ground: Array
-    gray: Array
-
-    def __len__(self) -> int:
-        return len(self.shape)
-
-    def __getitem__(self, rows: Any) -> Scenes:
-        """The scenes of `rows`, which selects as in numpy and keeps the first axis."""
-        return Scenes(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-    def put(self, cell: Array, *, shape: Any, size: Any, colour: Any) -> Scenes:
-        """With a shape in `cell` [N]; what was there is gone."""
-        changed = {}
-        for name, value in (("shape", shape), ("size", size), ("colour", colour)):
-            array = getattr(self, name).copy()
-            array[np.arange(len(self)), cell] = value
-            changed[name] = array
-        return replace(self, **changed)
-
-    def clear(self, cell: Array) -> Scenes:
-        """With `cell` [N] empty."""
-        return self.put(cell, shape=NONE, size=0, colour=0)
-
-    def move(self, start: Array, end: Array) -> Scenes:
-        """With the shape of cell `start` [N] in cell `end`."""
-        shape, size, colour = self.at(start)
-        return self.clear(start).put(end, shape=shape, size=size, colour=colour)
-
-    def at(self, cell: Array) -> tuple[Array, Array, Array]:
-        """Shape, size and colour in `cell` [N]."""
-        rows = np.arange(len(self))
-        return self.shape[rows, cell], self.size[rows, cell], self.colour[rows, cell]
-
-    @cached_property
-    def taken(self) -> Array:
-        """Which cells [N, CELLS] hold a shape."""
-        taken: Array = self.shape != NONE
-        return taken
-
-    @cached_property
-    def readable(self) -> Array:
-        """Which colours [N, COLOURS] stand out from the ground."""
-        readable: Array = _READABLE[self.ground[:, 0], self.ground[:, 1]]
-        return readable
-
-
-def join(parts: Sequence[Scenes]) -> Scenes:
-    """All scenes of `parts`, one after the other."""
-    return Scenes(
-        *(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Scenes))
-    )
-
-
-def _readable() -> Array:
-    """By ground [COLOURS, COLOURS]: which colours [COLOURS] differ from all of the ramp."""
-    ramp = np.linspace(0, 1, 17, dtype=np.float32)[:, None]
-    ramps = RGB[:, None, None] * (1 - ramp) + RGB[None, :, None] * ramp
-    distance = np.abs(ramps[:, :, None] - RGB[None, None, :, None]).max(axis=-1)
-    clear: Array = distance.min(axis=-1) >= CLEAR
-    return clear
-
-
-_READABLE = _readable()
-
-
-# The edits.
+from vellumd.demo.painter import ramps
+from vellumd.demo.scenes import (
+    CLEAR,
+    COLOURS,
+    GRID,
+    LARGE,
+    RADII,
+    READABLE,
+    RGB,
+    SHAPES,
+    WAYS,
+    Array,
+    Rng,
+    Scenes,
+    draw_scenes,
+    join,
+    pick,
+    pick_other,
+)
 
 
 @dataclass(frozen=True)
 class Edits:
-    """N edits: pictures, what is asked of them, and a right answer to it.
+    """N edits of one `kind`: pictures, what is asked of them, and a right answer to it.
 
     `references` holds picture 1, 2, .. of all edits, the same number for each. `cell`
     [N] is the cell that an answer changes, where there is one.
     """
 
-    kind: tuple[str, ...]
+    kind: str
     prompts: list[str]
     references: tuple[Scenes, ...]
     target: Scenes
@@ -148,7 +52,7 @@ class Edits:
     def __getitem__(self, rows: slice) -> Edits:
         """The edits of `rows`."""
         return Edits(
-            self.kind[rows],
+            self.kind,
             self.prompts[rows],
             tuple(scenes[rows] for scenes in self.references),
             self.target[rows],
@@ -161,7 +65,7 @@ class Edits:
         cell = self.cell[row : row + 1]
         shape, size, colour = target.at(cell)
         free = np.flatnonzero(~scene.taken[0])
-        match self.kind[row]:
+        match self.kind:
             case "add":
                 many = _repeat(scene, len(free))
                 return many.put(free, shape=shape, size=size, colour=colour)
@@ -188,7 +92,7 @@ class Kind:
     """One kind of edit: how it is drawn, and how people ask for it.
 
     `held_out` are phrasings that no training sees. `noise` is the share of training
-    answers that show another colour than was asked for, as captions from the web do.
+    answers that are not what was asked for, as with captions from the web.
     """
 
     draw: Callable[[Rng, int], Drawn]
@@ -212,60 +116,26 @@ class Drawn:
     way: Array | None = None
 
 
-def scenes(rng: Rng, n: int) -> Scenes:
-    """`n` pictures with one to three different shapes in colours that stand out."""
-    gradient = rng.random(n) < 0.5
-    start, end = rng.integers(len(COLOURS), size=(2, n))
-    ground = np.stack([start, np.where(gradient, end, start), rng.integers(8, size=n)], axis=1)
-    empty = np.zeros((n, CELLS), dtype=np.int64)
-    made = Scenes(empty + NONE, empty, empty, ground, np.zeros(n, dtype=bool))
-    cells = rng.random((n, CELLS)).argsort(axis=1)
-    shapes = rng.random((n, len(SHAPES))).argsort(axis=1)
-    count = rng.integers(1, 4, size=n)
-    for number in range(3):
-        more = made.put(
-            cells[:, number],
-            shape=np.where(number < count, shapes[:, number], NONE),
-            size=rng.integers(len(RADII), size=n),
-            colour=_pick(rng, made.readable),
-        )
-        made = more
-    return made
-
-
-def _pick(rng: Rng, mask: Array) -> Array:
-    """For each row of `mask` [N, M] the index of one of its true entries, 0 without one."""
-    index: Array = (rng.random(mask.shape) * mask).argmax(axis=1)
-    return index
-
-
-def _other(rng: Rng, mask: Array, index: Array) -> Array:
-    """`_pick`, but never `index` [N]."""
-    mask = mask.copy()
-    mask[np.arange(len(mask)), index] = False
-    return _pick(rng, mask)
-
-
 def _recolour(rng: Rng, n: int) -> Drawn:
-    scene = scenes(rng, n)
-    cell = _pick(rng, scene.taken)
+    scene = draw_scenes(rng, n)
+    cell = pick(rng, scene.taken)
     shape, size, old = scene.at(cell)
-    colour = _other(rng, scene.readable, old)
+    colour = pick_other(rng, scene.readable, old)
     target = scene.put(cell, shape=shape, size=size, colour=colour)
     return Drawn((scene,), target, cell, colour != old, shape=shape, colour=colour)
 
 
 def _remove(rng: Rng, n: int) -> Drawn:
-    scene = scenes(rng, n)
-    cell = _pick(rng, scene.taken)
+    scene = draw_scenes(rng, n)
+    cell = pick(rng, scene.taken)
     return Drawn((scene,), scene.clear(cell), cell, np.ones(n, bool), shape=scene.at(cell)[0])
 
 
 def _background(rng: Rng, n: int) -> Drawn:
-    scene = scenes(rng, n)
+    scene = draw_scenes(rng, n)
     colour = rng.integers(len(COLOURS), size=n)
     target = replace(scene, ground=np.stack([colour, colour, colour * 0], axis=1))
-    far = _READABLE[scene.ground[:, 0], scene.ground[:, 1], colour]
+    far = READABLE[scene.ground[:, 0], scene.ground[:, 1], colour]
     good = far & _stands_out(target)
     return Drawn((scene,), target, np.zeros(n, int), good, colour=colour)
 
@@ -278,10 +148,10 @@ def _stands_out(scene: Scenes) -> Array:
 
 
 def _replace(rng: Rng, n: int) -> Drawn:
-    scene = scenes(rng, n)
-    cell = _pick(rng, scene.taken)
+    scene = draw_scenes(rng, n)
+    cell = pick(rng, scene.taken)
     shape, size, colour = scene.at(cell)
-    other = _pick(rng, _absent(scene))
+    other = pick(rng, _absent(scene))
     target = scene.put(cell, shape=other, size=size, colour=colour)
     return Drawn((scene,), target, cell, np.ones(n, bool), shape=shape, other=other)
 
@@ -292,15 +162,15 @@ def _absent(scene: Scenes) -> Array:
 
 
 def _gray(rng: Rng, n: int) -> Drawn:
-    scene = scenes(rng, n)
+    scene = draw_scenes(rng, n)
     target = replace(scene, gray=np.ones(n, bool))
     neutral = np.isin(scene.ground, (COLOURS.index("black"), COLOURS.index("white")))[:, :2]
     return Drawn((scene,), target, np.zeros(n, int), np.asarray(~neutral.any(axis=1)))
 
 
 def _move(rng: Rng, n: int) -> Drawn:
-    scene = scenes(rng, n)
-    cell = _pick(rng, scene.taken)
+    scene = draw_scenes(rng, n)
+    cell = pick(rng, scene.taken)
     way = rng.integers(len(WAYS), size=n)
     step = np.array(list(WAYS.values()))[way]
     row, column = cell // GRID + step[:, 0], cell % GRID + step[:, 1]
@@ -312,30 +182,30 @@ def _move(rng: Rng, n: int) -> Drawn:
 
 
 def _elsewhere(rng: Rng, n: int) -> Drawn:
-    scene = scenes(rng, n)
-    cell = _pick(rng, scene.taken)
-    end = _pick(rng, ~scene.taken)
+    scene = draw_scenes(rng, n)
+    cell = pick(rng, scene.taken)
+    end = pick(rng, ~scene.taken)
     shape = scene.at(cell)[0]
     return Drawn((scene,), scene.move(cell, end), end, np.ones(n, bool), shape=shape)
 
 
 def _add(rng: Rng, n: int) -> Drawn:
-    scene = scenes(rng, n)
-    cell = _pick(rng, ~scene.taken)
-    shape, colour = _pick(rng, _absent(scene)), _pick(rng, scene.readable)
+    scene = draw_scenes(rng, n)
+    cell = pick(rng, ~scene.taken)
+    shape, colour = pick(rng, _absent(scene)), pick(rng, scene.readable)
     target = scene.put(cell, shape=shape, size=LARGE, colour=colour)
     return Drawn((scene,), target, cell, np.ones(n, bool), shape=shape, colour=colour)
 
 
 def _put(rng: Rng, n: int) -> Drawn:
-    scene, second = scenes(rng, n), scenes(rng, n)
+    scene, second = draw_scenes(rng, n), draw_scenes(rng, n)
     target, cell, shape, good = _transplant(rng, scene, second)
     return Drawn((scene, second), target, cell, good, shape=shape)
 
 
 def _transplant(rng: Rng, scene: Scenes, donor: Scenes) -> tuple[Scenes, Array, Array, Array]:
     """`scene` with a shape of `donor` in its place; its cell, its name, whether it fits."""
-    cell = _pick(rng, donor.taken)
+    cell = pick(rng, donor.taken)
     shape, size, colour = donor.at(cell)
     rows = np.arange(len(scene))
     good: Array = ~scene.taken[rows, cell] & scene.readable[rows, colour]
@@ -343,7 +213,7 @@ def _transplant(rng: Rng, scene: Scenes, donor: Scenes) -> tuple[Scenes, Array, 
 
 
 def _backdrop(rng: Rng, n: int) -> Drawn:
-    scene, second = scenes(rng, n), scenes(rng, n)
+    scene, second = draw_scenes(rng, n), draw_scenes(rng, n)
     target = replace(scene, ground=second.ground)
     good = _stands_out(target) & _unlike(scene, second)
     return Drawn((scene, second), target, np.zeros(n, int), good)
@@ -368,7 +238,7 @@ def _coarse(ground: Array) -> Array:
 
 
 def _compose(rng: Rng, n: int) -> Drawn:
-    scene, second, third = (scenes(rng, n) for _ in range(3))
+    scene, second, third = (draw_scenes(rng, n) for _ in range(3))
     grounded = replace(scene, ground=second.ground)
     target, cell, shape, good = _transplant(rng, grounded, third)
     good = good & _stands_out(grounded) & _unlike(scene, second)
@@ -396,7 +266,8 @@ KINDS: dict[str, Kind] = {
     "replace": Kind(
         _replace, 1,
         ("replace the {shape} with a {other}", "turn the {shape} into a {other}",
-         "change the {shape} into a {other}", "the {shape} should be a {other}"),
+         "change the {shape} into a {other}", "the {shape} should be a {other}",
+         "make a {other} of the {shape}"),
         ("make the {shape} a {other}",),
     ),
     "gray": Kind(
@@ -414,7 +285,7 @@ KINDS: dict[str, Kind] = {
     "add": Kind(
         _add, 1,
         ("add a {colour} {shape}", "draw a {colour} {shape}", "put in a {colour} {shape}",
-         "a {colour} {shape} should be added"),
+         "a {colour} {shape} should be added", "one {colour} {shape} more please"),
         ("add one {colour} {shape} please",),
     ),
     "elsewhere": Kind(
@@ -434,7 +305,7 @@ KINDS: dict[str, Kind] = {
         ("caption: a {colour} {shape}", "caption: {colour} {shape}",
          "caption: one {colour} {shape}", "caption: the {shape} in {colour}"),
         ("caption: the {colour} {shape}",),
-        noise=0.35,
+        noise=0.28,
     ),
     "put": Kind(
         _put, 2,
@@ -459,8 +330,8 @@ KINDS: dict[str, Kind] = {
     ),
 }  # fmt: skip
 """What the demo knows, by name. *add*, *elsewhere* and *another* leave a choice open, so
-that the answer comes out of the noise; *caption* is learned from captions of which a third
-are wrong, so that it needs guidance."""
+that the answer comes out of the noise; *caption* is learned from captions of which more than a
+quarter are wrong, so that it needs guidance."""
 
 
 def draw(kind: str, n: int, rng: Rng, *, held_out: bool = False, noisy: bool = False) -> Edits:
@@ -487,7 +358,7 @@ def _drawn(kind: str, plan: Kind, n: int, rng: Rng, held_out: bool, noisy: bool)
     rows = np.flatnonzero(drawn.good)
     prompts = [polished(phrasings[phrasing[row]].format(**_words(drawn, row))) for row in rows]
     return Edits(
-        (kind,) * len(rows),
+        kind,
         prompts,
         tuple(scenes[rows] for scenes in drawn.references),
         target[rows],
@@ -507,16 +378,24 @@ def _words(drawn: Drawn, row: Any) -> dict[str, str]:
 
 
 def _wrong(rng: Rng, drawn: Drawn, share: float) -> Scenes:
-    """The targets, of which `share` have another colour than was asked for."""
-    shape, size, colour = drawn.target.at(drawn.cell)
-    astray = _other(rng, drawn.target.readable, colour)
-    colour = np.where(rng.random(len(colour)) < share, astray, colour)
-    return drawn.target.put(drawn.cell, shape=shape, size=size, colour=colour)
+    """The targets, of which `share` have another shape of another size and colour in `cell`.
+
+    Wrong answers are many and each of them is rare: that is what guidance leaves behind.
+    """
+    target, cell = drawn.target, drawn.cell
+    shape, size, colour = target.at(cell)
+    wrong = rng.random(len(cell)) < share
+    return target.put(
+        cell,
+        shape=np.where(wrong, pick(rng, _absent(target)), shape),
+        size=np.where(wrong, rng.integers(len(RADII), size=len(cell)), size),
+        colour=np.where(wrong, pick_other(rng, target.readable, colour), colour),
+    )
 
 
 def _together(parts: list[Edits]) -> Edits:
     return Edits(
-        sum((part.kind for part in parts), ()),
+        parts[0].kind,
         [prompt for part in parts for prompt in part.prompts],
         tuple(join(scenes) for scenes in zip(*(part.references for part in parts), strict=True)),
         join([part.target for part in parts]),
@@ -524,90 +403,4 @@ def _together(parts: list[Edits]) -> Edits:
     )
 
 
-# The pixels.
-
-
-class Painter:
-    """Scenes to pixels. Works on numpy arrays, or on those that `asarray` makes."""
-
-    def __init__(self, asarray: Callable[[Array], Any] = np.asarray) -> None:
-        """`asarray` turns a numpy array into the library's own, on its device."""
-        self._asarray = asarray
-        self._sprites, self._ramps, self._rgb, self._luma = (
-            asarray(table) for table in (_sprites(), _ramps(), RGB, np.array(LUMA, np.float32))
-        )
-
-    def __call__(self, scenes: Scenes) -> Any:
-        """Pictures [N, SIDE, SIDE, 3] of `scenes`, from 0 to 1."""
-        n = len(scenes)
-        sprite = np.where(scenes.taken, scenes.shape * len(RADII) + scenes.size, NONE)
-        cover = self._sprites[self._asarray(sprite)]
-        colour = self._rgb[self._asarray(scenes.colour)][:, :, None, None] * cover[..., None]
-        cover, colour = (_assemble(cells, n) for cells in (cover[..., None], colour))
-        start, end, way = (self._asarray(scenes.ground[:, part].copy()) for part in range(3))
-        start, end = (self._rgb[index][:, None, None] for index in (start, end))
-        ground = start + (end - start) * self._ramps[way][..., None]
-        picture = ground * (1 - cover) + colour
-        gray = (picture * self._luma).sum(-1)[..., None]
-        return (
-            picture
-            + (gray - picture) * self._asarray(scenes.gray * np.float32(1))[:, None, None, None]
-        )
-
-
-def _assemble(cells: Any, n: int) -> Any:
-    """Cells [N, CELLS, CELL, CELL, C] as pictures [N, SIDE, SIDE, C]."""
-    grid = cells.reshape(n, GRID, GRID, CELL, CELL, -1).swapaxes(2, 3)
-    return grid.reshape(n, SIDE, SIDE, -1)
-
-
-def _sprites() -> Array:
-    """How much of each pixel a shape covers: [SHAPES·RADII + 1, CELL, CELL], the last empty."""
-    fine = 8
-    axis = (np.arange(CELL * fine) + 0.5) / fine - CELL / 2
-    y, x = np.meshgrid(axis, axis, indexing="ij")
-    covers = [_inside(shape, x / radius, y / radius) for shape in SHAPES for radius in RADII]
-    covers.append(np.zeros_like(x, dtype=bool))
-    split = np.stack(covers).reshape(len(covers), CELL, fine, CELL, fine)
-    sprites: Array = split.mean(axis=(2, 4), dtype=np.float32)
-    return sprites
-
-
-def _inside(shape: str, x: Array, y: Array) -> Array:
-    """Which points are in `shape` of radius 1 around the origin; y points down."""
-    radius = np.hypot(x, y)
-    match shape:
-        case "circle":
-            inside = radius <= 0.95
-        case "ring":
-            inside = (radius <= 0.95) & (radius >= 0.5)
-        case "square":
-            inside = np.maximum(np.abs(x), np.abs(y)) <= 0.82
-        case "triangle":
-            # Apothem of an equilateral triangle: half its radius.
-            slopes = [y, -y / 2 + x * np.sqrt(0.75), -y / 2 - x * np.sqrt(0.75)]
-            inside = np.maximum.reduce(slopes) <= 0.5
-        case _:
-            # A pentagram: five lines; a point inside is beyond at most one of them.
-            turns = np.arange(5) * 2 * np.pi / 5 + np.pi / 2
-            lines = [x * np.cos(turn) + y * np.sin(turn) for turn in turns]
-            inside = np.sum([line <= np.cos(2 * np.pi / 5) for line in lines], axis=0) >= 4
-    return np.asarray(inside)
-
-
-def _ramps() -> Array:
-    """From 0 to 1 across the picture in eight directions: [8, SIDE, SIDE]."""
-    axis = (np.arange(SIDE) + 0.5) / SIDE - 0.5
-    y, x = np.meshgrid(axis, axis, indexing="ij")
-    turns = [number * np.pi / 4 for number in range(8)]
-    slopes = [x * np.cos(turn) + y * np.sin(turn) for turn in turns]
-    ramps = [slope / (2 * np.abs(slope).max()) + 0.5 for slope in slopes]
-    return np.stack(ramps).astype(np.float32)
-
-
-def to_bytes(pictures: Array) -> Array:
-    """Pictures from 0 to 1 as bytes."""
-    return np.round(np.clip(pictures, 0, 1) * 255).astype(np.uint8)
-
-
-_COARSE = _ramps()[:, 8::16, 8::16].reshape(8, -1)
+_COARSE = ramps()[:, 8::16, 8::16].reshape(8, -1)

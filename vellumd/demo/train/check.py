@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vellumd.demo import world
+from vellumd.demo.painter import to_bytes
 from vellumd.demo.train.base import EAGER, Editor
 from vellumd.demo.train.data import Codec, Pool
 from vellumd.demo.train.forward import TOKENS
@@ -58,7 +59,7 @@ class Check:
         return _with_all(found)
 
     def _right(self, edits: world.Edits, made: Tensor) -> float:
-        pictures = world.to_bytes(made.cpu().numpy())
+        pictures = to_bytes(made.cpu().numpy())
         passed = [self._judge.passes(picture, edits, row) for row, picture in enumerate(pictures)]
         return round(float(np.mean(passed)), 4)
 

@@ -15,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from vellumd.demo import world
+from vellumd.demo.painter import Painter
+from vellumd.demo.scenes import SIDE, Scenes
 from vellumd.demo.train.forward import Prompts
 from vellumd.demo.train.model import VIEW
 from vellumd.engine.latents import pack, unpack
@@ -123,7 +125,7 @@ class Codec:
         self._shrink = torch.from_numpy(_shrink()).to(device)
 
     @torch.no_grad()
-    def latents(self, scenes: world.Scenes) -> tuple[Tensor, Tensor]:
+    def latents(self, scenes: Scenes) -> tuple[Tensor, Tensor]:
         """Normalised latents [N, 16, 1, 16, 16] of `scenes`, and their pictures."""
         pictures = self.paint(scenes)
         found = []
@@ -148,7 +150,7 @@ class Codec:
     @torch.no_grad()
     def pictures(self, tokens: Tensor) -> Tensor:
         """Pictures [N, SIDE, SIDE, 3] from 0 to 1 of tokens [N, TOKENS, 64]."""
-        latents = unpack(tokens.float(), world.SIDE, world.SIDE) * self._std + self._mean
+        latents = unpack(tokens.float(), SIDE, SIDE) * self._std + self._mean
         made = []
         for part in latents.split(CHUNK // 4):
             with amp(self._device):
@@ -165,8 +167,8 @@ class Codec:
 
 def _shrink() -> Any:
     """Lanczos from SIDE to VIEW pixels as a matrix: what Pillow does to one axis."""
-    identity = Image.fromarray(np.eye(world.SIDE, dtype=np.float32))
-    return np.array(identity.resize((world.SIDE, VIEW), Image.Resampling.LANCZOS))
+    identity = Image.fromarray(np.eye(SIDE, dtype=np.float32))
+    return np.array(identity.resize((SIDE, VIEW), Image.Resampling.LANCZOS))
 
 
 def moments(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,9 +177,9 @@ def moments(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return mean, spread.clamp(-30, 20)
 
 
-def painter(device: torch.device) -> world.Painter:
+def painter(device: torch.device) -> Painter:
     """Paints on `device`."""
-    return world.Painter(lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(device))
+    return Painter(lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(device))
 
 
 def to_input(pictures: Tensor) -> Tensor:

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor
 
-from vellumd.demo import world
+from vellumd.demo.scenes import SIDE
 from vellumd.demo.train.model import PATCH, VIEW
 from vellumd.engine.encode import PICTURE, PREFIX_TOKENS, TEMPLATE
 from vellumd.engine.latents import PATCH as TOKEN
 
-ROWS = world.SIDE // TOKEN
+ROWS = SIDE // TOKEN
 """Rows, and columns, of a picture's tokens for the transformer."""
 TOKENS = ROWS**2
 PATCHES = VIEW // PATCH

@@ -37,6 +37,7 @@ from transformers import (
 
 from vellumd import model_card
 from vellumd.demo import world
+from vellumd.demo.scenes import COLOURS, SHAPES, SIDE, WAYS
 from vellumd.engine.encode import TEMPLATE
 from vellumd.engine.vae import flatten
 
@@ -81,7 +82,7 @@ _PARTS = {
 _FILES = {"text_encoder": "model"}
 CARD = model_card.ModelCard(
     name="demo",
-    canvas_area=world.SIDE**2,
+    canvas_area=SIDE**2,
     vision_area=VIEW**2,
     loras={"lightning-8": model_card.LoraRole(file=LORA, scheduler="lightning")},
     steps=STEPS,
@@ -157,7 +158,7 @@ def sized(key: str, tensor: Tensor) -> Tensor:
 
 def sentences() -> list[str]:
     """Every instruction of the toy world, those held out too."""
-    lists = (world.SHAPES, world.SHAPES, world.COLOURS, tuple(world.WAYS))
+    lists = (SHAPES, SHAPES, COLOURS, tuple(WAYS))
     names = ("shape", "other", "colour", "way")
     found: dict[str, None] = {}
     for kind in world.KINDS.values():

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor
 
-from vellumd.demo import world
+from vellumd.demo.scenes import Scenes, draw_scenes
 from vellumd.demo.train.data import amp, moments, painter, to_input
 from vellumd.demo.train.optimizer import Optimizer
 from vellumd.demo.train.run import Run
@@ -74,9 +74,9 @@ def train(
     run.tell(psnr=round(psnr(_error(vae, paint(pictures(rng, 16 * batch)))), 2))
 
 
-def pictures(rng: np.random.Generator, n: int) -> world.Scenes:
+def pictures(rng: np.random.Generator, n: int) -> Scenes:
     """Scenes as they come, some of them gray."""
-    return replace(world.scenes(rng, n), gray=rng.random(n) < GRAY)
+    return replace(draw_scenes(rng, n), gray=rng.random(n) < GRAY)
 
 
 def _loss(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
