@@ -114,12 +114,12 @@ def test_the_optimizer_learns_and_goes_on() -> None:
         torch.manual_seed(0)
         net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
         matrices = [net[0].weight, net[1].weight]
-        return net, Optimizer(matrices, [net[0].bias, net[1].bias], lr=0.02)
+        return net, Optimizer(matrices, [net[0].bias, net[1].bias], lr=0.02, muon=2.0)
 
     def step(net: torch.nn.Sequential, optimizer: Optimizer) -> float:
         loss = torch.nn.functional.mse_loss(net(inputs), wanted)
         loss.backward()
-        optimizer.step(1.0, 2.0)
+        optimizer.step()
         return loss.item()
 
     net, optimizer = fresh()
@@ -141,7 +141,7 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     def sit(most: int) -> tuple[Run, list[float]]:
         nonlocal now
-        run, scales = Run(tmp_path, "vae", minutes=4.0), []
+        run, scales = Run(tmp_path, "vae", minutes=4.0, seed=1), []
         for scale in run.steps(lambda: {"weight": len(scales)}, told.append):
             scales.append(scale)
             now += 10.0

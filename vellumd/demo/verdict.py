@@ -15,8 +15,9 @@ of an early model (tests/demo/test_verdict.py holds them to it):
   passes. A small circle and a small square differ by fewer pixels than a soft edge touches,
   so no count can tell them apart; this comparison does at any contrast.
 
-What no rule sees: a tint or an extra shape that differs from its ground by less than `NEAR`. Whoever compares two recipes looks at the PSNR of their pictures as
-well, which sees these.
+What no rule sees: a tint or an extra shape that differs from its ground by less than
+`NEAR`. Whoever compares two recipes looks at the PSNR of their pictures as well, which sees
+these.
 """
 
 from __future__ import annotations

@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 
-from vellumd.demo.train import base, lora, model, vae
+from vellumd.demo.train import base, lora, model, turns, vae
 from vellumd.demo.train.check import Check
 from vellumd.demo.train.data import Codec
 from vellumd.demo.train.model import Components
 
 CHECK_SEED = 987_654
 """Of the scenes that a finished stage is checked with."""
-GUIDANCE = 1.0, 1.5, 2.0, 3.0
+GUIDANCE = 1.0, 1.3, 1.5, 1.8, 3.0
 """Guidances that the base weights are checked with, to choose the card's from."""
 
 
@@ -49,8 +49,8 @@ def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(prog="python -m vellumd.demo.train", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--vae-minutes", type=float, default=3.3)
-    parser.add_argument("--base-minutes", type=float, default=11.0)
+    parser.add_argument("--vae-minutes", type=float, default=3.0)
+    parser.add_argument("--base-minutes", type=float, default=12.5)
     parser.add_argument("--lora-minutes", type=float, default=2.5)
     parser.add_argument("--share", type=float, default=1.0, help="of the usual data and batches")
     parser.add_argument("--check", type=int, default=100, help="edits of a kind in a check")
@@ -84,15 +84,15 @@ def train(folder: Path, plan: Plan, seed: int, device: torch.device) -> None:
     check = Check(codec, parts.words, plan.check, CHECK_SEED, device)
     note(folder, round_trip=check.round_trip())
     pools = base.pools(codec, parts.words, plan.part(base.POOLS), seed, device)
-    sizes = plan.part(base.BATCHES)
-    base.train(parts, pools, folder, plan.base, device, sizes)
+    sizes = plan.part(turns.BATCHES)
+    base.train(parts, pools, folder, plan.base, seed, device, sizes)
     save(parts, folder, parts.text_encoder, parts.transformer)
     for cfg in GUIDANCE:
         note(folder, cfg=cfg, success=check.take(parts, base.sigmas(model.STEPS), cfg))
     if plan.until == "base":
         return
     paths = plan.part(lora.PATHS)
-    branches = lora.train(parts, pools, folder, plan.lora, device, sizes, paths)
+    branches = lora.train(parts, pools, folder, plan.lora, seed, device, sizes, paths)
     note(folder, lora=True, cfg=1.0, success=check.take(parts, lora.sigmas(), 1.0))
     parts.lora = lora.tensors(branches)
     lora.release(parts.transformer, branches)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,20 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor
 
-from vellumd.demo.train import forward, model
-from vellumd.demo.train.data import Batch, Codec, Pool, amp
+from vellumd.demo.train import forward, model, turns
+from vellumd.demo.train.data import Batch, Codec, Pool
 from vellumd.demo.train.model import Components
 from vellumd.demo.train.optimizer import Optimizer
 from vellumd.demo.train.run import Run
+from vellumd.demo.train.turns import BATCHES
 from vellumd.engine import schedule
 
-BATCHES = {1: 512, 2: 384, 3: 320}
-"""Edits of a step by number of pictures."""
-POOLS = {1: 280_000, 2: 60_000, 3: 30_000}
-ORDER = (1, 1, 2, 1, 1, 1, 3, 1, 1, 2)
-"""Numbers of pictures of one step after the other."""
+POOLS = {1: 500_000, 2: 90_000, 3: 45_000}
+"""Edits by number of pictures, of which a training sees each some twenty times."""
 LR = 1.0e-3
 MUON = 5.0
-SHIFT = 2.0
+"""Muon's learning rate in units of LR."""
+SHIFT = 2.5
 """How far noise levels lean to the noisy side: sigma = SHIFT·u / (1 + (SHIFT − 1)·u)."""
 DROP = 0.1
 """Share of edits that are trained without their prompt, so that guidance works."""
@@ -108,6 +108,7 @@ def train(
     pools: dict[int, Pool],
     folder: Path,
     minutes: float,
+    seed: int,
     device: torch.device,
     batches: dict[int, int] = BATCHES,
 ) -> None:
@@ -117,37 +118,14 @@ def train(
     arXiv 2210.02747).
     """
     encoder, transformer = parts.text_encoder, parts.transformer
-    run = Run(folder, "base", minutes)
+    optimizer = Optimizer(*split(encoder, transformer), LR, muon=MUON)
     compiled = forwards(device)
-    editors = {n: Editor(parts, pool, compiled) for n, pool in pools.items()}
-    matrices, others = split(encoder, transformer)
-    optimizer = Optimizer(matrices, others, LR)
-
-    def state() -> dict[str, Any]:
-        return {
-            "encoder": encoder.state_dict(),
-            "transformer": transformer.state_dict(),
-            "optimizer": optimizer.state(),
-        }
-
-    def restore(saved: dict[str, Any]) -> None:
-        encoder.load_state_dict(saved["encoder"])
-        transformer.load_state_dict(saved["transformer"])
-        optimizer.restore(saved["optimizer"])
-
-    losses: dict[int, Tensor] = {}
-    for scale in run.steps(state, restore):
-        pictures = ORDER[run.step % len(ORDER)]
-        batch = pools[pictures].random(batches[pictures], DROP)
-        with amp(device):
-            loss = _loss(editors[pictures], batch)
-        loss.backward()
-        optimizer.step(scale, MUON)
-        losses[pictures] = (
-            losses[pictures].lerp(loss.detach(), 0.02) if pictures in losses else loss.detach()
-        )
-        if run.step % 200 == 0:
-            run.tell(**{f"loss{n}": round(value.item(), 5) for n, value in losses.items()})
+    losses = {
+        pictures: partial(_loss, Editor(parts, pool, compiled), pool, batches[pictures])
+        for pictures, pool in pools.items()
+    }
+    modules = {"encoder": encoder, "transformer": transformer}
+    turns.train(Run(folder, "base", minutes, seed), optimizer, modules, losses, device)
 
 
 def split(encoder: Any, transformer: Any) -> tuple[list[Tensor], list[Tensor]]:
@@ -164,8 +142,10 @@ def split(encoder: Any, transformer: Any) -> tuple[list[Tensor], list[Tensor]]:
     return matrices, others
 
 
-def _loss(editor: Editor, batch: Batch) -> Tensor:
-    uniform = torch.rand(len(batch.target), device=batch.target.device)
+def _loss(editor: Editor, pool: Pool, size: int) -> Tensor:
+    """Of `size` random edits at random noise levels."""
+    batch = pool.random(size, DROP)
+    uniform = torch.rand(size, device=pool.device)
     sigma = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
     noise = torch.randn_like(batch.target)
     share = sigma[:, None, None]

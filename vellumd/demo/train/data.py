@@ -23,7 +23,14 @@ from vellumd.engine.latents import pack, unpack
 from vellumd.presets import NEGATIVE
 
 CHUNK = 1024
-WEIGHTS = {"add": 2.0, "elsewhere": 2.0, "move": 1.5, "another": 1.5, "replace": 1.5}
+WEIGHTS = {
+    "add": 3.0,
+    "elsewhere": 2.5,
+    "move": 1.5,
+    "another": 2.0,
+    "caption": 1.5,
+    "replace": 1.5,
+}
 """How often a kind is drawn, where not once: those that are hard to learn come more often."""
 
 
@@ -89,7 +96,7 @@ class Pool:
     def batch(self, rows: Tensor, drop: float = 0.0) -> Batch:
         """The edits of `rows`; a share `drop` of them is asked for nothing, for guidance."""
         prompt = self._prompt[rows]
-        prompt = torch.where(torch.rand(len(rows), device=self.device) < drop, 0, prompt)
+        prompt = prompt.masked_fill(torch.rand(len(rows), device=self.device) < drop, 0)
         return Batch(
             self._ids[prompt],
             self._mask[prompt],

@@ -11,6 +11,7 @@ test compares them) for batches of edits with equally many pictures of the demo'
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -291,9 +292,7 @@ def to_patches(views: Tensor) -> Tensor:
 
     Normalised by CLIP's means and deviations; each picture twice, as a film of two frames.
     """
-    device = views.device
-    mean = torch.tensor((0.48145466, 0.4578275, 0.40821073), device=device)
-    std = torch.tensor((0.26862954, 0.26130258, 0.27577711), device=device)
+    mean, std = _clip(views.device)
     pixels = ((views.float() / 255 - mean) / std).permute(0, 3, 1, 2)
     side = PATCHES // MERGE
     split = pixels.reshape(-1, 3, side, MERGE, PATCH, side, MERGE, PATCH)
@@ -301,3 +300,10 @@ def to_patches(views: Tensor) -> Tensor:
         split.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, 2, -1, -1)
     )
     return patches.reshape(len(views), PATCHES**2, -1)
+
+
+@cache
+def _clip(device: torch.device) -> tuple[Tensor, Tensor]:
+    """CLIP's means and deviations of red, green and blue."""
+    mean = torch.tensor((0.48145466, 0.4578275, 0.40821073), device=device)
+    return mean, torch.tensor((0.26862954, 0.26130258, 0.27577711), device=device)

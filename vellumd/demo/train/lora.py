@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
 
-from vellumd.demo.train import base
-from vellumd.demo.train.base import BATCHES, ORDER, Editor
-from vellumd.demo.train.data import Pool, amp
+from vellumd.demo.train import base, turns
+from vellumd.demo.train.base import Editor
+from vellumd.demo.train.data import Pool
 from vellumd.demo.train.forward import TOKENS
 from vellumd.demo.train.model import LINEARS, STEPS, Components
-from vellumd.demo.train.optimizer import BETAS
+from vellumd.demo.train.optimizer import Optimizer
 from vellumd.demo.train.run import Run
 from vellumd.demo.train.sample import Sampler
+from vellumd.demo.train.turns import BATCHES
 from vellumd.engine import schedule
 
 RANK = 16
@@ -96,6 +98,7 @@ def train(
     pools: dict[int, Pool],
     folder: Path,
     minutes: float,
+    seed: int,
     device: torch.device,
     batches: dict[int, int] = BATCHES,
     paths: dict[int, int] = PATHS,
@@ -106,38 +109,21 @@ def train(
     `minutes`.
     """
     cfg = parts.card.true_cfg_scale
-    run = Run(folder, "lora", minutes)
+    run = Run(folder, "lora", minutes, seed)
     compiled = base.forwards(device)
     editors = {n: Editor(parts, pool, compiled) for n, pool in pools.items()}
     shown = {n: Paths(editors[n], pool, cfg, paths[n]) for n, pool in pools.items()}
     run.tell(shown=sum(len(path) for path in shown.values()))
     adapters = adapt(parts.transformer)
     compiled = base.forwards(device)
-    editors = {n: Editor(parts, pool, compiled) for n, pool in pools.items()}
+    losses = {
+        n: partial(shown[n].loss, Editor(parts, pool, compiled), batches[n])
+        for n, pool in pools.items()
+    }
     branches = nn.ModuleDict({key.replace(".", "/"): one for key, one in adapters.items()})
     trained = [weight for weight in branches.parameters() if weight.requires_grad]
-    adam = torch.optim.AdamW(trained, LR, BETAS, weight_decay=0.0, fused=device.type == "cuda")
-
-    def state() -> dict[str, Any]:
-        return {"branches": branches.state_dict(), "adam": adam.state_dict()}
-
-    def restore(saved: dict[str, Any]) -> None:
-        branches.load_state_dict(saved["branches"])
-        adam.load_state_dict(saved["adam"])
-
-    losses: dict[int, Tensor] = {}
-    for scale in run.steps(state, restore):
-        n = ORDER[run.step % len(ORDER)]
-        for group in adam.param_groups:
-            group["lr"] = LR * scale
-        with amp(device):
-            loss = shown[n].loss(editors[n], batches[n])
-        loss.backward()
-        adam.step()
-        adam.zero_grad(set_to_none=True)
-        losses[n] = losses[n].lerp(loss.detach(), 0.02) if n in losses else loss.detach()
-        if run.step % 200 == 0:
-            run.tell(**{f"loss{n}": round(value.item(), 5) for n, value in losses.items()})
+    optimizer = Optimizer([], trained, LR, decay=0.0)
+    turns.train(run, optimizer, {"branches": branches}, losses, device)
     return adapters
 
 
@@ -146,13 +132,13 @@ class Paths:
 
     def __init__(self, editor: Editor, pool: Pool, cfg: float, n: int) -> None:
         self._pool = pool
-        self._levels = sigmas()
+        self._levels = torch.tensor(sigmas(), device=pool.device)
         self._rows = torch.randperm(len(pool), device=pool.device)[:n]
         parts = []
         for rows in self._rows.split(CHUNK):
             sampler = Sampler(editor, pool, pool.batch(rows), cfg)
             noise = torch.randn(len(rows), TOKENS, 64, device=pool.device)
-            path = sampler.walk(noise, _finer(self._levels))[::WITHIN]
+            path = sampler.walk(noise, _finer(sigmas()))[::WITHIN]
             parts.append(torch.stack(path, dim=1).bfloat16())
         self._tokens = torch.cat(parts)
 
@@ -164,8 +150,7 @@ class Paths:
         device = self._pool.device
         picked = torch.randint(len(self), (size,), device=device)
         step = torch.randint(STEPS, (size,), device=device)
-        levels = torch.tensor(self._levels, device=device)
-        sigma, following = levels[step], levels[step + 1]
+        sigma, following = self._levels[step], self._levels[step + 1]
         start, end = (self._tokens[picked, at].float() for at in (step, step + 1))
         wanted = (start - end) / (sigma - following)[:, None, None]
         batch = self._pool.batch(self._rows[picked], DROP)

@@ -86,7 +86,7 @@ CARD = model_card.ModelCard(
     vision_area=VIEW**2,
     loras={"lightning-8": model_card.LoraRole(file=LORA, scheduler="lightning")},
     steps=STEPS,
-    true_cfg_scale=1.8,
+    true_cfg_scale=1.5,
     prompt_tokens=256,
     example=model_card.Example(image="samples/shapes.png", prompt="make the circle blue"),
     license="Apache-2.0",

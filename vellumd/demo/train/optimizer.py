@@ -16,7 +16,7 @@ DECAY = 0.02
 
 
 class Optimizer:
-    """Both optimizers with one learning rate for each, to be scaled over time.
+    """Both optimizers with one learning rate, which is a tensor so that a graph can read it.
 
     Muon orthogonalises the momentum of each matrix (K. Jordan and others, "Muon: An
     optimizer for hidden layers", 2024); with its step sized as AdamW's (J. Liu and
@@ -24,9 +24,20 @@ class Optimizer:
     Matrices of one shape are orthogonalised in one batch, because a toy model's are small.
     """
 
-    def __init__(self, matrices: Iterable[Tensor], others: Iterable[Tensor], lr: float) -> None:
-        """`matrices` are weights of linears and convolutions between hidden layers."""
-        self._lr = lr
+    def __init__(
+        self,
+        matrices: Iterable[Tensor],
+        others: Iterable[Tensor],
+        lr: float,
+        *,
+        muon: float = 1.0,
+        decay: float = DECAY,
+    ) -> None:
+        """`matrices` are weights of linears and convolutions between hidden layers.
+
+        `lr` is AdamW's, `muon` the learning rate of Muon in units of it.
+        """
+        self._lr, self._muon, self._decay = lr, muon, decay
         self._matrices: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
         for matrix in matrices:
             self._matrices[tuple(matrix.shape)].append(matrix)
@@ -35,18 +46,19 @@ class Optimizer:
             for shape, same in self._matrices.items()
         }
         others = list(others)
+        self._now = torch.tensor(lr, device=others[0].device)
+        gpu = others[0].is_cuda
         self._adam = torch.optim.AdamW(
-            others, lr, BETAS, weight_decay=DECAY, fused=others[0].is_cuda
+            others, self._now, BETAS, weight_decay=decay, fused=gpu, capturable=gpu
         )
 
-    @torch.no_grad()
-    def step(self, scale: float, muon: float = 1.0) -> None:
-        """Use the gradients, with learning rates times `scale`, and let them go.
+    def scale(self, share: float) -> None:
+        """Take the next steps at `share` of the learning rates."""
+        self._now.fill_(self._lr * share)
 
-        `muon` is Muon's learning rate in units of AdamW's.
-        """
-        for group in self._adam.param_groups:
-            group["lr"] = self._lr * scale
+    @torch.no_grad()
+    def step(self) -> None:
+        """Use the gradients, and let them go."""
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
         for shape, same in self._matrices.items():
@@ -55,10 +67,10 @@ class Optimizer:
             gradient = torch.stack(gradients)
             momentum = self._momentum[shape].lerp_(gradient, 1 - MOMENTUM)
             ahead = gradient.lerp_(momentum, MOMENTUM).flatten(2)
-            update = orthogonal(ahead) * (0.2 * max(ahead.shape[1:]) ** 0.5)
-            lr = self._lr * scale * muon
-            torch._foreach_mul_(same, 1 - lr * DECAY)
-            torch._foreach_add_(same, list(update.view_as(momentum).unbind()), alpha=-lr)
+            lr = self._now * self._muon
+            update = orthogonal(ahead) * (0.2 * max(ahead.shape[1:]) ** 0.5) * -lr
+            torch._foreach_mul_(same, 1 - lr * self._decay)
+            torch._foreach_add_(same, list(update.view_as(momentum).unbind()))
             for matrix in same:
                 matrix.grad = None
 
@@ -70,6 +82,8 @@ class Optimizer:
         """Go on from `state`."""
         self._momentum = state["momentum"]
         self._adam.load_state_dict(state["adam"])
+        for group in self._adam.param_groups:
+            group["lr"] = self._now
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:

@@ -15,6 +15,8 @@ WARMUP = 100
 """Steps over which the learning rate rises."""
 UNTIMED = 12
 """First steps of a sitting that do not count, because they compile."""
+TOLD = 200
+"""Steps between two lines of the log."""
 COOL = 0.5
 """Share of the time over which it falls to nothing, at the end."""
 
@@ -23,14 +25,17 @@ class Run:
     """Steps until `minutes` are over, counted over all its sittings.
 
     A checkpoint is written about every minute and at the end; a run with one goes on from
-    there. What is told is printed and kept in `folder/training.jsonl`.
+    there. Each sitting draws from torch's generators anew, seeded by `seed` and where it
+    starts, so that nothing comes twice. What is told is printed and
+    kept in `folder/training.jsonl`.
     """
 
-    def __init__(self, folder: Path, stage: str, minutes: float) -> None:
+    def __init__(self, folder: Path, stage: str, minutes: float, seed: int) -> None:
         self.stage = stage
         self._log = folder / "training.jsonl"
         self._file = folder / f"{stage}.checkpoint.pt"
         self._seconds = minutes * 60
+        self._seed = seed
         self.step = 0
         self._elapsed = 0.0
 
@@ -42,6 +47,7 @@ class Run:
             saved = torch.load(self._file, weights_only=True)
             self.step, self._elapsed = saved["step"], saved["elapsed"]
             restore(saved["state"])
+        torch.manual_seed(self._seed + self.step)
         compiled = self.step + UNTIMED
         before = self._elapsed
         began = saved_at = time.monotonic()

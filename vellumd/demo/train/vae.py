@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor
 
-from vellumd.demo.scenes import Scenes, draw_scenes
+from vellumd.demo.scenes import SIDE, Scenes, draw_scenes
 from vellumd.demo.train.data import amp, moments, painter, to_input
 from vellumd.demo.train.optimizer import Optimizer
-from vellumd.demo.train.run import Run
+from vellumd.demo.train.run import TOLD, Run
+from vellumd.demo.train.step import Step
 
 BATCH = 64
 LR = 2e-3
@@ -36,8 +37,7 @@ def train(
     vae: Any, folder: Path, minutes: float, seed: int, device: torch.device, batch: int = BATCH
 ) -> None:
     """Train `vae` on pictures of the toy world, and give it its latents' statistics."""
-    run = Run(folder, "vae", minutes)
-    rng = np.random.default_rng(seed)
+    run = Run(folder, "vae", minutes, seed)
     paint = painter(device)
     matrices = [
         weight
@@ -49,8 +49,18 @@ def train(
     ]
     chosen = set(map(id, matrices))
     others = [weight for weight in vae.parameters() if id(weight) not in chosen]
-    optimizer = Optimizer(matrices, others, LR)
+    optimizer = Optimizer(matrices, others, LR, muon=MUON)
     lose = torch.compile(_loss) if device.type == "cuda" else _loss
+    pixels = to_input(torch.zeros(batch, SIDE, SIDE, 3, device=device))
+    loss, error = torch.zeros((), device=device), torch.zeros((), device=device)
+
+    def work() -> None:
+        with amp(device):
+            lost, square = lose(vae, pixels)
+        lost.backward()
+        optimizer.step()
+        loss.copy_(lost.detach())
+        error.copy_(square)
 
     def state() -> dict[str, Any]:
         return {"vae": vae.state_dict(), "optimizer": optimizer.state()}
@@ -59,17 +69,20 @@ def train(
         vae.load_state_dict(saved["vae"])
         optimizer.restore(saved["optimizer"])
 
+    step = Step(work, device)
     ahead: list[Tensor] = []
+    rng = None
     for scale in run.steps(state, restore):
+        rng = rng or np.random.default_rng([seed, run.step])
         if not ahead:
             ahead = list(paint(pictures(rng, AHEAD * batch)).split(batch))
-        pixels = to_input(ahead.pop())
-        with amp(device):
-            loss, error = lose(vae, pixels)
-        loss.backward()
-        optimizer.step(scale, MUON)
-        if run.step % 100 == 0:
+        pixels.copy_(to_input(ahead.pop()))
+        optimizer.scale(scale)
+        step()
+        if run.step % TOLD == 0:
             run.tell(loss=round(loss.item(), 5), psnr=round(psnr(error), 2))
+    # Of a generator of its own, so that a later sitting finds the same statistics.
+    rng = np.random.default_rng([seed, 0, 0])
     measure(vae, paint(pictures(rng, 64 * batch)))
     run.tell(psnr=round(psnr(_error(vae, paint(pictures(rng, 16 * batch)))), 2))
 
