@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vellumd.demo.train", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--vae-minutes", type=float, default=3.0)
-    parser.add_argument("--base-minutes", type=float, default=12.5)
+    parser.add_argument("--base-minutes", type=float, default=14.0)
     parser.add_argument("--lora-minutes", type=float, default=2.5)
     parser.add_argument("--share", type=float, default=1.0, help="of the usual data and batches")
     parser.add_argument("--check", type=int, default=100, help="edits of a kind in a check")
