@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from vellumd import errors
+from vellumd.store import schema
 from vellumd.store.database import Database, Transaction
+
+
+def open_database(
+    folder: Path, after_commit: Callable[[Transaction], None] = lambda tx: None
+) -> Database:
+    connection = schema.connect(folder / "x.sqlite")
+    return Database(connection, after_commit, lambda committed: None)
 
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(tmp_path / "x.sqlite", lambda tx: None, lambda committed: None)
+    database = Database(
+        schema.connect(tmp_path / "x.sqlite"), lambda tx: None, lambda committed: None
+    )
     await database.run(lambda tx: tx.execute("CREATE TABLE t (n INTEGER)"))
     yield database
     await database.close()
@@ -66,7 +76,9 @@ async def test_a_caller_that_leaves_changes_nothing(database: Database) -> None:
 
 async def test_what_waits_is_finished_at_the_end(tmp_path: Path) -> None:
     """close() serves everything that came before it."""
-    database = Database(tmp_path / "y.sqlite", lambda tx: None, lambda committed: None)
+    database = Database(
+        schema.connect(tmp_path / "y.sqlite"), lambda tx: None, lambda committed: None
+    )
     waiting = [database.run(lambda tx: 1) for _ in range(300)]
     async with asyncio.TaskGroup() as tasks:
         all_of_them = tasks.create_task(asyncio.wait_for(asyncio.gather(*waiting), 10))
@@ -81,7 +93,7 @@ async def test_a_failed_look_back_loses_nothing(tmp_path: Path) -> None:
     def broken(tx: Transaction) -> None:
         raise OSError("the disk coughs")
 
-    database = Database(tmp_path / "z.sqlite", broken, lambda committed: None)
+    database = open_database(tmp_path, broken)
 
     def tell(tx: Transaction) -> int:
         tx.committed.append("something")

@@ -12,8 +12,9 @@ import pytest
 
 from vellumd import errors
 from vellumd.models import ImageRef, JobEvent, JobStatus, ResolvedEdit, Result, new_job_id
-from vellumd.store import database
-from vellumd.store.store import NewJob, Store
+from vellumd.store import schema
+from vellumd.store.rows import NewJob
+from vellumd.store.store import Store
 
 LIMIT = 100
 
@@ -118,7 +119,7 @@ async def test_an_end_absorbs(store: Store, tmp_path: Path, end: str) -> None:
             await change
     assert await store.cancelled(job.id, running=True) is None
     assert (await store.get(job.id)).status == end
-    connection = sqlite3.connect(tmp_path / "jobs.sqlite")
+    connection = schema.connect(tmp_path / "jobs.sqlite")
     with pytest.raises(sqlite3.IntegrityError, match="ended"):
         connection.execute("UPDATE jobs SET status = 'queued'")
     connection.close()
@@ -255,7 +256,7 @@ async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "jobs.sqlite")
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(database.NewerSchemaError):
+    with pytest.raises(schema.NewerSchemaError):
         await Store.open(tmp_path / "jobs.sqlite", lambda events: None)
 
 

@@ -108,8 +108,8 @@ class Daemon:
     async def _serve(self, folder: Path) -> None:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "vellumd-io"))
         self.bus = EventBus()
-        store = await Store.open(folder / "jobs.sqlite", self.bus.publish)
         spool = Spool(folder / "spool", self.settings.limits)
+        store = await Store.open(folder / "jobs.sqlite", self.bus.publish, spool=spool)
         self.jobs = Jobs(self.settings, self.card, store, spool, self.bus)
         self.supervisor = Supervisor(
             self._init(folder), self.settings.engine.stall_s, on_state=log_state

@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from vellumd.events import EventBus
 from vellumd.models import ENDS, Delivery, Job, JobEvent, now_ms
-from vellumd.store.store import DeliveryRow, Store
+from vellumd.store.rows import DeliveryRow
+from vellumd.store.store import Store
 
 
 class Deliveries:

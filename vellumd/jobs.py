@@ -39,8 +39,9 @@ from vellumd.models import (
 )
 from vellumd.presets import Presets
 from vellumd.settings import Settings
+from vellumd.store.rows import NewJob
 from vellumd.store.spool import Spool, disk_error
-from vellumd.store.store import NewJob, Store
+from vellumd.store.store import Store
 
 PIECE = 1 << 20
 """Bytes of an upload held in memory before they go to the disk."""
@@ -401,8 +402,10 @@ def _record(new: NewJob, request: EditRequest) -> dict[str, Any]:
         "source": new.source,
         "key": new.key,
         "retry_of": new.retry_of,
-        "created": now_ms(),
+        "created": new.created,
         "reply": new.reply,
+        "lane": new.lane,
+        "warnings": [warning.model_dump() for warning in new.warnings],
         "digest": new.digest,
         "request": request.model_dump(mode="json", exclude_none=True),
         "resolved": new.edit.model_dump(mode="json"),

@@ -15,7 +15,6 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from importlib import resources
-from pathlib import Path
 from typing import Any, TypeVar
 
 from vellumd import errors
@@ -24,8 +23,6 @@ log = logging.getLogger(__name__)
 
 BATCH = 64
 """Most pieces of work in one transaction; bounds how long one waits for the others."""
-
-MIGRATIONS = resources.files("vellumd.store") / "migrations"
 
 
 class Transaction:
@@ -53,11 +50,13 @@ class Database:
     """The connection. `on_commit` gets, in the loop, what each commit made public.
 
     `after_commit` is called before, in the thread, where something was made public.
+    `broken` is set when the file can no longer be trusted: an fsync that failed has
+    forgotten what it could not write, so nothing is tried on this file again.
     """
 
     def __init__(
         self,
-        path: Path,
+        connection: sqlite3.Connection,
         after_commit: Callable[[Transaction], None],
         on_commit: Callable[[list[Any]], None],
         commit: Callable[[sqlite3.Connection], None] = sqlite3.Connection.commit,
@@ -67,7 +66,9 @@ class Database:
         self._after_commit = after_commit
         self._on_commit = on_commit
         self._commit = commit
-        self._connection = open_file(path)
+        self._connection = connection
+        self._lost = False
+        self.broken = asyncio.Event()
         self._waiting: queue.SimpleQueue[tuple[Work, asyncio.Future[Any]] | None] = (
             queue.SimpleQueue()
         )
@@ -139,6 +140,8 @@ class Database:
         transaction = Transaction(self._connection)
         futures = [future for _, future in batch]
         try:
+            if self._lost:
+                raise errors.EngineUnavailable("The job store is being opened anew.")
             self._connection.execute("BEGIN IMMEDIATE")
             values = run_all(transaction, batch)
             if values is not None:
@@ -147,6 +150,9 @@ class Database:
             values = []
             if not isinstance(error, errors.VellumError):
                 log.exception("the store could not do its work")
+            if is_loss(error):
+                self._lost = True
+                self._loop.call_soon_threadsafe(self.broken.set)
             self._loop.call_soon_threadsafe(fail, futures, coded(error))
         if self._connection.in_transaction:
             self._connection.rollback()
@@ -191,6 +197,13 @@ def fail(futures: list[asyncio.Future[Any]], error: Exception) -> None:
             future.set_exception(error)
 
 
+def is_loss(error: Exception) -> bool:
+    """Whether the database cannot be trusted after `error`: damage, or a disk that fails."""
+    return isinstance(error, sqlite3.DatabaseError) and any(
+        words in str(error) for words in ("disk I/O error", "malformed", "not a database")
+    )
+
+
 def coded(error: Exception) -> Exception:
     """The error a user may see for one of SQLite's."""
     if isinstance(error, sqlite3.OperationalError):
@@ -201,60 +214,6 @@ def coded(error: Exception) -> Exception:
     if isinstance(error, sqlite3.Error):
         return errors.Internal("The job store failed.")
     return error
-
-
-class UnusableStoreError(errors.ConfigError):
-    """The database cannot be opened."""
-
-
-def open_file(path: Path) -> sqlite3.Connection:
-    """The database at `path` with the newest schema, made if missing.
-
-    Raises `UnusableStoreError`, `NewerSchemaError`.
-    """
-    try:
-        connection = connect(path)
-        migrate(connection)
-    except sqlite3.Error as error:
-        log.exception("the job store cannot be opened")
-        raise UnusableStoreError(
-            f"The job store {path.name} cannot be opened: it is damaged, or another program "
-            "holds it. Stop that program, restore a backup of store.dir, or name another folder."
-        ) from error
-    return connection
-
-
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection that survives a power cut: WAL, synchronous=FULL."""
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
-    connection.row_factory = sqlite3.Row
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    return connection
-
-
-class NewerSchemaError(errors.ConfigError):
-    """The database was written by a newer vellumd."""
-
-
-def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the schema up to date, one numbered file a transaction.
-
-    Raises `NewerSchemaError` for a database of a newer version, and touches nothing.
-    """
-    files = sorted(
-        (file for file in MIGRATIONS.iterdir() if file.name.endswith(".sql")), key=lambda f: f.name
-    )
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(files):
-        raise NewerSchemaError(
-            "The job store was written by a newer vellumd. Install that version, or set "
-            "store.dir to another folder."
-        )
-    for number, file in enumerate(files[version:], start=version + 1):
-        sql = file.read_text(encoding="utf-8")
-        connection.executescript(f"BEGIN;\n{sql}\nPRAGMA user_version = {number};\nCOMMIT;")
 
 
 def read_queries(name: str) -> dict[str, str]:

@@ -108,7 +108,7 @@ SELECT * FROM events WHERE seq > :since ORDER BY seq LIMIT :limit;
 SELECT * FROM events WHERE job_id = :job_id AND seq > :since ORDER BY seq LIMIT :limit;
 
 -- name: last_seq
-SELECT coalesce(max(seq), 0) FROM events;
+SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'events';
 
 -- name: add_delivery
 INSERT OR IGNORE INTO deliveries (job_id, source, reply, state) VALUES (?, ?, ?, ?);

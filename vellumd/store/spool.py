@@ -5,6 +5,7 @@
                    request.json    written last: the request, resolved
                    result-1.png    results
                    result.json     written last: their hashes, sizes, seeds, timings
+                   end.json        how the job ended, where it has no result
 
 A folder is complete when its last file is there; all its functions block, so the
 daemon calls them in threads. `write` is a seam: tests of disk faults put their own in.
@@ -27,28 +28,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pydantic import TypeAdapter, ValidationError
-
 from vellumd import errors, images, platform
-from vellumd.models import Frozen, ImageRef, Notice, ResolvedEdit, Result
+from vellumd.models import ImageRef, ResolvedEdit, Result
 from vellumd.settings import Limits
+from vellumd.store import story
+from vellumd.store.story import ResultFile
 
 STAGED_S = 3600
 """Seconds a staged picture is kept without a job using it."""
-
-REQUEST, RESULT = "request.json", "result.json"
-
-
-class ResultFile(Frozen):
-    """`result.json`: what a finished edit left."""
-
-    results: tuple[Result, ...]
-    elapsed_s: float
-    timings: dict[str, float] = {}
-    warnings: tuple[Notice, ...] = ()
-
-
-_result_file = TypeAdapter(ResultFile)
 
 
 class SharedSync:
@@ -180,7 +167,7 @@ class Spool:
         try:
             for name, picture in edit.files():
                 self._claim_staged(picture, folder / name)
-            self._write(folder / REQUEST, json.dumps(request).encode())
+            self._write(folder / story.REQUEST, json.dumps(request).encode())
             platform.fsync_dir(folder)
             self._sync_root()
         except BaseException as error:
@@ -230,12 +217,16 @@ class Spool:
     def adopt(self, job_id: str) -> ResultFile | None:
         """What a finished edit left, if `result.json` and every hash in it are right."""
         folder = self.folder(job_id)
+        found = story.result(folder)
         try:
-            found = _result_file.validate_json((folder / RESULT).read_bytes())
-            whole = all(sha256_of(folder / r.file) == r.sha256 for r in found.results)
-        except (OSError, ValidationError):
+            whole = found and all(sha256_of(folder / r.file) == r.sha256 for r in found.results)
+        except OSError:
             return None
-        return found if found.results and whole else None
+        return found if whole else None
+
+    def job_ids(self) -> list[str]:
+        """The names of all folders that can be jobs', oldest first: ids sort by age."""
+        return sorted(set(os.listdir(self.root)) - {self._staged.name})
 
     def remove(self, job_id: str) -> None:
         """Forget a job's pictures."""
@@ -247,7 +238,7 @@ class Spool:
         Called at start, before anything comes in.
         """
         keep = {*known, self._staged.name}
-        strays = [entry.name for entry in os.scandir(self.root) if entry.name not in keep]
+        strays = [name for name in os.listdir(self.root) if name not in keep]
         for name in strays:
             self.remove(name)
         for part in self._staged.glob(".*.part"):

@@ -6,84 +6,57 @@ their change is on disk.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import JsonValue, TypeAdapter
+from typing import Any, TypeVar
 
 from vellumd import errors
-from vellumd.models import (
-    ErrorInfo,
-    EventType,
-    Job,
-    JobEvent,
-    JobStatus,
-    Notice,
-    ResolvedEdit,
-    Result,
-    moment,
-    now_ms,
-)
-from vellumd.store.database import Database, Transaction, read_queries
+from vellumd.models import Job, JobEvent, JobStatus, Notice, Result, now_ms
+from vellumd.store import recovery, rows, story
+from vellumd.store.database import Database, Transaction
+from vellumd.store.recovery import Opened
+from vellumd.store.rows import SQL, DeliveryRow, NewJob
+from vellumd.store.spool import Spool
 
-SQL = read_queries("queries.sql")
+T = TypeVar("T")
 
 ENGINE_DEATHS, DAEMON_DEATHS = 2, 5
 """Deaths during one job after which it fails: it may be what kills."""
-
-_results = TypeAdapter(tuple[Result, ...])
-_notices = TypeAdapter(tuple[Notice, ...])
-
-
-@dataclass(frozen=True)
-class NewJob:
-    """What `Store.add` writes."""
-
-    id: str
-    edit: ResolvedEdit
-    source: str
-    digest: str
-    key: str | None = None
-    client_id: str | None = None
-    batch: str | None = None
-    retry_of: str | None = None
-    meta: JsonValue = None
-    reply: JsonValue = None
-    warnings: tuple[Notice, ...] = ()
-    lane: int = 0
-
-
-@dataclass(frozen=True)
-class DeliveryRow:
-    """A delivery that is due at `due` (milliseconds since the epoch)."""
-
-    number: int
-    job_id: str
-    reply: JsonValue
-    due: int
 
 
 class Store:
     """The jobs. Made by `await Store.open(path, on_events)` in the daemon's loop.
 
-    `tally` says how many jobs there are of each status, as of the last event.
+    `tally` says how many jobs there are of each status, as of the last event. `rebuilt`
+    is what had to be mended when it was opened, None if nothing.
     """
 
     def __init__(
         self,
-        path: Path,
+        opened: Opened,
         on_events: Callable[[list[JobEvent]], None],
-        commit: Callable[[sqlite3.Connection], None] = sqlite3.Connection.commit,
+        commit: Callable[[sqlite3.Connection], None],
+        spool: Spool | None,
     ) -> None:
-        self._db = Database(path, self._count, on_events, commit)
+        self._db = Database(opened.connection, self._look_back, on_events, commit)
+        self._mark = opened.mark
+        self._spool = spool
+        self.rebuilt = opened.rebuilt
         self.tally: dict[str, int] = {}
 
     def _count(self, tx: Transaction) -> None:
         self.tally = dict(tx.execute(SQL["tally"]).fetchall())
+
+    def _look_back(self, tx: Transaction) -> None:
+        """Note outside the database what its loss must not undo, before anybody hears of it."""
+        self._mark.write(tx.committed[-1].seq)
+        for event in tx.committed:
+            if self._spool and event.type in ("failed", "cancelled"):
+                story.note_end(self._spool.folder(event.job_id), event)
+        self._count(tx)
 
     @classmethod
     async def open(
@@ -91,18 +64,31 @@ class Store:
         path: Path,
         on_events: Callable[[list[JobEvent]], None],
         commit: Callable[[sqlite3.Connection], None] = sqlite3.Connection.commit,
+        spool: Spool | None = None,
     ) -> Store:
-        """The store at `path`. `commit` is the seam for tests of disk faults.
+        """The store at `path`, up to date and whole.
 
-        Raises `NewerSchemaError`.
+        A damaged one is set aside and made again from the folders of `spool`. `commit`
+        is the seam for tests of disk faults. Raises `NewerSchemaError`,
+        `UnusableStoreError`.
         """
-        store = cls(path, on_events, commit)
-        await store._db.run(store._count)
+        opened = await asyncio.to_thread(recovery.open_file, path, spool)
+        store = cls(opened, on_events, commit, spool)
+        await store.run(store._count)
         return store
+
+    async def run(self, work: Callable[[Transaction], T]) -> T:
+        """The outcome of `work` in one transaction, once it is on disk."""
+        return await self._db.run(work)
+
+    async def broken(self) -> None:
+        """Wait until the database can no longer be trusted; then the daemon has to end."""
+        await self._db.broken.wait()
 
     async def close(self) -> None:
         """Finish what is under way and close the database."""
         await self._db.close()
+        self._mark.close()
 
     # changes
 
@@ -118,17 +104,12 @@ class Store:
         """
 
         def work(tx: Transaction) -> tuple[Job, bool]:
-            row = tx.one(SQL["add"], _new_row(new))
+            row = rows.insert(tx, new)
             if row is None:
                 return _same(tx, _found(_known(tx, new)), new), False
-            if self.tally["queued"] + len(tx.committed) >= limit:
+            if self.tally["queued"] + len(tx.committed) > limit:
                 raise errors.QueueFull(f"{limit} jobs wait already.", retry_after=30)
-            if new.reply is not None:
-                tx.execute(
-                    SQL["add_delivery"], [new.id, new.source, json.dumps(new.reply), "waiting"]
-                )
-            _emit(tx, new.id, "queued")
-            return _job(row, _one(tx, "ahead_of_newest", dict(row))), True
+            return rows.job(row, _one(tx, "ahead_of_newest", dict(row))), True
 
         return await self._db.run(work, prepare)
 
@@ -139,8 +120,8 @@ class Store:
             row = tx.one(SQL["claim"], {"lane": lane, "now": now_ms()})
             if row is None:
                 return None
-            _emit(tx, row["id"], "started", attempt=row["attempt"])
-            return _job(row)
+            rows.emit(tx, row["id"], "started", attempt=row["attempt"])
+            return rows.job(row)
 
         return await self._db.run(work)
 
@@ -154,14 +135,14 @@ class Store:
         """The running job has results."""
 
         def work(tx: Transaction) -> Job:
-            accepted = _notices.validate_json(_get(tx, job_id)["warnings"])
+            accepted = rows.NOTICES.validate_json(_get(tx, job_id)["warnings"])
             both = tuple(dict.fromkeys((*accepted, *warnings)))
             fields = {
                 "id": job_id,
                 "now": now_ms(),
-                "results": _results.dump_json(results).decode(),
+                "results": rows.RESULTS.dump_json(results).decode(),
                 "elapsed_s": elapsed_s,
-                "warnings": _notices.dump_json(both).decode(),
+                "warnings": rows.NOTICES.dump_json(both).decode(),
             }
             return _ended(tx, tx.one(SQL["done"], fields), elapsed_s=elapsed_s)
 
@@ -210,7 +191,7 @@ class Store:
             row = tx.one(SQL["set_priority"], {"id": job_id, "priority": priority})
             if row is None:
                 raise errors.BadRequest("priority: only a queued job can be moved.")
-            return _job(row)
+            return rows.job(row)
 
         return await self._db.run(work)
 
@@ -254,18 +235,18 @@ class Store:
         query = SQL["list_status" if wanted.get("status") else "list"]
 
         def work(tx: Transaction) -> list[tuple[int, Job]]:
-            rows = tx.execute(query, {**wanted, "before": before, "limit": limit}).fetchall()
+            page = tx.execute(query, {**wanted, "before": before, "limit": limit}).fetchall()
             positions: dict[int, int] = {}
-            for lane in {row["lane"] for row in rows if row["status"] == "queued"}:
-                span = {"lane": lane, "first": rows[-1]["number"], "last": rows[0]["number"]}
+            for lane in {row["lane"] for row in page if row["status"] == "queued"}:
+                span = {"lane": lane, "first": page[-1]["number"], "last": page[0]["number"]}
                 positions.update(tx.execute(SQL["positions"], span).fetchall())
-            return [(row["number"], _job(row, positions.get(row["number"]))) for row in rows]
+            return [(row["number"], rows.job(row, positions.get(row["number"]))) for row in page]
 
         return await self._db.run(work)
 
     async def running(self) -> list[Job]:
         """Jobs that were running: at start, those a dead daemon left."""
-        return await self._db.run(lambda tx: [_job(row) for row in tx.execute(SQL["running"])])
+        return await self._db.run(lambda tx: [rows.job(row) for row in tx.execute(SQL["running"])])
 
     async def ids(self) -> list[str]:
         """Ids of all jobs that own a folder."""
@@ -275,7 +256,7 @@ class Store:
         """Durable events after `since`, oldest first."""
         query = SQL["job_events" if job_id else "events"]
         fields = {"job_id": job_id, "since": since, "limit": limit}
-        return await self._db.run(lambda tx: [_event(row) for row in tx.execute(query, fields)])
+        return await self._db.run(lambda tx: [rows.event(row) for row in tx.execute(query, fields)])
 
     async def last_seq(self) -> int:
         """The number of the newest durable event; 0 if there is none."""
@@ -287,10 +268,9 @@ class Store:
         """Deliveries a transport owes, by the time they are due."""
 
         def work(tx: Transaction) -> list[DeliveryRow]:
-            rows = tx.execute(SQL["pending_deliveries"], [source, limit])
             return [
                 DeliveryRow(row["number"], row["job_id"], json.loads(row["reply"]), row["due"])
-                for row in rows
+                for row in tx.execute(SQL["pending_deliveries"], [source, limit])
             ]
 
         return await self._db.run(work)
@@ -299,24 +279,6 @@ class Store:
         """A delivery was made, put off until `due`, or given up for reason `code`."""
         fields = {"number": number, "state": state, "code": code, "due": due}
         await self._db.run(lambda tx: tx.execute(SQL["settle_delivery"], fields))
-
-
-def _new_row(new: NewJob) -> dict[str, Any]:
-    return {
-        "id": new.id,
-        "lane": new.lane,
-        "priority": new.edit.priority,
-        "source": new.source,
-        "client_id": new.client_id,
-        "batch": new.batch,
-        "dedupe_key": new.key,
-        "digest": new.digest,
-        "resolved": new.edit.model_dump_json(),
-        "meta": json.dumps(new.meta),
-        "retry_of": new.retry_of,
-        "created": now_ms(),
-        "warnings": _notices.dump_json(new.warnings).decode(),
-    }
 
 
 def _get(tx: Transaction, job_id: str) -> sqlite3.Row:
@@ -342,7 +304,7 @@ def _same(tx: Transaction, row: sqlite3.Row, new: NewJob) -> Job:
 
 def _placed(tx: Transaction, row: sqlite3.Row) -> Job:
     """The job, with its position while it waits."""
-    return _job(row, _one(tx, "ahead", dict(row)) if row["status"] == "queued" else None)
+    return rows.job(row, _one(tx, "ahead", dict(row)) if row["status"] == "queued" else None)
 
 
 def _one(tx: Transaction, query: str, fields: dict[str, Any]) -> int:
@@ -350,19 +312,12 @@ def _one(tx: Transaction, query: str, fields: dict[str, Any]) -> int:
     return int(tx.execute(SQL[query], fields).fetchall()[0][0])
 
 
-def _emit(tx: Transaction, job_id: str, type: EventType, **data: Any) -> None:
-    at = now_ms()
-    seq = tx.execute(SQL["add_event"], [job_id, type, at, json.dumps(data)]).lastrowid
-    event = JobEvent(job_id=job_id, type=type, at=moment(at), seq=seq, data=data)
-    tx.committed.append(event)
-
-
 def _ended(tx: Transaction, row: sqlite3.Row | None, **data: Any) -> Job:
     if row is None:
         raise errors.Internal("The job was not running.")
     tx.execute(SQL["release_deliveries"], [row["id"]])
-    _emit(tx, row["id"], row["status"], **data)
-    return _job(row)
+    rows.emit(tx, row["id"], row["status"], **data)
+    return rows.job(row)
 
 
 def _fail(tx: Transaction, job_id: str, error: errors.VellumError) -> Job:
@@ -384,43 +339,5 @@ def _requeue(tx: Transaction, job_id: str, *, engine_death: bool, daemon_death: 
     row = tx.one(SQL["requeue"], fields)
     if row is None:
         raise errors.Internal("The job was not running.")
-    _emit(tx, job_id, "queued", attempt=row["attempt"])
-    return _job(row)
-
-
-def _time(milliseconds: int | None) -> Any:
-    return None if milliseconds is None else moment(milliseconds)
-
-
-def _job(row: sqlite3.Row, position: int | None = None) -> Job:
-    edit = ResolvedEdit.model_validate_json(row["resolved"]) if row["resolved"] else None
-    return Job(
-        id=row["id"],
-        status=JobStatus(row["status"]),
-        model=edit.model if edit else "",
-        source=row["source"],
-        client_id=row["client_id"],
-        batch=row["batch"],
-        created=moment(row["created"]),
-        started=_time(row["started"]),
-        ended=_time(row["ended"]),
-        position=position,
-        attempt=row["attempt"],
-        retry_of=row["retry_of"],
-        request=edit,
-        results=_results.validate_json(row["results"]),
-        elapsed_s=row["elapsed_s"],
-        warnings=_notices.validate_json(row["warnings"]),
-        error=ErrorInfo.model_validate_json(row["error"]) if row["error"] else None,
-        meta=json.loads(row["meta"]),
-    )
-
-
-def _event(row: sqlite3.Row) -> JobEvent:
-    return JobEvent(
-        job_id=row["job_id"],
-        type=row["type"],
-        at=moment(row["at"]),
-        seq=row["seq"],
-        data=json.loads(row["data"]),
-    )
+    rows.emit(tx, job_id, "queued", attempt=row["attempt"])
+    return rows.job(row)

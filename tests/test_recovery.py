@@ -1,0 +1,312 @@
+"""A damaged store: set aside, made again from the folders; nothing accepted is lost."""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+import shutil
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from vellumd import errors
+from vellumd.events import EventBus
+from vellumd.jobs import Jobs
+from vellumd.model_card import ModelCard
+from vellumd.models import EditRequest, Job, JobStatus, Result
+from vellumd.settings import Settings, StoreSettings
+from vellumd.store import recovery, schema
+from vellumd.store.spool import Spool, sha256_of
+from vellumd.store.store import Store
+
+NAME = "jobs.sqlite"
+
+
+@asynccontextmanager
+async def opened(folder: Path) -> AsyncIterator[tuple[Store, Jobs]]:
+    """The jobs of a data folder, as the daemon opens them; closed as a clean stop does."""
+    settings = Settings(store=StoreSettings(dir=folder))
+    bus, spool = EventBus(), Spool(folder / "spool", settings.limits)
+    store = await Store.open(folder / NAME, bus.publish, spool=spool)
+    try:
+        yield store, Jobs(settings, ModelCard(name="demo"), store, spool, bus)
+    finally:
+        await store.close()
+
+
+async def ask(jobs: Jobs, picture: bytes, n: int) -> EditRequest:
+    """Request number `n`."""
+    image = await jobs.stage(picture, f"photo {n}.png")
+    return EditRequest.parse(
+        {
+            "images": [image],
+            "prompt": f"make it {n}",
+            "preset": "original",
+            "seed": n,
+            "batch": f"b{n % 3}",
+            "priority": n % 5,
+            "client_id": "me",
+            "meta": {"n": n},
+        }
+    )
+
+
+async def fill(store: Store, jobs: Jobs, folder: Path, picture: bytes, count: int) -> list[Job]:
+    """Jobs of every status: done, failed, cancelled, running, queued in turn."""
+    made = []
+    for n in range(count):
+        request = await ask(jobs, picture, n)
+        made.append(await jobs.submit(request, "test", key=f"k{n}", reply={"to": n}))
+    for n in range(count * 4 // 5):
+        job = await jobs.claim(0)
+        assert job
+        if n % 4 == 0:
+            await jobs.done(job.id, (paint(folder / "spool" / job.id, picture),), 1.5, ())
+        elif n % 4 == 1:
+            await jobs.failed(job.id, errors.BadOutput("Black."))
+        elif n % 4 == 2:
+            await jobs.failed(job.id, errors.Cancelled("Not wanted."))
+    return [await jobs.get(job.id) for job in made]
+
+
+def paint(folder: Path, picture: bytes) -> Result:
+    """A result as the engine leaves it."""
+    (folder / "result-1.png").write_bytes(picture)
+    result = Result(
+        n=1, type="image/png", bytes=len(picture), sha256=sha256_of(folder / "result-1.png"),
+        width=64, height=48, seed=1,
+    )  # fmt: skip
+    body = {"results": [result.model_dump()], "elapsed_s": 1.5}
+    (folder / "result.json").write_text(json.dumps(body))
+    return result
+
+
+def after_a_rebuild(job: Job) -> dict[str, object]:
+    """What a folder alone must bring back of a job."""
+    kept = {"id", "source", "client_id", "batch", "created", "request", "results", "meta",
+            "warnings", "elapsed_s", "error", "retry_of", "model"}  # fmt: skip
+    status = JobStatus.QUEUED if job.status is JobStatus.RUNNING else job.status
+    return {**job.model_dump(include=kept), "status": status}
+
+
+async def check_nothing_lost(folder: Path, before: list[Job], picture: bytes) -> Store:
+    """Every job is there as it was accepted and as it ended, and its key and delivery too."""
+    async with opened(folder) as (store, jobs):
+        await jobs.recover()
+        after = [await jobs.get(job.id) for job in before]
+        assert [after_a_rebuild(job) for job in after] == [after_a_rebuild(job) for job in before]
+        request = await ask(jobs, picture, 0)
+        assert (await jobs.submit(request, "test", key="k0")).id == before[0].id
+        owed = {row.job_id for row in await store.pending_deliveries("test", 1000)}
+        assert owed == {job.id for job in before if job.status.terminal}
+        assert await store.last_seq() >= len(before)
+        return store
+
+
+def kill(folder: Path, copy: Path) -> None:
+    """`copy` is what a SIGKILL at this moment would leave of `folder`."""
+    shutil.copytree(folder, copy)
+
+
+def scribble(file: Path, chance: random.Random, pages: int) -> None:
+    """Random bytes over random pages, whole ones or a part."""
+    data = bytearray(file.read_bytes())
+    for _ in range(pages):
+        size = chance.choice([1, 16, 512, 4096])
+        at = chance.randrange(max(1, len(data) - size))
+        data[at : at + size] = chance.randbytes(min(size, len(data) - at))
+    file.write_bytes(data)
+
+
+@pytest.fixture
+async def killed(
+    tmp_path: Path, picture: Callable[..., bytes]
+) -> tuple[Path, Path, list[Job], bytes]:
+    """A data folder of 25 jobs after a clean stop, and as a kill would have left it."""
+    clean, killed = tmp_path / "clean", tmp_path / "killed"
+    async with opened(clean) as (store, jobs):
+        before = await fill(store, jobs, clean, picture(), 25)
+        kill(clean, killed)
+    return clean, killed, before, picture()
+
+
+Killed = tuple[Path, Path, list[Job], bytes]
+
+
+async def test_random_bytes_over_random_pages(killed: Killed, full: bool, tmp_path: Path) -> None:
+    """Whatever the bytes hit, of the database or its log, all jobs are there within 5 s."""
+    clean, dirty, before, picture = killed
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    rebuilt = 0
+    for number in range(400 if full else 40):
+        folder = tmp_path / str(number)
+        shutil.copytree(chance.choice([clean, dirty]), folder)
+        files = [file for file in folder.glob(f"{NAME}*") if file.stat().st_size > 100]
+        scribble(chance.choice(files), chance, chance.randint(1, 8))
+        began = time.monotonic()
+        store = await check_nothing_lost(folder, before, picture)
+        assert time.monotonic() - began < 5
+        if store.rebuilt:
+            rebuilt += 1
+            assert (folder / store.rebuilt.kept).exists()
+        shutil.rmtree(folder)
+    assert rebuilt > 5
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["log cut in half", "log gone", "log empty", "shm gone", "database gone", "database empty",
+     "database of zeros", "mark gone", "mark garbled"],
+)  # fmt: skip
+async def test_files_cut_or_gone(killed: Killed, damage: str) -> None:
+    """A kill and a lost or shortened file together lose no job."""
+    _, folder, before, picture = killed
+    file = folder / (NAME + {"log": "-wal", "shm": "-shm", "mark": ".mark"}.get(
+        damage.split()[0], ""
+    ))  # fmt: skip
+    size = file.stat().st_size
+    if damage.endswith("gone"):
+        file.unlink()
+    else:
+        file.write_bytes({
+            "half": file.read_bytes()[: size // 2], "empty": b"", "zeros": bytes(size),
+            "garbled": b"\xff" * 20,
+        }[damage.split()[-1]])  # fmt: skip
+    store = await check_nothing_lost(folder, before, picture)
+    if damage != "database of zeros":  # then all pages are in the log, and nothing is lost
+        assert (store.rebuilt is None) == damage.startswith(("shm", "mark"))
+
+
+@pytest.mark.parametrize("table", ["jobs", "deliveries", "events", "tally"])
+async def test_another_letter_in_a_row_is_seen(killed: Killed, table: str) -> None:
+    """SQLite finds such pages whole; the row's own hash does not."""
+    clean, _, before, picture = killed
+    plain = sqlite3.connect(clean / NAME, isolation_level=None)
+    plain.create_function("row_hash", -1, lambda *values: "not the daemon's")
+    plain.execute({
+        "jobs": "UPDATE jobs SET resolved = replace(resolved, 'make it 1', 'make it 7')",
+        "deliveries": "UPDATE deliveries SET reply = '{\"to\": 99}' WHERE number = 1",
+        "events": "UPDATE events SET data = '{' WHERE seq = 1",
+        "tally": "UPDATE tally SET jobs = jobs + 1 WHERE status = 'done'",
+    }[table])  # fmt: skip
+    plain.close()
+    store = await check_nothing_lost(clean, before, picture)
+    assert store.rebuilt and store.rebuilt.jobs == len(before)
+
+
+async def test_a_whole_store_is_left_alone(killed: Killed) -> None:
+    """After a clean stop and after a kill nothing is set aside."""
+    for folder in killed[:2]:
+        store = await check_nothing_lost(folder, killed[2], killed[3])
+        assert store.rebuilt is None
+        assert not list(folder.glob("*damaged*"))
+
+
+async def test_what_was_never_accepted_stays_out(killed: Killed) -> None:
+    """A folder without a row, left by a kill before the commit, is swept as ever."""
+    clean = killed[0]
+    stray = clean / "spool" / "019f0000-0000-7000-8000-000000000000"
+    shutil.copytree(clean / "spool" / killed[2][0].id, stray)
+    await check_nothing_lost(clean, killed[2], killed[3])
+    assert not stray.exists()
+
+
+async def test_a_locked_store_is_not_damaged(
+    killed: Killed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program's lock refuses the start and leaves the file where it is."""
+    monkeypatch.setattr(schema, "BUSY_S", 0.1)
+    clean = killed[0]
+    rude = sqlite3.connect(clean / NAME, isolation_level=None)
+    rude.execute("PRAGMA locking_mode = EXCLUSIVE")
+    rude.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(recovery.UnusableStoreError, match="another program"):
+        async with opened(clean):
+            pass
+    rude.execute("ROLLBACK")
+    rude.close()
+    assert not list(clean.glob("*damaged*"))
+    await check_nothing_lost(clean, killed[2], killed[3])
+
+
+# older and newer schemas
+
+
+def old_database(path: Path, version: int) -> None:
+    """A database as that version left it, with a job that is done and one that waits."""
+    connection = schema.connect(path)
+    with suppress(schema.NewerSchemaError):
+        schema.migrate(connection, version)
+    for n, status in enumerate(["done", "queued"]):
+        connection.execute(
+            "INSERT INTO jobs (id, status, source, digest, resolved, created) "
+            "VALUES (?, ?, 'http', 'd', ?, 5)",
+            [f"job-{n}", status, OLD_EDIT],
+        )
+    connection.execute(
+        "INSERT INTO deliveries (job_id, source, reply, state) VALUES ('job-0', 'http', '1', "
+        "'pending')"
+    )
+    connection.close()
+
+
+OLD_EDIT = json.dumps({
+    "model": "demo", "prompt": "make it red", "steps": 8, "true_cfg_scale": 1.0, "seed": 1,
+    "images": [{"sha256": "a" * 64, "width": 64, "height": 48}],
+})  # fmt: skip
+
+
+@pytest.mark.parametrize("version", [v for v in schema.MIGRATIONS if v < schema.NEWEST])
+async def test_an_older_store_is_migrated(tmp_path: Path, version: int) -> None:
+    """Every job is there, the next change is accepted, and a copy of before lies beside it."""
+    old_database(tmp_path / NAME, version)
+    store = await Store.open(tmp_path / NAME, lambda events: None)
+    assert store.rebuilt is None
+    assert [await store.get(f"job-{n}") for n in range(2)]
+    assert len(await store.pending_deliveries("http")) == 1
+    claimed = await store.claim(0)
+    assert claimed and claimed.id == "job-1"
+    await store.close()
+    copy = sqlite3.connect(tmp_path / f"{NAME}.schema-{version}")
+    assert copy.execute("PRAGMA user_version").fetchone() == (version,)
+    assert copy.execute("SELECT id FROM jobs ORDER BY id").fetchall() == [("job-0",), ("job-1",)]
+    copy.close()
+    again = await Store.open(tmp_path / NAME, lambda events: None)
+    assert again.rebuilt is None
+    await again.close()
+
+
+def test_a_migration_is_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that fails takes the steps before it back."""
+    old_database(tmp_path / NAME, 1)
+    broken = tmp_path / "9.sql"
+    broken.write_text("CREATE TABLE half (n INTEGER); CREATE TABLE half (n INTEGER);")
+    monkeypatch.setitem(schema.MIGRATIONS, 9, broken)
+    connection = schema.connect(tmp_path / NAME)
+    with pytest.raises(sqlite3.OperationalError, match="half"):
+        schema.migrate(connection, 9)
+    assert schema.version_of(connection) == 1
+    columns = {row["name"] for row in connection.execute("PRAGMA table_info(jobs)")}
+    assert "seal" not in columns
+    connection.close()
+
+
+async def test_a_newer_store_is_refused(tmp_path: Path) -> None:
+    """It is not touched, and the error says what to do."""
+    connection = schema.connect(tmp_path / NAME)
+    schema.migrate(connection)
+    connection.execute(f"PRAGMA user_version = {schema.NEWEST + 1}")
+    connection.close()
+    before = (tmp_path / NAME).read_bytes()
+    with pytest.raises(schema.NewerSchemaError, match="newer vellumd"):
+        await Store.open(tmp_path / NAME, lambda events: None)
+    assert (tmp_path / NAME).read_bytes() == before

@@ -1,0 +1,137 @@
+"""Rows as the objects they stand for, and back."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from pydantic import JsonValue, TypeAdapter
+
+from vellumd.models import (
+    ErrorInfo,
+    EventType,
+    Job,
+    JobEvent,
+    JobStatus,
+    Notice,
+    ResolvedEdit,
+    Result,
+    moment,
+    now_ms,
+)
+from vellumd.store.database import Transaction, read_queries
+
+SQL = read_queries("queries.sql")
+
+RESULTS = TypeAdapter(tuple[Result, ...])
+NOTICES = TypeAdapter(tuple[Notice, ...])
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """What `Store.add` writes; `created` is in milliseconds since the epoch."""
+
+    id: str
+    edit: ResolvedEdit
+    source: str
+    digest: str
+    key: str | None = None
+    client_id: str | None = None
+    batch: str | None = None
+    retry_of: str | None = None
+    meta: JsonValue = None
+    reply: JsonValue = None
+    warnings: tuple[Notice, ...] = ()
+    lane: int = 0
+    created: int = field(default_factory=now_ms)
+
+
+@dataclass(frozen=True)
+class DeliveryRow:
+    """A delivery that is due at `due` (milliseconds since the epoch)."""
+
+    number: int
+    job_id: str
+    reply: JsonValue
+    due: int
+
+
+def insert(tx: Transaction, new: NewJob) -> sqlite3.Row | None:
+    """Write the row of a new job, its delivery and its event; None if it is known already."""
+    row = tx.one(SQL["add"], _new_row(new))
+    if row is None:
+        return None
+    if new.reply is not None:
+        tx.execute(SQL["add_delivery"], [new.id, new.source, json.dumps(new.reply), "waiting"])
+    emit(tx, new.id, "queued", at=new.created)
+    return row
+
+
+def _new_row(new: NewJob) -> dict[str, Any]:
+    return {
+        "id": new.id,
+        "lane": new.lane,
+        "priority": new.edit.priority,
+        "source": new.source,
+        "client_id": new.client_id,
+        "batch": new.batch,
+        "dedupe_key": new.key,
+        "digest": new.digest,
+        "resolved": new.edit.model_dump_json(),
+        "meta": json.dumps(new.meta),
+        "retry_of": new.retry_of,
+        "created": new.created,
+        "warnings": NOTICES.dump_json(new.warnings).decode(),
+    }
+
+
+def emit(
+    tx: Transaction, job_id: str, type: EventType, *, at: int | None = None, **data: Any
+) -> None:
+    """Write an event that the commit makes public; `at` in milliseconds, now by default."""
+    at = now_ms() if at is None else at
+    seq = tx.execute(SQL["add_event"], [job_id, type, at, json.dumps(data)]).lastrowid
+    tx.committed.append(JobEvent(job_id=job_id, type=type, at=moment(at), seq=seq, data=data))
+
+
+def _time(milliseconds: int | None) -> datetime | None:
+    return None if milliseconds is None else moment(milliseconds)
+
+
+def job(row: sqlite3.Row, position: int | None = None) -> Job:
+    """The job of a row; what is expired has no request."""
+    edit = ResolvedEdit.model_validate_json(row["resolved"]) if row["resolved"] else None
+    return Job(
+        id=row["id"],
+        status=JobStatus(row["status"]),
+        model=edit.model if edit else "",
+        source=row["source"],
+        client_id=row["client_id"],
+        batch=row["batch"],
+        created=moment(row["created"]),
+        started=_time(row["started"]),
+        ended=_time(row["ended"]),
+        position=position,
+        attempt=row["attempt"],
+        retry_of=row["retry_of"],
+        request=edit,
+        results=RESULTS.validate_json(row["results"]),
+        elapsed_s=row["elapsed_s"],
+        warnings=NOTICES.validate_json(row["warnings"]),
+        error=ErrorInfo.model_validate_json(row["error"]) if row["error"] else None,
+        meta=json.loads(row["meta"]),
+    )
+
+
+def event(row: sqlite3.Row) -> JobEvent:
+    """The event of a row."""
+    return JobEvent(
+        job_id=row["job_id"],
+        type=row["type"],
+        at=moment(row["at"]),
+        seq=row["seq"],
+        data=json.loads(row["data"]),
+    )
