@@ -39,7 +39,7 @@ class TransportJobs:
         return await self._jobs.submit(request, self._source, key=key, job_id=job_id, reply=reply)
 
     async def get(self, job_id: str) -> Job:
-        """The job; raises `NotFound`."""
+        """The job; raises `NotFound`, and `Expired` once retention removed it."""
         return await self._jobs.get(job_id)
 
     async def list(self, wanted: JobFilter | None = None, cursor: str | None = None) -> Page:
@@ -115,7 +115,8 @@ class TransportContext:
         options), `default_preset`, `tiers`, `loras`, `limits`, `public_url`, `engine`
         (`state` loading | ready | restarting | failed, `ready` bool, `reason`, `phase`,
         `done`, `of`, `restarts`, `capabilities` or null), `queue` (`queued`, `running`),
-        `transports` (name → `{ok, text, urls}`).
+        `transports` (name → `{ok, text, urls}`), `store` (`open` bool, `writable` bool,
+        `reason`, `used_bytes`), `warnings` (list of `{code, message}`).
         """
         return self._info()
 

@@ -24,10 +24,12 @@ from vellumd.executor import STORE_RETRY_S, Executor
 from vellumd.hookspecs import EngineSpec, TransportSpec
 from vellumd.jobs import Jobs
 from vellumd.model_card import ModelCard
-from vellumd.models import JobEvent
+from vellumd.models import JobEvent, notice
 from vellumd.plugins import Plugins
 from vellumd.protocol import Init
 from vellumd.settings import Settings
+from vellumd.store.retention import Retention
+from vellumd.store.room import Room
 from vellumd.store.spool import Spool
 from vellumd.store.store import Store
 from vellumd.supervisor import EngineState, Supervisor
@@ -40,9 +42,6 @@ STEADY_S = 300.0
 """Seconds after which a running transport's earlier crashes are forgotten."""
 CLEANUP_S = 5.0
 """Seconds transports get to close when the daemon stops."""
-EXPIRY_S = 600.0
-"""Seconds between two looks for staged pictures whose hour is over."""
-
 THREADS = 8
 """Threads for file work; more of them win nothing, the interpreter lock is what they wait for."""
 
@@ -110,7 +109,10 @@ class Daemon:
         self.bus = EventBus()
         spool = Spool(folder / "spool", self.settings.limits)
         store = await Store.open(folder / "jobs.sqlite", self.bus.publish, spool=spool)
-        self.jobs = Jobs(self.settings, self.card, store, spool, self.bus)
+        self.room = Room(spool.root, spool.usage, self.settings.store)
+        self.rebuilt = store.rebuilt
+        self.jobs = Jobs(self.settings, self.card, store, spool, self.bus, self.room)
+        retention = self._retention(store, spool)
         self.supervisor = Supervisor(
             self._init(folder), self.settings.engine.stall_s, on_state=log_state
         )
@@ -123,7 +125,8 @@ class Daemon:
                 work = [
                     tasks.create_task(self.supervisor.run(), name="supervisor"),
                     tasks.create_task(executor.run(), name="executor"),
-                    tasks.create_task(self._expire(), name="expiry"),
+                    tasks.create_task(retention.run(), name="retention"),
+                    tasks.create_task(store.watch(), name="store"),
                 ]
                 if self.plugins.observers:
                     work.append(tasks.create_task(self._observe(), name="observers"))
@@ -232,10 +235,11 @@ class Daemon:
         with suppress(errors.NotFound):
             self.plugins.tell(await self.jobs.get(event.job_id), event)
 
-    async def _expire(self) -> None:
-        while True:
-            await self.jobs.expire_staged()
-            await asyncio.sleep(EXPIRY_S)
+    def _retention(self, store: Store, spool: Spool) -> Retention:
+        give_up_s = {name: spec.give_up_s for name, spec in self.plugins.transports.items()}
+        retention = Retention(store, spool, self.room, self.settings.store, give_up_s)
+        self.jobs.deliveries.on_settled = retention.delivered
+        return retention
 
     def info(self) -> dict[str, Any]:
         """See `TransportContext.info`."""
@@ -256,6 +260,8 @@ class Daemon:
             },
             "queue": self.jobs.queue(),
             "transports": {name: dict(state) for name, state in self.transports.items()},
+            "store": self.room.public(),
+            "warnings": [notice("store_rebuilt").model_dump()] if self.rebuilt else [],
         }
 
     @cached_property
@@ -356,7 +362,7 @@ async def _run(settings: Settings) -> int:
             for line in daemon_lines(daemon):
                 print(line, flush=True)
             await daemon.stopped()
-    except* errors.ConfigError as group:
+    except* errors.VellumError as group:
         raise first(group) from None
     return 0
 

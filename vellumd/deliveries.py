@@ -12,12 +12,16 @@ from vellumd.store.store import Store
 
 
 class Deliveries:
-    """The delivery rows of the store as streams, one a transport."""
+    """The delivery rows of the store as streams, one a transport.
+
+    `on_settled` is called when one was made, put off or given up.
+    """
 
     def __init__(self, store: Store, bus: EventBus, get: Callable[[str], Awaitable[Job]]) -> None:
         self._store = store
         self._get = get
         self._waiting: set[asyncio.Event] = set()
+        self.on_settled: Callable[[], None] = lambda: None
         bus.observers.append(self._observe)
 
     async def of(self, source: str) -> AsyncGenerator[Delivery, None]:
@@ -45,6 +49,7 @@ class Deliveries:
             await self._store.settle_delivery(row.number, state, code, due)
             out.discard(row.number)
             self._wake()
+            self.on_settled()
 
         return Delivery(await self._get(row.job_id), row.reply, settle)
 

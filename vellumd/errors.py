@@ -232,7 +232,7 @@ class StorageFull(VellumError):
     """The disk has no room."""
 
     code, status, retryable = "storage_full", 507, True
-    remedy = "Free disk space, or delete ended jobs (`vellumd jobs delete`)."
+    remedy = "Free disk space, delete ended jobs (`vellumd jobs delete`), or send it later."
 
 
 class ResultTooLarge(VellumError):
@@ -283,6 +283,7 @@ WARNINGS: dict[str, str] = {
     "tier_lowered": "This machine cannot run the wanted tier; a slower exact one ran.",
     "prompt_cut": "The prompt was longer than the encoder reads and was cut.",
     "lora_ignored": "The LoRA was not applied.",
+    "store_rebuilt": "The job store was damaged and was made again from the jobs' folders.",
     "unknown_field": "A field was not understood and was ignored.",
 }
 """Warnings that a job or an answer can carry, code to text."""

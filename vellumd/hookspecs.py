@@ -51,13 +51,15 @@ class TransportSpec:
     `settings_model` validates the section `[plugins.<name>]`; `factory` is called in
     the daemon's loop each time the transport starts, so heavy imports belong there.
     `checks` are what `vellumd doctor` runs: async, given the validated settings, I/O
-    allowed, never taking a job.
+    allowed, never taking a job. `give_up_s`: seconds after a job's end for which its
+    delivery is tried; then it is undeliverable, and the job ages like any other.
     """
 
     name: str
     settings_model: type[BaseModel]
     factory: Callable[[TransportContext], Transport]
     checks: tuple[Callable[[Any], Awaitable[Iterable[Check]]], ...] = ()
+    give_up_s: float = 7 * 86_400.0
 
 
 @dataclass(frozen=True)

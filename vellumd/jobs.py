@@ -39,6 +39,7 @@ from vellumd.models import (
 )
 from vellumd.presets import Presets
 from vellumd.settings import Settings
+from vellumd.store.room import Room
 from vellumd.store.rows import NewJob
 from vellumd.store.spool import Spool, disk_error
 from vellumd.store.store import Store
@@ -75,12 +76,19 @@ class Jobs:
     """
 
     def __init__(
-        self, settings: Settings, card: ModelCard, store: Store, spool: Spool, bus: EventBus
+        self,
+        settings: Settings,
+        card: ModelCard,
+        store: Store,
+        spool: Spool,
+        bus: EventBus,
+        room: Room | None = None,
     ) -> None:
         self._limits = settings.limits
         self.presets = Presets(settings, card)
         self._store = store
         self._spool = spool
+        self._room = room or Room(spool.root, spool.usage, settings.store)
         self._bus = bus
         self._accepting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._progress: dict[str, Progress] = {}
@@ -95,6 +103,7 @@ class Jobs:
 
     async def stage(self, picture: bytes | Path | AsyncIterator[bytes], name: str) -> ImageRef:
         """See `TransportContext.stage`."""
+        self._room.check()
         try:
             if isinstance(picture, bytes):
                 return await asyncio.to_thread(self._spool.admit_bytes, picture, name)
@@ -169,6 +178,7 @@ class Jobs:
             return self._live(known or await self._accept(new, request))
 
     async def _accept(self, new: NewJob, request: EditRequest) -> Job:
+        self._room.check()
         make = partial(self._spool.create, new.id, new.edit, _record(new, request))
         try:
             job, created = await self._store.add(new, self._limits.queue, make)
@@ -187,8 +197,8 @@ class Jobs:
             await asyncio.to_thread(self._spool.remove, job_id)
 
     async def get(self, job_id: str) -> Job:
-        """The job; raises `NotFound`."""
-        return self._live(await self._store.get(job_id))
+        """The job; raises `NotFound`, and `Expired` where only its id is left."""
+        return self._live(kept(await self._store.get(job_id)))
 
     async def list(self, wanted: JobFilter, cursor: str | None) -> Page:
         """A page of jobs, newest first; raises `BadRequest` for a made-up cursor."""
@@ -225,9 +235,8 @@ class Jobs:
 
     async def retry(self, job_id: str, source: str) -> Job:
         """A new job that repeats an old one exactly; raises `NotFound`, `Expired`."""
-        old = await self._store.get(job_id)
-        if old.request is None:
-            raise errors.Expired("The job's request is no longer kept.")
+        old = kept(await self._store.get(job_id))
+        assert old.request is not None
         await asyncio.to_thread(self._spool.restage, job_id, old.request)
         known = old.request.preset in self.presets.named
         request = repeat(old, old.request if known else without_preset(old.request))
@@ -247,7 +256,7 @@ class Jobs:
 
     async def result(self, job_id: str, n: int) -> Path:
         """File of result `n`; raises `NotDone`, `NotFound`, `Expired` or the job's error."""
-        job = await self._store.get(job_id)
+        job = kept(await self._store.get(job_id))
         if job.error is not None:
             raise errors.from_code(job.error.code, job.error.message)
         if job.status is JobStatus.CANCELLED:
@@ -260,9 +269,8 @@ class Jobs:
 
     async def input(self, job_id: str, n: int) -> Path:
         """File of input `n`; raises `NotFound`, `Expired`."""
-        job = await self._store.get(job_id)
-        if job.request is None:
-            raise errors.Expired("The job's pictures are no longer kept.")
+        job = kept(await self._store.get(job_id))
+        assert job.request is not None
         return self._spool.input(job_id, job.request, n)
 
     # events
@@ -330,6 +338,7 @@ class Jobs:
     ) -> None:
         """A running job has its results on disk."""
         await self._store.done(job_id, results, elapsed_s, warnings)
+        self._spool.usage.add(sum(result.bytes for result in results))
         self._durations.append(elapsed_s)
 
     async def failed(self, job_id: str, error: errors.VellumError) -> None:
@@ -354,10 +363,6 @@ class Jobs:
         """How many jobs wait and run."""
         return {status: self._store.tally[status] for status in ("queued", "running")}
 
-    async def expire_staged(self) -> None:
-        """Let go of pictures that no job used for an hour."""
-        await asyncio.to_thread(self._spool.expire_staged)
-
     # inside
 
     def _observe(self, event: JobEvent) -> None:
@@ -380,6 +385,13 @@ class Jobs:
             mean = sum(self._durations) / len(self._durations)
             return job.model_copy(update={"eta_s": round(mean * (job.position + 1), 1)})
         return job
+
+
+def kept(job: Job) -> Job:
+    """The job, if more is left of it than its id; raises `Expired`."""
+    if job.request is None:
+        raise errors.Expired("The job's time is over: its pictures and its request are removed.")
+    return job
 
 
 def repeat(job: Job, edit: ResolvedEdit) -> EditRequest:

@@ -82,6 +82,25 @@ class StoreSettings(Group):
         description="Folder of the database and the pictures; unset, the user's data folder, or "
         "$STATE_DIRECTORY where systemd gives one.",
     )
+    retention_days: float = Field(
+        14,
+        ge=0,
+        description="Days from a job's end until its pictures and its prompt are removed; 0 "
+        "removes them when the result was delivered, or after an hour. What was not delivered "
+        "stays.",
+    )
+    max_gb: float = Field(
+        20,
+        gt=0,
+        description="Gigabytes (10^9 bytes) of pictures; beyond, the oldest ended jobs lose "
+        "their inputs, then their results. If none can go, intake answers storage_full.",
+    )
+    reserve_gb: float = Field(
+        2,
+        ge=0,
+        description="Gigabytes that the disk must have left; below, intake answers "
+        "storage_full. Results of waiting jobs still need room.",
+    )
 
 
 class DaemonSettings(Group):

@@ -58,12 +58,16 @@ class Service:
 
     async def ready(self, request: web.Request) -> web.Response:
         """200 when edits are made, else 503 and why not."""
-        engine = self._context.info()["engine"]
-        if engine["ready"]:
-            return web.json_response({"status": "ready", "state": engine["state"]})
+        info = self._context.info()
+        engine, store = info["engine"], info["store"]
+        warnings = {"warnings": info["warnings"]} if info["warnings"] else {}
+        if engine["ready"] and store["writable"]:
+            return web.json_response({"status": "ready", "state": engine["state"], **warnings})
         shown = {name: engine[name] for name in ("state", "reason", "phase", "done", "of")}
+        if not store["writable"]:
+            shown["reason"] = store["reason"]
         return web.json_response(
-            {"status": "not ready", **shown}, status=503, headers={"Retry-After": "5"}
+            {"status": "not ready", **shown, **warnings}, status=503, headers={"Retry-After": "5"}
         )
 
     async def openapi(self, request: web.Request) -> web.Response:

@@ -32,6 +32,7 @@ from vellumd import errors, images, platform
 from vellumd.models import ImageRef, ResolvedEdit, Result
 from vellumd.settings import Limits
 from vellumd.store import story
+from vellumd.store.room import Usage, children, freed
 from vellumd.store.story import ResultFile
 
 STAGED_S = 3600
@@ -47,15 +48,26 @@ class SharedSync:
         self._latest = 0
         self._synced = 0
         self._turn = threading.Lock()
+        self._failure: OSError | None = None
 
     def __call__(self) -> None:
-        """Return when all names made in the folder before this call are durable."""
+        """Return when all names made in the folder before this call are durable.
+
+        Where an fsync fails, all who share it hear of it: the system tells the failure
+        once, and forgets what it could not write.
+        """
         mine = self._latest = next(self._asked)
         with self._turn:
             if self._synced < mine:
                 covered = self._latest
-                platform.fsync_dir(self._folder)
+                self._failure = None
+                try:
+                    platform.fsync_dir(self._folder)
+                except OSError as error:
+                    self._failure = error
                 self._synced = covered
+            if self._failure:
+                raise self._failure
 
 
 class Spool:
@@ -72,6 +84,7 @@ class Spool:
         self._limits = limits
         self._write = write
         self._staged.mkdir(parents=True, exist_ok=True)
+        self.usage = Usage()
         self._staging = threading.Lock()
         self._sync_root = SharedSync(root)
 
@@ -115,7 +128,7 @@ class Spool:
         if not self._is_kept(sha256):
             incoming = self._part()
             try:
-                platform.write_durably(incoming, picture)
+                self._write(incoming, picture)
                 self._keep(incoming, sha256)
             except BaseException:
                 incoming.unlink(missing_ok=True)
@@ -142,6 +155,7 @@ class Spool:
                 incoming.unlink()
             else:
                 os.replace(incoming, self._staged / sha256)
+                self.usage.add(freed(self._staged / sha256))
 
     def staged(self, sha256: str, name: str = "") -> ImageRef:
         """The staged picture with this hash; its hour begins anew. Raises `NotFound`."""
@@ -230,32 +244,46 @@ class Spool:
 
     def remove(self, job_id: str) -> None:
         """Forget a job's pictures."""
-        shutil.rmtree(self.folder(job_id), ignore_errors=True)
+        folder = self.folder(job_id)
+        self.usage.add(-sum(freed(Path(file)) for file in children(folder)))
+        shutil.rmtree(folder, ignore_errors=True)
 
-    def sweep(self, known: Iterable[str]) -> int:
+    def remove_inputs(self, job_id: str) -> None:
+        """Forget what came in for a job that has ended; its results stay."""
+        for file in children(self.folder(job_id)):
+            if file.name.startswith(("input-", "mask.")):
+                self._unlink(Path(file))
+
+    def _unlink(self, path: Path) -> None:
+        """Remove a file; one that Windows holds because it is being read goes another time."""
+        size = freed(path)
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            path.unlink()
+            self.usage.add(-size)
+
+    def sweep(self, known: Iterable[str], idle_s: float = 0) -> int:
         """Remove folders without a row and unfinished uploads; the number removed.
 
-        Called at start, before anything comes in.
+        Only what did not change for `idle_s` seconds: while the daemon takes in, the
+        others belong to requests that are on their way.
         """
         keep = {*known, self._staged.name}
-        strays = [name for name in os.listdir(self.root) if name not in keep]
-        for name in strays:
-            self.remove(name)
-        for part in self._staged.glob(".*.part"):
-            part.unlink(missing_ok=True)
+        newest = time.time() - idle_s
+        strays = [entry for entry in children(self.root) if entry.name not in keep]
+        parts = list(self._staged.glob(".*.part"))
+        for stray in (*map(Path, strays), *parts):
+            with contextlib.suppress(FileNotFoundError):
+                if stray.stat().st_mtime <= newest:
+                    self._unlink(stray) if stray in parts else self.remove(stray.name)
         return len(strays)
 
     def expire_staged(self) -> None:
-        """Remove staged pictures whose hour is over; jobs keep their own names of them.
-
-        One that Windows holds because it is being read goes the next time.
-        """
+        """Remove staged pictures whose hour is over; jobs keep their own names of them."""
         oldest = time.time() - STAGED_S
-        for name in os.listdir(self._staged):
-            with self._staging, contextlib.suppress(FileNotFoundError, PermissionError):
-                path = self._staged / name
-                if path.stat().st_mtime < oldest:
-                    path.unlink()
+        for file in children(self._staged):
+            with self._staging, contextlib.suppress(FileNotFoundError):
+                if os.stat(file).st_mtime < oldest:
+                    self._unlink(Path(file))
 
 
 def _ref(header: images.Header, sha256: str, size: int, name: str) -> ImageRef:
@@ -279,4 +307,6 @@ def disk_error(error: OSError) -> errors.VellumError:
     """What to tell a sender whose picture could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return errors.StorageFull("The disk with the pictures is full.")
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return errors.EngineUnavailable("The folder of the pictures cannot be written.")
     return errors.Internal("The picture could not be stored.")

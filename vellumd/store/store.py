@@ -27,6 +27,12 @@ ENGINE_DEATHS, DAEMON_DEATHS = 2, 5
 """Deaths during one job after which it fails: it may be what kills."""
 
 
+class BrokenStoreError(errors.Internal):
+    """The database cannot be used any more; the next start checks and mends it."""
+
+    remedy = "Check the disk and start the daemon again: it mends what can be mended."
+
+
 class Store:
     """The jobs. Made by `await Store.open(path, on_events)` in the daemon's loop.
 
@@ -81,9 +87,10 @@ class Store:
         """The outcome of `work` in one transaction, once it is on disk."""
         return await self._db.run(work)
 
-    async def broken(self) -> None:
-        """Wait until the database can no longer be trusted; then the daemon has to end."""
+    async def watch(self) -> None:
+        """Raise `BrokenStoreError` when the database can no longer be trusted."""
         await self._db.broken.wait()
+        raise BrokenStoreError("The disk failed the job store, or damaged it.")
 
     async def close(self) -> None:
         """Finish what is under way and close the database."""
