@@ -8,82 +8,16 @@ import secrets
 import shutil
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from vellumd import errors
-from vellumd.events import EventBus
-from vellumd.jobs import Jobs
-from vellumd.model_card import ModelCard
-from vellumd.models import EditRequest, Job, JobStatus, Result
-from vellumd.settings import Settings, StoreSettings
+from tests.jobs_on_disk import NAME, ask, fill, opened
+from vellumd.models import Job, JobStatus
 from vellumd.store import recovery, schema
-from vellumd.store.spool import Spool, sha256_of
 from vellumd.store.store import Store
-
-NAME = "jobs.sqlite"
-
-
-@asynccontextmanager
-async def opened(folder: Path) -> AsyncIterator[tuple[Store, Jobs]]:
-    """The jobs of a data folder, as the daemon opens them; closed as a clean stop does."""
-    settings = Settings(store=StoreSettings(dir=folder))
-    bus, spool = EventBus(), Spool(folder / "spool", settings.limits)
-    store = await Store.open(folder / NAME, bus.publish, spool=spool)
-    try:
-        yield store, Jobs(settings, ModelCard(name="demo"), store, spool, bus)
-    finally:
-        await store.close()
-
-
-async def ask(jobs: Jobs, picture: bytes, n: int) -> EditRequest:
-    """Request number `n`."""
-    image = await jobs.stage(picture, f"photo {n}.png")
-    return EditRequest.parse(
-        {
-            "images": [image],
-            "prompt": f"make it {n}",
-            "preset": "original",
-            "seed": n,
-            "batch": f"b{n % 3}",
-            "priority": n % 5,
-            "client_id": "me",
-            "meta": {"n": n},
-        }
-    )
-
-
-async def fill(store: Store, jobs: Jobs, folder: Path, picture: bytes, count: int) -> list[Job]:
-    """Jobs of every status: done, failed, cancelled, running, queued in turn."""
-    made = []
-    for n in range(count):
-        request = await ask(jobs, picture, n)
-        made.append(await jobs.submit(request, "test", key=f"k{n}", reply={"to": n}))
-    for n in range(count * 4 // 5):
-        job = await jobs.claim(0)
-        assert job
-        if n % 4 == 0:
-            await jobs.done(job.id, (paint(folder / "spool" / job.id, picture),), 1.5, ())
-        elif n % 4 == 1:
-            await jobs.failed(job.id, errors.BadOutput("Black."))
-        elif n % 4 == 2:
-            await jobs.failed(job.id, errors.Cancelled("Not wanted."))
-    return [await jobs.get(job.id) for job in made]
-
-
-def paint(folder: Path, picture: bytes) -> Result:
-    """A result as the engine leaves it."""
-    (folder / "result-1.png").write_bytes(picture)
-    result = Result(
-        n=1, type="image/png", bytes=len(picture), sha256=sha256_of(folder / "result-1.png"),
-        width=64, height=48, seed=1,
-    )  # fmt: skip
-    body = {"results": [result.model_dump()], "elapsed_s": 1.5}
-    (folder / "result.json").write_text(json.dumps(body))
-    return result
 
 
 def after_a_rebuild(job: Job) -> dict[str, object]:
@@ -96,7 +30,8 @@ def after_a_rebuild(job: Job) -> dict[str, object]:
 
 async def check_nothing_lost(folder: Path, before: list[Job], picture: bytes) -> Store:
     """Every job is there as it was accepted and as it ended, and its key and delivery too."""
-    async with opened(folder) as (store, jobs):
+    async with opened(folder) as disk:
+        store, jobs = disk.store, disk.jobs
         await jobs.recover()
         after = [await jobs.get(job.id) for job in before]
         assert [after_a_rebuild(job) for job in after] == [after_a_rebuild(job) for job in before]
@@ -129,8 +64,8 @@ async def killed(
 ) -> tuple[Path, Path, list[Job], bytes]:
     """A data folder of 25 jobs after a clean stop, and as a kill would have left it."""
     clean, killed = tmp_path / "clean", tmp_path / "killed"
-    async with opened(clean) as (store, jobs):
-        before = await fill(store, jobs, clean, picture(), 25)
+    async with opened(clean) as disk:
+        before = await fill(disk, picture(), 25)
         kill(clean, killed)
     return clean, killed, before, picture()
 

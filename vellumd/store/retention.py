@@ -35,7 +35,7 @@ GIVE_UP_S = 7 * 86_400.0
 """Seconds for which a delivery is tried whose transport is not there to say otherwise."""
 PIECE = 20
 """Jobs that one transaction changes: about a millisecond of the store's thread (measured)."""
-PASS_S, SPACING_S = 60.0, 1.0
+PASS_S, SPACING_S = 60.0, 2.0
 """Seconds from one look to the next, and at least, when room is wanted."""
 TIDY_PASSES = 60
 """Looks after which the disk is measured and strays are swept: an hour."""
@@ -97,7 +97,7 @@ class Retention:
         await asyncio.to_thread(self._spool.expire_staged)
         await self._give_up()
         for kept in ("all", "results"):
-            async for piece in self._ended(kept, self._now()):
+            async for piece in self._ended(kept, self._cutoff()):
                 await self._expire(row["number"] for row in piece if self._is_over(row))
         await self._make_room()
         await self._forget()
@@ -110,11 +110,13 @@ class Retention:
             while count := await self._change("give_up", fields):
                 log.warning("%d result(s) could not be delivered in time (%s)", count, source[0])
 
+    def _cutoff(self) -> int:
+        """The latest end of a job whose time can be over."""
+        return self._now() - round(self._days * DAY_MS)
+
     def _is_over(self, row: sqlite3.Row) -> bool:
-        """Whether a job's time is over; without retention that is its delivery, or an hour."""
-        if not self._days:
-            return bool(row["delivered"]) or row["ended"] <= self._now() - HOUR_MS
-        return bool(row["ended"] <= self._now() - self._days * DAY_MS)
+        """Whether its time is over: without retention that is its delivery, or an hour."""
+        return bool(self._days or row["delivered"] or row["ended"] <= self._now() - HOUR_MS)
 
     async def _ended(self, kept: str, before: int) -> AsyncIterator[list[sqlite3.Row]]:
         """Ended jobs that still have what `kept` says and owe nothing, oldest first, in pieces.
@@ -153,7 +155,9 @@ class Retention:
         for row in piece:
             if not self._room.over:
                 break
-            await asyncio.to_thread(self._spool.remove_inputs, row["id"])
+            edit = (await self._store.get(row["id"])).request
+            if edit:
+                await asyncio.to_thread(self._spool.remove_inputs, row["id"], edit)
             done.append([row["number"]])
         await self._store.run(lambda tx: [tx.execute(SQL["lighten"], row) for row in done])
 

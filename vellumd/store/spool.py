@@ -248,11 +248,17 @@ class Spool:
         self.usage.add(-sum(freed(Path(file)) for file in children(folder)))
         shutil.rmtree(folder, ignore_errors=True)
 
-    def remove_inputs(self, job_id: str) -> None:
-        """Forget what came in for a job that has ended; its results stay."""
-        for file in children(self.folder(job_id)):
-            if file.name.startswith(("input-", "mask.")):
-                self._unlink(Path(file))
+    def remove_inputs(self, job_id: str, edit: ResolvedEdit) -> None:
+        """Forget what came in for a job that has ended; its results stay.
+
+        For want of room this is done, so what is staged goes too if no other job has it.
+        """
+        for name, picture in edit.files():
+            self._unlink(self.folder(job_id) / name)
+            with self._staging:
+                staged = self._staged / picture.sha256
+                if freed(staged):
+                    self._unlink(staged)
 
     def _unlink(self, path: Path) -> None:
         """Remove a file; one that Windows holds because it is being read goes another time."""
