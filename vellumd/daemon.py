@@ -232,7 +232,7 @@ class Daemon:
                 await asyncio.sleep(STORE_RETRY_S)
 
     async def _tell(self, event: JobEvent) -> None:
-        with suppress(errors.NotFound):
+        with suppress(errors.NotFound, errors.Expired):
             self.plugins.tell(await self.jobs.get(event.job_id), event)
 
     def _retention(self, store: Store, spool: Spool) -> Retention:

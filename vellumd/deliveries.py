@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
+from vellumd import errors
 from vellumd.events import EventBus
 from vellumd.models import ENDS, Delivery, Job, JobEvent, now_ms
 from vellumd.store.rows import DeliveryRow
@@ -37,13 +38,16 @@ class Deliveries:
                 due = [row for row in waiting if row.due <= now_ms()]
                 for row in due:
                     out.add(row.number)
-                    yield await self._offer(row, out)
+                    if delivery := await self._offer(row, out):
+                        yield delivery
                 if not due:
                     await set_within(woken, waiting)
         finally:
             self._waiting.discard(woken)
 
-    async def _offer(self, row: DeliveryRow, out: set[int]) -> Delivery:
+    async def _offer(self, row: DeliveryRow, out: set[int]) -> Delivery | None:
+        """The delivery; None if retention gave it up since the row was read."""
+
         async def settle(state: str, code: str | None, after: float) -> None:
             due = now_ms() + round(after * 1000)
             await self._store.settle_delivery(row.number, state, code, due)
@@ -51,7 +55,10 @@ class Deliveries:
             self._wake()
             self.on_settled()
 
-        return Delivery(await self._get(row.job_id), row.reply, settle)
+        try:
+            return Delivery(await self._get(row.job_id), row.reply, settle)
+        except (errors.NotFound, errors.Expired):
+            return None
 
     def _observe(self, event: JobEvent) -> None:
         if event.type in ENDS:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 
 WIDTH = 20
+MOST = 1 << 53
+"""Numbers from here on are no event's: something wrote over the file."""
 
 
 class Mark:
@@ -25,7 +27,8 @@ class Mark:
         """The number; 0 if what is there is none."""
         self._file.seek(0)
         written = self._file.read(WIDTH + 1) or b""
-        return int(written) if len(written) == WIDTH and written.isdigit() else 0
+        number = int(written) if len(written) == WIDTH and written.isdigit() else 0
+        return number if number < MOST else 0
 
     def write(self, number: int) -> None:
         """Put `number` in place of the last one."""

@@ -94,14 +94,14 @@ def _whole(path: Path) -> tuple[sqlite3.Connection, str, Path | None]:
         reason = integrity.damage(connection)
         if not reason:
             return connection, "", None
-    except sqlite3.Error as error:
+    except errors.ConfigError:
+        _close(connection)
+        raise
+    except (sqlite3.Error, ValueError) as error:  # ValueError: text that is no UTF-8
         if any(word in str(error) for word in _UNAVAILABLE):
             _close(connection)
             raise
         reason = str(error)
-    except errors.ConfigError:
-        _close(connection)
-        raise
     _close(connection)
     kept = _set_aside(path)
     return schema.connect(path), reason, kept
