@@ -112,17 +112,20 @@ class Daemon:
         spool = Spool(folder / "spool", self.settings.limits)
         self.jobs = Jobs(self.settings, self.card, store, spool, self.bus)
         self.supervisor = Supervisor(
-            self._init(folder), self.settings.engine.stall_s, on_state=log_state
+            self._init(folder),
+            self.settings.engine.stall_s,
+            idle_unload_s=self.settings.engine.idle_unload_s,
+            on_state=log_state,
         )
         self.bus.on_previews = self.supervisor.show_previews
-        executor = Executor(self.jobs, self.supervisor)
+        self.executor = Executor(self.jobs, self.supervisor)
         try:
             if left := await self.jobs.recover():
                 log.info("%d job(s) were running when the last daemon ended", left)
             async with asyncio.TaskGroup() as tasks:
                 work = [
                     tasks.create_task(self.supervisor.run(), name="supervisor"),
-                    tasks.create_task(executor.run(), name="executor"),
+                    tasks.create_task(self.executor.run(), name="executor"),
                     tasks.create_task(self._expire(), name="expiry"),
                 ]
                 if self.plugins.observers:
@@ -134,7 +137,7 @@ class Daemon:
                 self._note_started()
                 await self._stop.wait()
                 self.jobs.closing = True
-                await executor.drain(self.settings.daemon.stop_s)
+                await self.executor.drain(self.settings.daemon.stop_s)
                 await close(doors)
                 for task in work:
                     task.cancel()
@@ -190,6 +193,7 @@ class Daemon:
             dir=folder,
             jobs=self.jobs,
             info=self.info,
+            control=self.executor,
             on_report=self._report,
             on_announce=self._announce,
         )
@@ -247,6 +251,7 @@ class Daemon:
             "engine": {
                 "state": engine.state,
                 "ready": engine.ready,
+                "loaded": engine.loaded,
                 "reason": engine.reason,
                 "phase": engine.phase,
                 "done": engine.done,
@@ -254,7 +259,7 @@ class Daemon:
                 "restarts": engine.restarts,
                 "capabilities": capabilities.model_dump(mode="json") if capabilities else None,
             },
-            "queue": self.jobs.queue(),
+            "queue": {**self.jobs.queue(), "held": self.executor.held},
             "transports": {name: dict(state) for name, state in self.transports.items()},
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -137,6 +138,16 @@ def own_group() -> dict[str, Any]:
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     return {"start_new_session": True}
+
+
+def end_group(leader: int) -> None:
+    """Kill what a subprocess started with `own_group` has left behind.
+
+    Windows keeps no such record: a job's processes end by themselves there.
+    """
+    if sys.platform != "win32":
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(leader, signal.SIGKILL)
 
 
 def binary_pipes() -> tuple[BinaryIO, BinaryIO]:

@@ -38,6 +38,9 @@ STAGED_S = 3600
 
 REQUEST, RESULT = "request.json", "result.json"
 
+ROOM = 64 << 20
+"""Bytes that count as room: four PNGs of four megapixels."""
+
 
 class ResultFile(Frozen):
     """`result.json`: what a finished edit left."""
@@ -226,6 +229,18 @@ class Spool:
         if not path.is_file():
             raise errors.Expired("The picture is no longer kept.")
         return path
+
+    def has_room(self) -> bool:
+        """Whether a large result can be written: tried out, since quotas show no other way."""
+        probe = self._part()
+        try:
+            self._write(probe, bytes(ROOM))
+        except OSError:
+            return False
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+        return True
 
     def adopt(self, job_id: str) -> ResultFile | None:
         """What a finished edit left, if `result.json` and every hash in it are right."""
