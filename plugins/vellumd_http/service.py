@@ -57,11 +57,15 @@ class Service:
         return web.json_response({"status": "alive"})
 
     async def ready(self, request: web.Request) -> web.Response:
-        """200 when edits are made, else 503 and why not."""
-        engine = self._context.info()["engine"]
+        """200 when a job that comes now is edited, or held on purpose; else 503 and why not."""
+        info = self._context.info()
+        engine, held = info["engine"], info["queue"]["held"]
+        shown = {name: engine[name] for name in ("state", "reason")} | {"queue": held or "open"}
+        if engine["ready"] and held != "storage_full":
+            return web.json_response({"status": "ready", **shown})
         if engine["ready"]:
-            return web.json_response({"status": "ready", "state": engine["state"]})
-        shown = {name: engine[name] for name in ("state", "reason", "phase", "done", "of")}
+            shown["reason"] = "The disk has no room for results; the queue waits for some."
+        shown |= {name: engine[name] for name in ("phase", "done", "of")}
         return web.json_response(
             {"status": "not ready", **shown}, status=503, headers={"Retry-After": "5"}
         )
