@@ -214,6 +214,13 @@ def test_an_orphan_ends(tmp_path: Path) -> None:
     assert not _alive(orphan)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_oom_killer_is_offered_the_child(child: Child) -> None:
+    """Where the machine's memory runs out, the daemon is not the first to go."""
+    score = Path(f"/proc/{child.process.pid}/oom_score_adj").read_text()
+    assert int(score) > int(Path("/proc/self/oom_score_adj").read_text())
+
+
 def _alive(pid: int) -> bool:
     """Whether the process runs; a zombie that nobody has waited for does not."""
     status = Path(f"/proc/{pid}/stat")
