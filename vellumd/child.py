@@ -117,7 +117,6 @@ class Child:
         """Close its pipe, give it `END_S`, then kill it, and whatever it started."""
         if self._ended:
             return
-        self._ended = True
         if self._protocol.stdin:
             self._protocol.stdin.close()
         try:
@@ -127,6 +126,7 @@ class Child:
             self.kill()
             await self._protocol.exited.wait()
         platform.end_group(self.pid)
+        self._ended = True
 
     def close(self) -> None:
         """Let go of its pipes, also where another process still holds them."""

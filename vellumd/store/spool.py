@@ -38,8 +38,10 @@ STAGED_S = 3600
 
 REQUEST, RESULT = "request.json", "result.json"
 
-ROOM = 64 << 20
-"""Bytes that count as room: four PNGs of four megapixels."""
+ROOM = 256 << 20
+"""Free bytes that count as room: four PNGs of 4096x4096 pixels, the most an edit makes."""
+PROBE = 1 << 20
+"""Bytes of the trial write."""
 
 
 class ResultFile(Frozen):
@@ -231,10 +233,12 @@ class Spool:
         return path
 
     def has_room(self) -> bool:
-        """Whether a large result can be written: tried out, since quotas show no other way."""
+        """Whether results can be written: tried out too, for quotas and read-only disks."""
         probe = self._part()
         try:
-            self._write(probe, bytes(ROOM))
+            if shutil.disk_usage(self.root).free < ROOM:
+                return False
+            self._write(probe, bytes(PROBE))
         except OSError:
             return False
         finally:
