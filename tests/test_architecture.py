@@ -21,7 +21,7 @@ LAYERS = (
     {"settings", "sources", "presets", "images", "platform", "protocol", "model_card", "logs"},
     {"store"},
     {"events", "deliveries", "jobs", "context"},
-    {"supervisor", "executor"},
+    {"circuit", "child", "supervisor", "executor"},
     {"hookspecs", "plugins"},
     {"daemon", "local", "testing"},
     {"cli"},

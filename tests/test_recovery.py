@@ -120,7 +120,7 @@ async def test_files_cut_or_gone(killed: Killed, damage: str) -> None:
         assert (store.rebuilt is None) == damage.startswith(("shm", "mark"))
 
 
-@pytest.mark.parametrize("table", ["jobs", "deliveries", "events", "tally"])
+@pytest.mark.parametrize("table", ["jobs", "deliveries", "events", "tally", "turns"])
 async def test_another_letter_in_a_row_is_seen(killed: Killed, table: str) -> None:
     """SQLite finds such pages whole; the row's own hash does not."""
     clean, _, before, picture = killed
@@ -130,6 +130,7 @@ async def test_another_letter_in_a_row_is_seen(killed: Killed, table: str) -> No
         "jobs": "UPDATE jobs SET resolved = replace(resolved, 'make it 1', 'make it 7')",
         "deliveries": "UPDATE deliveries SET reply = '{\"to\": 99}' WHERE number = 1",
         "events": "UPDATE events SET data = '{' WHERE seq = 1",
+        "turns": "UPDATE turns SET waiting = waiting + 1",
         "tally": "UPDATE tally SET jobs = jobs + 1 WHERE status = 'done'",
     }[table])  # fmt: skip
     plain.close()

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vellumd import errors
+from vellumd.circuit import Circuit
 from vellumd.models import ImageRef, ResolvedEdit
 from vellumd.protocol import Done, Init, PreviewImage, Step
-from vellumd.supervisor import EngineAbsentError, EngineDiedError, Supervisor
+from vellumd.supervisor import EditFailedError, EngineAbsentError, EngineDiedError, Supervisor
 
 
 def edit(prompt: str = "invert", steps: int = 3) -> ResolvedEdit:
@@ -27,13 +28,17 @@ def edit(prompt: str = "invert", steps: int = 3) -> ResolvedEdit:
 
 @asynccontextmanager
 async def supervised(
-    tmp_path: Path, stall_s: float = 20, **options: Any
+    tmp_path: Path,
+    stall_s: float = 20,
+    idle_unload_s: float = 0,
+    circuit: Circuit | None = None,
+    **options: Any,
 ) -> AsyncIterator[Supervisor]:
     init = Init(
         engine="paper_engine:create", settings={"model": "demo"}, options=options,
         spool=tmp_path, cache=tmp_path,
     )  # fmt: skip
-    supervisor = Supervisor(init, stall_s)
+    supervisor = Supervisor(init, stall_s, idle_unload_s=idle_unload_s, circuit=circuit)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(supervisor.run())
         yield supervisor
@@ -46,6 +51,42 @@ def job(tmp_path: Path, picture: Any) -> str:
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "input-1.png").write_bytes(picture())
     return "job"
+
+
+@contextmanager
+def failing(kind: type[errors.VellumError]) -> Iterator[None]:
+    """The edit inside ends with an error of `kind`."""
+    with pytest.raises(EditFailedError) as caught:
+        yield
+    assert isinstance(caught.value.error, kind)
+
+
+async def until(supervisor: Supervisor, state: str) -> None:
+    """Wait until the engine is in `state`."""
+    async with asyncio.timeout(20):
+        while supervisor.state.state != state:
+            await asyncio.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process is there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def running_in_group(leader: int) -> list[str]:
+    """State and name of all processes of a group that have not ended."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            name, _, rest = status.read_text().rpartition(")")
+            state, _, group, *_ = rest.split()
+            if int(group) == leader and state not in "ZX":
+                found.append(f"{state} {name}")
+    return found
 
 
 async def collect(supervisor: Supervisor, job: str, wanted: ResolvedEdit) -> list[Any]:
@@ -112,7 +153,7 @@ async def test_cancel_ends_the_edit_not_the_engine(tmp_path: Path, job: str) -> 
     """The edit raises Cancelled within a step; the same process edits on."""
     async with supervised(tmp_path, step_s=0.02) as supervisor:
         await supervisor.ready()
-        with pytest.raises(errors.Cancelled):
+        with failing(errors.Cancelled):
             async for _ in supervisor.edit(job, edit(steps=100)):
                 supervisor.cancel(job)
         assert isinstance((await collect(supervisor, job, edit()))[-1], Done)
@@ -135,16 +176,17 @@ async def test_a_failed_edit_shows_no_inside(tmp_path: Path, job: str) -> None:
     """An exception in the engine becomes `internal`, without its text."""
     async with supervised(tmp_path) as supervisor:
         await supervisor.ready()
-        with pytest.raises(errors.Internal) as caught:
+        with pytest.raises(EditFailedError) as caught:
             await collect(supervisor, job, edit("fail"))
-        assert "passwd" not in str(caught.value.public())
+        assert isinstance(caught.value.error, errors.Internal)
+        assert "passwd" not in str(caught.value.error.public())
 
 
 async def test_black_is_an_error(tmp_path: Path, job: str) -> None:
     """An all-black picture is bad_output, never a result."""
     async with supervised(tmp_path) as supervisor:
         await supervisor.ready()
-        with pytest.raises(errors.BadOutput):
+        with failing(errors.BadOutput):
             await collect(supervisor, job, edit("black"))
 
 
@@ -172,3 +214,136 @@ async def test_an_edit_without_an_engine_is_told_apart(tmp_path: Path, job: str)
     async with supervised(tmp_path, load_s=5) as supervisor:
         with pytest.raises(EngineAbsentError):
             await collect(supervisor, job, edit())
+
+
+async def test_a_grandchild_hides_no_death(tmp_path: Path, job: str) -> None:
+    """A process that the engine left holds its pipes: the death is heard all the same,
+    within a second, and the process ends too."""
+    async with supervised(tmp_path) as supervisor:
+        await supervisor.ready()
+        first = supervisor.process_id
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(EngineDiedError):
+            await collect(supervisor, job, edit("orphan"))
+        assert asyncio.get_running_loop().time() - began <= 1
+        await supervisor.ready()
+        assert not running_in_group(first)
+        assert isinstance((await collect(supervisor, job, edit()))[-1], Done)
+
+
+async def test_unloading_ends_the_process(tmp_path: Path, job: str) -> None:
+    """Unloaded is ready, without a process; who wants the engine has it loaded."""
+    async with supervised(tmp_path) as supervisor:
+        await supervisor.ready()
+        first = supervisor.process_id
+        supervisor.unload()
+        await until(supervisor, "unloaded")
+        assert supervisor.state.ready and not supervisor.state.loaded
+        assert not alive(first)
+        await supervisor.ready()
+        assert isinstance((await collect(supervisor, job, edit()))[-1], Done)
+        assert supervisor.state.restarts == 0
+
+
+async def test_unloading_waits_for_the_edit(tmp_path: Path, job: str) -> None:
+    """A running edit is finished before its engine goes."""
+    async with supervised(tmp_path, step_s=0.05) as supervisor:
+        await supervisor.ready()
+        frames = []
+        async for frame in supervisor.edit(job, edit(steps=6)):
+            supervisor.unload()
+            frames.append(frame)
+        assert isinstance(frames[-1], Done)
+        await until(supervisor, "unloaded")
+        supervisor.load()
+        await until(supervisor, "ready")
+
+
+async def test_an_idle_engine_is_unloaded(tmp_path: Path, job: str) -> None:
+    """After idle_unload_s without an edit, counted from the last one's end."""
+    async with supervised(tmp_path, idle_unload_s=0.5, step_s=0.2) as supervisor:
+        await supervisor.ready()
+        assert isinstance((await collect(supervisor, job, edit(steps=4)))[-1], Done)
+        assert supervisor.state.state == "ready"
+        await until(supervisor, "unloaded")
+        assert not alive(supervisor.process_id)
+
+
+async def test_three_deaths_open_the_circuit(tmp_path: Path, job: str) -> None:
+    """The third death in a row is `failed` with a reason; an answered probe closes it again,
+    and a finished edit has the pauses begin anew."""
+    circuit = Circuit(restart_s=(0.0,), probe_s=(0.5, 600.0))
+    async with supervised(tmp_path, circuit=circuit) as supervisor:
+        for death in range(3):
+            assert not circuit.open
+            await supervisor.ready()
+            with pytest.raises(EngineDiedError):
+                await collect(supervisor, job, edit("crash"))
+            await until(supervisor, "failed" if death == 2 else "loading")
+        assert supervisor.state.reason and not supervisor.state.ready
+        await supervisor.ready()
+        assert not circuit.open
+        assert isinstance((await collect(supervisor, job, edit()))[-1], Done)
+        assert circuit.died(hopeless=True) == 0.5
+
+
+async def test_a_missing_model_opens_the_circuit_at_once(tmp_path: Path) -> None:
+    """It is tried again after the pause, and at once when somebody says that it is mended."""
+    circuit = Circuit(probe_s=(600.0,))
+    async with supervised(tmp_path, circuit=circuit, load_error="model_missing") as supervisor:
+        await until(supervisor, "failed")
+        async with asyncio.timeout(20):
+            while not circuit.open:
+                await asyncio.sleep(0.01)
+            supervisor.load()
+            while supervisor.state.restarts < 2:
+                await asyncio.sleep(0.01)
+        assert "paper is missing" in supervisor.state.reason
+
+
+async def test_the_circuit_counts_what_lies_between() -> None:
+    """Probes and jobs end a row of deaths; only a job shortens the pauses again."""
+    circuit = Circuit(restart_s=(0, 1), probe_s=(5, 15, 60))
+    assert [circuit.died(), circuit.died()] == [0, 1]
+    circuit.answered()
+    assert [circuit.died(), circuit.died(), circuit.died()] == [0, 1, 5]
+    assert circuit.open and circuit.died() == 15
+    circuit.answered()
+    assert not circuit.open
+    assert [circuit.died(), circuit.died(), circuit.died(), circuit.died()] == [0, 1, 60, 60]
+    circuit.worked()
+    assert [circuit.died(), circuit.died(), circuit.died()] == [0, 1, 5]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind"), [("memory", errors.OutOfMemory), ("black", errors.BadOutput)]
+)
+async def test_two_suspect_failures_in_a_row_restart_the_engine(
+    tmp_path: Path, job: str, prompt: str, kind: type[errors.VellumError]
+) -> None:
+    """A success between them clears the first one; a restart is no death."""
+    circuit = Circuit()
+    async with supervised(tmp_path, circuit=circuit) as supervisor:
+        await supervisor.ready()
+        first = supervisor.process_id
+        for wanted in (prompt, "fine", prompt):
+            with failing(kind) if wanted == prompt else nullcontext():
+                await collect(supervisor, job, edit(wanted))
+        assert supervisor.process_id == first and supervisor.state.ready
+        with failing(kind):
+            await collect(supervisor, job, edit(prompt))
+        assert supervisor.state.state == "restarting"
+        await supervisor.ready()
+        assert supervisor.process_id != first and supervisor.state.restarts == 1
+        assert circuit.died() == 0
+        assert isinstance((await collect(supervisor, job, edit()))[-1], Done)
+
+
+async def test_a_lost_cuda_context_ends_the_engine(tmp_path: Path, job: str) -> None:
+    """The edit is not answered but repeated by a new process."""
+    async with supervised(tmp_path) as supervisor:
+        await supervisor.ready()
+        with pytest.raises(EngineDiedError):
+            await collect(supervisor, job, edit("sticky"))
+        await supervisor.ready()
+        assert isinstance((await collect(supervisor, job, edit()))[-1], Done)

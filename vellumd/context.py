@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, JsonValue
 
@@ -85,6 +85,22 @@ class TransportJobs:
         return self._jobs.events(job_id, since, previews=previews)
 
 
+class Control(Protocol):
+    """What a transport can do to the queue and the engine."""
+
+    async def pause(self) -> None:
+        """Start no more jobs until `resume`, also after a restart; a running one goes on."""
+
+    async def resume(self) -> None:
+        """Start jobs again."""
+
+    async def load(self) -> None:
+        """Start an unloaded engine; try one that failed again at once."""
+
+    async def unload(self) -> None:
+        """End the engine, after its edit if it has one; the next job loads it again."""
+
+
 class TransportContext:
     """What the daemon hands to `TransportSpec.factory`."""
 
@@ -95,6 +111,7 @@ class TransportContext:
         dir: Path,
         jobs: Jobs,
         info: Callable[[], dict[str, Any]],
+        control: Control,
         on_report: Callable[[str, bool, str], None],
         on_announce: Callable[[str, str], None],
     ) -> None:
@@ -103,6 +120,7 @@ class TransportContext:
         self.log = logging.getLogger(f"vellumd.{name}")
         self.dir = dir
         self.jobs = TransportJobs(jobs, name)
+        self.control = control
         self._jobs = jobs
         self._info = info
         self._on_report = on_report
@@ -113,10 +131,12 @@ class TransportContext:
 
         Keys: `version`, `model` (card name), `demo` (bool), `note`, `presets` (name →
         options), `default_preset`, `tiers`, `loras`, `limits`, `public_url`, `engine`
-        (`state` loading | ready | restarting | failed, `ready` bool, `reason`, `phase`,
-        `done`, `of`, `restarts`, `capabilities` or null), `queue` (`queued`, `running`),
-        `transports` (name → `{ok, text, urls}`), `store` (`open` bool, `writable` bool,
-        `reason`, `used_bytes`), `warnings` (list of `{code, message}`).
+        (`state` loading | ready | restarting | failed | unloaded, `ready` bool: a job that
+        comes now is edited, `loaded` bool: at once, `reason`, `phase`, `done`, `of`,
+        `restarts`, `capabilities` or null), `queue` (`queued`, `running`, `held`: why no job
+        is started, empty | paused | storage_full), `transports` (name → `{ok, text, urls}`),
+        `store` (`open` bool, `writable` bool, `reason`, `used_bytes`), `warnings` (list of
+        `{code, message}`).
         """
         return self._info()
 

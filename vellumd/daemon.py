@@ -114,17 +114,20 @@ class Daemon:
         self.jobs = Jobs(self.settings, self.card, store, spool, self.bus, self.room)
         retention = self._retention(store, spool)
         self.supervisor = Supervisor(
-            self._init(folder), self.settings.engine.stall_s, on_state=log_state
+            self._init(folder),
+            self.settings.engine.stall_s,
+            idle_unload_s=self.settings.engine.idle_unload_s,
+            on_state=log_state,
         )
         self.bus.on_previews = self.supervisor.show_previews
-        executor = Executor(self.jobs, self.supervisor)
+        self.executor = Executor(self.jobs, self.supervisor)
         try:
             if left := await self.jobs.recover():
                 log.info("%d job(s) were running when the last daemon ended", left)
             async with asyncio.TaskGroup() as tasks:
                 work = [
                     tasks.create_task(self.supervisor.run(), name="supervisor"),
-                    tasks.create_task(executor.run(), name="executor"),
+                    tasks.create_task(self.executor.run(), name="executor"),
                     tasks.create_task(retention.run(), name="retention"),
                     tasks.create_task(store.watch(), name="store"),
                 ]
@@ -137,7 +140,7 @@ class Daemon:
                 self._note_started()
                 await self._stop.wait()
                 self.jobs.closing = True
-                await executor.drain(self.settings.daemon.stop_s)
+                await self.executor.drain(self.settings.daemon.stop_s)
                 await close(doors)
                 for task in work:
                     task.cancel()
@@ -193,6 +196,7 @@ class Daemon:
             dir=folder,
             jobs=self.jobs,
             info=self.info,
+            control=self.executor,
             on_report=self._report,
             on_announce=self._announce,
         )
@@ -251,6 +255,7 @@ class Daemon:
             "engine": {
                 "state": engine.state,
                 "ready": engine.ready,
+                "loaded": engine.loaded,
                 "reason": engine.reason,
                 "phase": engine.phase,
                 "done": engine.done,
@@ -258,7 +263,7 @@ class Daemon:
                 "restarts": engine.restarts,
                 "capabilities": capabilities.model_dump(mode="json") if capabilities else None,
             },
-            "queue": self.jobs.queue(),
+            "queue": {**self.jobs.queue(), "held": self.executor.held},
             "transports": {name: dict(state) for name, state in self.transports.items()},
             "store": self.room.public(),
             "warnings": [notice("store_rebuilt").model_dump()] if self.rebuilt else [],

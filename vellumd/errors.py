@@ -284,6 +284,8 @@ WARNINGS: dict[str, str] = {
     "prompt_cut": "The prompt was longer than the encoder reads and was cut.",
     "lora_ignored": "The LoRA was not applied.",
     "store_rebuilt": "The job store was damaged and was made again from the jobs' folders.",
+    "memory_freed": "The card's memory ran out; part of the edit was done twice.",
+    "vae_tiled": "The card's memory ran out; the picture was made in tiles and may show seams.",
     "unknown_field": "A field was not understood and was ignored.",
 }
 """Warnings that a job or an answer can carry, code to text."""

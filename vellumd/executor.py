@@ -7,50 +7,116 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from vellumd import errors
 from vellumd.jobs import Jobs
 from vellumd.models import Job
 from vellumd.protocol import Done, PreviewImage, Step
-from vellumd.supervisor import EngineAbsentError, EngineDiedError, Supervisor
+from vellumd.supervisor import EditFailedError, EngineAbsentError, EngineDiedError, Supervisor
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 STORE_RETRY_S = 2.0
 """Seconds until a change is tried again that the store could not take."""
+ROOM_S = 2.0
+"""Seconds between two looks whether the disk has room for results again."""
 PUT_BACK_S = 3.0
 """Seconds that putting back a job may take at the end."""
 
 
 class Executor:
-    """Strictly one job at a time for one engine."""
+    """Strictly one job at a time for one engine. Implements `context.Control`."""
 
     def __init__(self, jobs: Jobs, supervisor: Supervisor, lane: int = 0) -> None:
         self._jobs = jobs
         self._supervisor = supervisor
         self._lane = lane
         self._draining = False
+        self._full = False
+        self._resumed = asyncio.Event()
+        self._resumed.set()
+        self._changed = asyncio.Event()
         self._cancelled: set[str] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         jobs.cancel_running = self.cancel
 
+    @property
+    def held(self) -> Literal["", "paused", "storage_full"]:
+        """Why no job is started although the engine could; empty if jobs are."""
+        if self._full:
+            return "storage_full"
+        return "" if self._resumed.is_set() else "paused"
+
     async def run(self) -> None:
         """Work until drained or cancelled. A job is claimed only by a loaded engine."""
+        self._show_paused(await self._kept(partial(self._jobs.is_paused, self._lane)))
         while not self._draining:
-            await self._supervisor.ready()
+            await self._jobs.queued()
+            await self._resumed.wait()
+            await self._engine()
             self._idle.clear()
-            job = None if self._draining else await self._kept(self._claim)
-            if job is not None:
-                await self._execute(job)
+            if self._may_start():
+                await self._work()
             self._idle.set()
-            if job is None:
-                await self._jobs.queued()
+            if self._full:
+                await self._room()
 
-    async def _claim(self) -> Job | None:
-        return await self._jobs.claim(self._lane)
+    async def _engine(self) -> None:
+        """Wait for the engine, until somebody pauses the lane or unloads the engine."""
+        self._changed.clear()
+        async with asyncio.TaskGroup() as tasks:
+            waits = (self._supervisor.ready(), self._changed.wait())
+            waiting = [tasks.create_task(wait) for wait in waits]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in waiting:
+                task.cancel()
+
+    def _may_start(self) -> bool:
+        return self._supervisor.loaded and self._resumed.is_set() and not self._draining
+
+    async def _work(self) -> None:
+        job = await self._kept(partial(self._jobs.claim, self._lane))
+        if job is not None:
+            await self._execute(job)
+
+    async def _room(self) -> None:
+        """Wait until results can be written again."""
+        log.error("no result can be stored; the queue waits for room")
+        while self._full:
+            await asyncio.sleep(ROOM_S)
+            self._full = not await self._jobs.has_room()
+        log.info("there is room for results again; the queue goes on")
+
+    # control
+
+    async def pause(self) -> None:
+        """See `context.Control`."""
+        await self._jobs.set_paused(self._lane, True)
+        self._show_paused(True)
+
+    async def resume(self) -> None:
+        """See `context.Control`."""
+        await self._jobs.set_paused(self._lane, False)
+        self._show_paused(False)
+
+    async def load(self) -> None:
+        """See `context.Control`."""
+        self._supervisor.load()
+
+    async def unload(self) -> None:
+        """See `context.Control`."""
+        self._supervisor.unload()
+        self._changed.set()
+
+    def _show_paused(self, paused: bool) -> None:
+        if paused:
+            self._resumed.clear()
+        else:
+            self._resumed.set()
+        self._changed.set()
 
     def cancel(self, job_id: str) -> None:
         """Stop a running job, also one whose claim is on its way to us."""
@@ -73,15 +139,19 @@ class Executor:
                 async with asyncio.timeout(PUT_BACK_S):
                     await self._idle.wait()
 
+    # one job
+
     async def _execute(self, job: Job) -> None:
         """Run one job to whatever end it has, and write that down."""
         try:
             done = await self._edit(job)
         except EngineAbsentError:
-            await self._kept(partial(self._jobs.requeue, job.id, engine_death=False))
+            await self._kept(partial(self._jobs.requeue, job.id, untried=True))
         except EngineDiedError:
             await self._kept(partial(self._mourn, job.id))
-        except errors.VellumError as error:
+        except EditFailedError as failure:
+            await self._fail(job.id, failure)
+        except errors.Cancelled as error:
             await self._kept(partial(self._jobs.failed, job.id, error))
         else:
             await self._kept(
@@ -102,6 +172,15 @@ class Executor:
                 else:
                     return frame
         raise EngineDiedError
+
+    async def _fail(self, job_id: str, failure: EditFailedError) -> None:
+        """The edit failed; one whose result found no room is done once there is some."""
+        if isinstance(failure.error, errors.StorageFull):
+            self._full = True
+            await self._kept(partial(self._jobs.requeue, job_id, untried=True))
+        else:
+            change = partial(self._jobs.failed, job_id, failure.error, failure.warnings)
+            await self._kept(change)
 
     async def _mourn(self, job_id: str) -> None:
         """The engine died; what it had finished counts, else the job runs again."""

@@ -313,12 +313,25 @@ class Jobs:
 
     async def claim(self, lane: int) -> Job | None:
         """The next job of a lane, now running; None if none waits."""
-        self._queued.clear()
         return await self._store.claim(lane)
 
     async def queued(self) -> None:
-        """Wait until a job was queued since the last `claim`."""
-        await self._queued.wait()
+        """Wait until a job waits."""
+        while not self._store.tally["queued"]:
+            self._queued.clear()
+            await self._queued.wait()
+
+    async def is_paused(self, lane: int) -> bool:
+        """Whether a lane was paused, by this daemon or an earlier one."""
+        return await self._store.is_paused(lane)
+
+    async def set_paused(self, lane: int, paused: bool) -> None:
+        """Remember over restarts whether a lane starts jobs."""
+        await self._store.set_paused(lane, paused)
+
+    async def has_room(self) -> bool:
+        """Whether a result can be written."""
+        return await asyncio.to_thread(self._spool.has_room)
 
     def progress(self, job_id: str, progress: Progress) -> None:
         """A running job came further."""
@@ -341,12 +354,14 @@ class Jobs:
         self._spool.usage.add(sum(result.bytes for result in results))
         self._durations.append(elapsed_s)
 
-    async def failed(self, job_id: str, error: errors.VellumError) -> None:
+    async def failed(
+        self, job_id: str, error: errors.VellumError, warnings: tuple[Notice, ...] = ()
+    ) -> None:
         """A running job ended without result; `cancelled` ends it as such."""
         if isinstance(error, errors.Cancelled):
             await self._store.cancelled(job_id, running=True)
         else:
-            await self._store.failed(job_id, error)
+            await self._store.failed(job_id, error, warnings)
 
     async def adopt(self, job_id: str) -> bool:
         """Take over what a dead engine or daemon finished but could not report."""
@@ -355,9 +370,14 @@ class Jobs:
             await self.done(job_id, found.results, found.elapsed_s, found.warnings)
         return found is not None
 
-    async def requeue(self, job_id: str, *, engine_death: bool) -> None:
-        """A running job's run ended early: it is first again, or fails for good."""
-        await self._store.requeue(job_id, engine_death=engine_death)
+    async def requeue(
+        self, job_id: str, *, engine_death: bool = False, untried: bool = False
+    ) -> None:
+        """A running job's run ended early: it is first again, or fails for good.
+
+        `untried`: it was not the job's fault, so the attempt does not count.
+        """
+        await self._store.requeue(job_id, engine_death=engine_death, untried=untried)
 
     def queue(self) -> dict[str, int]:
         """How many jobs wait and run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -129,6 +130,20 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
 
 
+OOM_SCORE = 500
+"""Of 1000 (proc(5), oom_score_adj): before the daemon and most other programs."""
+
+
+def offer_to_oom_killer() -> None:
+    """Ask Linux to kill this process first where the machine's memory runs out.
+
+    It can be replaced; the daemon it spares keeps the jobs.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a sandbox may hide /proc
+            Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), encoding="ascii")
+
+
 def own_group() -> dict[str, Any]:
     """Arguments of a subprocess that Ctrl+C in the daemon's terminal shall not reach.
 
@@ -137,6 +152,16 @@ def own_group() -> dict[str, Any]:
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     return {"start_new_session": True}
+
+
+def end_group(leader: int) -> None:
+    """Kill what a subprocess started with `own_group` has left behind.
+
+    Windows keeps no such record: a job's processes end by themselves there.
+    """
+    if sys.platform != "win32":
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(leader, signal.SIGKILL)
 
 
 def binary_pipes() -> tuple[BinaryIO, BinaryIO]:

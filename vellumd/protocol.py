@@ -149,12 +149,16 @@ class Done(Frozen):
 
 
 class Failed(Frozen):
-    """The edit ended without result; `code` as in errors. `cancelled` is one of them."""
+    """The edit ended without result; `code` as in errors. `cancelled` is one of them.
+
+    `warnings` are those it had earned by then.
+    """
 
     type: Literal["failed"] = "failed"
     job: str
     code: str
     message: str
+    warnings: tuple[Notice, ...] = ()
 
 
 class Fatal(Frozen):

@@ -46,6 +46,12 @@ class EngineSettings(Group):
     devices: tuple[int, ...] = Field(
         (0,), min_length=1, max_length=1, description="GPUs to use; the CPU where there is none."
     )
+    idle_unload_s: float = Field(
+        0,
+        ge=0,
+        description="Seconds without an edit after which the engine is unloaded, so that other "
+        "programs have the card; the next job loads it again. 0 keeps it loaded.",
+    )
     stall_s: float = Field(
         120,
         gt=0,

@@ -2,6 +2,7 @@
 
 The child gives a sign of life with every bit of work, and answers a probe while idle.
 No sign for `stall_s` means that it hangs: it is killed, as one that died is replaced.
+Only its end gives the card's memory back, so an engine is unloaded by ending its process.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import asyncio
 import logging
 import sys
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from vellumd import errors, platform
-from vellumd.models import ResolvedEdit
+from vellumd import errors
+from vellumd.child import LAST_WORDS_S, Child
+from vellumd.circuit import Circuit
+from vellumd.models import Notice, ResolvedEdit
 from vellumd.protocol import (
     Beat,
     Cancel,
@@ -28,13 +32,9 @@ from vellumd.protocol import (
     Preview,
     PreviewImage,
     Probe,
-    ProtocolError,
     Ready,
     Step,
     ToEngine,
-    length_of,
-    pack,
-    parse_from_engine,
 )
 
 log = logging.getLogger(__name__)
@@ -42,15 +42,23 @@ log = logging.getLogger(__name__)
 COMMAND = (sys.executable, "-m", "vellumd.engine")
 LOAD_FACTOR = 5
 """Loading and compiling may be silent for this many times `stall_s`."""
-BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 15.0, 60.0)
-"""Seconds before the next start after as many deaths without a finished edit."""
-END_S = 5.0
-"""Seconds a child gets to end by itself once its pipe is closed."""
-LAST_WORDS_S = 1.0
-"""Seconds to read on what a dead child printed."""
-
+SUSPECT = ("out_of_memory", "bad_output")
+"""Failures that can be the process's own: fragmented memory, a damaged weight."""
+SUSPECT_MOST = 2
+"""Such failures in a row after which a new process takes over."""
+HOPELESS = ("model_missing", "model_invalid")
+"""Reasons not to load that another start alone does not mend."""
 
 Answer = Step | PreviewImage | Done | Failed
+
+
+class EditFailedError(Exception):
+    """The child is well, and the edit ended without result: `error` says why."""
+
+    def __init__(self, error: errors.VellumError, warnings: tuple[Notice, ...]) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.warnings = warnings
 
 
 class EngineDiedError(Exception):
@@ -63,9 +71,13 @@ class EngineAbsentError(EngineDiedError):
 
 @dataclass(frozen=True)
 class EngineState:
-    """How the engine is. `phase`, `done` and `of` are its last sign of life."""
+    """How the engine is. `phase`, `done` and `of` are its last sign of life.
 
-    state: Literal["loading", "ready", "restarting", "failed"] = "loading"
+    `failed`: it cannot load, or died too often, and is tried again now and then;
+    `unloaded`: on purpose, and loaded again by the next job.
+    """
+
+    state: Literal["loading", "ready", "restarting", "failed", "unloaded"] = "loading"
     reason: str = "The engine is starting."
     phase: str = "start"
     done: int = 0
@@ -74,9 +86,14 @@ class EngineState:
     capabilities: Capabilities | None = None
 
     @property
-    def ready(self) -> bool:
-        """Whether an edit could start now."""
+    def loaded(self) -> bool:
+        """Whether the engine is in memory and well."""
         return self.state == "ready"
+
+    @property
+    def ready(self) -> bool:
+        """Whether a job that comes now is edited: nothing is broken."""
+        return self.state in ("ready", "unloaded")
 
 
 class Supervisor:
@@ -87,50 +104,98 @@ class Supervisor:
         init: Init,
         stall_s: float,
         *,
+        idle_unload_s: float = 0,
         command: tuple[str, ...] = COMMAND,
         on_state: Callable[[EngineState], None] = lambda state: None,
+        circuit: Circuit | None = None,
     ) -> None:
+        """`idle_unload_s`: seconds without an edit that unload the engine; 0 for never."""
         self._init = init
         self._stall_s = stall_s
+        self._idle_unload_s = idle_unload_s
         self._command = command
         self._on_state = on_state
-        self._process: asyncio.subprocess.Process | None = None
+        self._circuit = circuit or Circuit()
+        self._child: Child | None = None
         self._answers: asyncio.Queue[Answer | None] | None = None
         self._job = ""
         self._ready = asyncio.Event()
+        self._dismissed = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._wanted.set()
+        self._hurry = asyncio.Event()
         self._previews = False
-        self._deaths = 0
+        self._hopeless = False
+        self._suspects = 0
+        self._last_used = 0.0
         self.state = EngineState()
 
     @property
     def process_id(self) -> int:
         """The child's process id; 0 before the first one."""
-        return self._process.pid if self._process else 0
+        return self._child.pid if self._child else 0
+
+    @property
+    def loaded(self) -> bool:
+        """Whether an edit could start at once."""
+        return self._ready.is_set()
 
     async def run(self) -> None:
-        """Keep an engine alive until cancelled; then end it."""
+        """Keep an engine alive, unless it was unloaded, until cancelled; then end it."""
         while True:
+            if not self._wanted.is_set():
+                self._set(state="unloaded", reason="The engine is unloaded; a job loads it again.")
+                await self._wanted.wait()
             try:
                 await self._live_once()
             except OSError:  # too many files or processes, or no memory
                 log.exception("the engine process could not be started")
                 self._set(state="failed", reason="The engine process could not be started.")
-            self._deaths += 1
-            self._set(restarts=self.state.restarts + 1)
-            pause = BACKOFF_S[min(self._deaths - 1, len(BACKOFF_S) - 1)]
-            await asyncio.sleep(pause)  # so that a broken engine does not spin
+            if not self._dismissed.is_set():
+                await self._recover()
+
+    async def _recover(self) -> None:
+        """Let some time pass after a death, so that a broken engine does not spin."""
+        pause = self._circuit.died(self._hopeless)
+        self._set(restarts=self.state.restarts + 1)
+        if self._circuit.open and self.state.state != "failed":
+            self._set(state="failed", reason="The engine died too often; the log says how.")
+        if self._circuit.open:
+            log.warning("the engine is tried again in %.0f s", pause)
+        self._hurry.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._hurry.wait()
 
     async def ready(self) -> None:
-        """Wait until an edit could start."""
+        """Wait until an edit could start; an unloaded engine is loaded for it."""
+        self._wanted.set()
         await self._ready.wait()
+
+    def load(self) -> None:
+        """Start an unloaded engine; try a failed one again without waiting."""
+        self._wanted.set()
+        self._hurry.set()
+
+    def unload(self) -> None:
+        """End the child, after its edit if it has one. It stays away until it is wanted."""
+        self._wanted.clear()
+        self._hurry.set()
+        if not self._job:
+            self._dismiss()
+
+    def _dismiss(self) -> None:
+        """End the child, which is no death."""
+        self._ready.clear()
+        self._dismissed.set()
 
     async def edit(
         self, job_id: str, edit: ResolvedEdit
     ) -> AsyncGenerator[Step | PreviewImage | Done, None]:
         """Do an edit whose inputs lie in the spool; `Done` comes last. One at a time.
 
-        Raises `EngineAbsentError` if it could not start, `EngineDiedError`, or the error
-        the edit failed with. `cancel` counts from the first `anext` on.
+        Raises `EngineAbsentError` if it could not start, `EngineDiedError`, or
+        `EditFailedError`. `cancel` counts from the first `anext` on.
         """
         answers: asyncio.Queue[Answer | None] = asyncio.Queue()
         self._answers, self._job = answers, job_id
@@ -140,15 +205,36 @@ class Supervisor:
             self._send(Edit(job=job_id, edit=edit))
             while (answer := await answers.get()) is not None:
                 if isinstance(answer, (Done, Failed)):
-                    self._deaths = 0
+                    self._judge(answer)
                 if isinstance(answer, Failed):
-                    raise errors.from_code(answer.code, answer.message)
+                    raise EditFailedError(
+                        errors.from_code(answer.code, answer.message), answer.warnings
+                    )
                 yield answer
                 if isinstance(answer, Done):
                     return
             raise EngineDiedError
         finally:
             self._answers, self._job = None, ""
+            self._last_used = asyncio.get_running_loop().time()
+            if not self._wanted.is_set():
+                self._dismiss()
+
+    def _judge(self, answer: Done | Failed) -> None:
+        """What an answer says of the process that gave it."""
+        self._circuit.worked()
+        if isinstance(answer, Done):
+            self._suspects = 0
+        elif answer.code in SUSPECT:
+            self._suspects += 1
+            if self._suspects >= SUSPECT_MOST:
+                log.warning("%d edits in a row failed as %s", self._suspects, answer.code)
+                self._restart("Edits failed in a row; a new engine process starts.")
+
+    def _restart(self, reason: str) -> None:
+        """Have another process take over, which is no death."""
+        self._set(state="restarting", reason=reason, restarts=self.state.restarts + 1)
+        self._dismiss()
 
     def cancel(self, job_id: str) -> None:
         """Ask the child to stop this edit, if it runs."""
@@ -161,54 +247,48 @@ class Supervisor:
 
     def kill(self) -> None:
         """End the child now; its edit raises `EngineDiedError`."""
-        if self._process and self._process.returncode is None:
-            self._process.kill()
+        if self._child:
+            self._child.kill()
 
     # one child
 
     async def _live_once(self) -> None:
-        """Start a child, follow it until it ends, clean up behind it."""
+        """Start a child, follow it until it ends or is dismissed, clean up behind it."""
+        self._dismissed.clear()
+        self._hopeless, self._suspects = False, 0
         if self.state.state != "failed":
             self._set(state="loading", reason="The engine is loading.")
-        self._process = process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            **platform.own_group(),
-        )
+        self._child = child = await Child.start(self._command)
         try:
             async with asyncio.TaskGroup() as tasks:
-                reader = tasks.create_task(self._log_stderr(process), name="engine stderr")
-                prober = tasks.create_task(self._probe(), name="engine probes")
-                await self._converse(process)
-                prober.cancel()
-                await end(process)
+                output = tasks.create_task(child.log_output(), name="engine output")
+                await self._attend(child)
+                self._mourn()
+                await child.end()
                 # What it printed last matters most; a grandchild may hold the pipe for ever.
-                await asyncio.wait([reader], timeout=LAST_WORDS_S)
-                reader.cancel()
+                await asyncio.wait([output], timeout=LAST_WORDS_S)
+                output.cancel()
         finally:
             self._disconnect()
-            await end(process)
+            await child.end()
+            child.close()
 
-    async def _converse(self, process: asyncio.subprocess.Process) -> None:
-        """Take the child's frames until it ends, or hangs and is killed."""
-        assert process.stdout
+    async def _attend(self, child: Child) -> None:
+        """Talk with the child until it ends or is dismissed."""
         self._send(self._init)
         self._send(Preview(on=self._previews))
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(self._patience()) as deadline:
-                while (frame := await _read_frame(process.stdout)) is not None:
-                    self._take(frame)
-                    deadline.reschedule(loop.time() + self._patience())
-        except TimeoutError:
-            log.error("the engine gave no sign of life in phase %s; killed", self.state.phase)
-            self.kill()
-        except ProtocolError as error:
-            log.error("the engine's pipe is out of step (%s); killed", error)
-            self.kill()
-        self._mourn()
+        async with asyncio.TaskGroup() as tasks:
+            ends = [
+                tasks.create_task(child.listen(self._take, self._patience), name="engine"),
+                tasks.create_task(self._dismissed.wait(), name="engine dismissal"),
+            ]
+            beside = [
+                tasks.create_task(self._probe(), name="engine probes"),
+                tasks.create_task(self._unload_when_idle(), name="engine idle time"),
+            ]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for task in (*ends, *beside):
+                task.cancel()
 
     def _patience(self) -> float:
         """Seconds without a frame after which the child counts as hung."""
@@ -218,27 +298,60 @@ class Supervisor:
         """Have an idle child show regularly that it lives; a busy one answers later."""
         while True:
             await asyncio.sleep(self._stall_s / 3)
-            self._send(Probe())
+            if self._ready.is_set():
+                self._send(Probe())
+
+    async def _unload_when_idle(self) -> None:
+        """Unload an engine that had nothing to do for `idle_unload_s`."""
+        if not self._idle_unload_s:
+            return
+        await self._ready.wait()
+        clock = asyncio.get_running_loop().time
+        while self._job or self._last_used + self._idle_unload_s > clock():
+            left = self._last_used + self._idle_unload_s - clock()
+            await asyncio.sleep(left if left > 0 else self._idle_unload_s)
+        log.info("the engine had nothing to do for %.0f s", self._idle_unload_s)
+        self.unload()
 
     def _take(self, frame: FromEngine) -> None:
         match frame:
             case Beat():
                 self._set(phase=frame.phase, done=frame.done, of=frame.of)
+                if frame.phase == "idle":
+                    self._answered()
             case Ready():
-                self._ready.set()
-                self._set(state="ready", reason="", phase="idle", capabilities=frame.capabilities)
+                self._set(capabilities=frame.capabilities)
+                if self._circuit.open:
+                    self._send(Probe())  # half open: its answer closes the circuit
+                else:
+                    self._begin()
             case Fatal():
                 error = errors.from_code(frame.code, frame.message)
+                self._hopeless = frame.code in HOPELESS
                 self._set(state="failed", reason=f"{error.message} {error.remedy}")
                 log.error("the engine cannot load: %s", frame.message)
             case Step() | PreviewImage() | Done() | Failed():
                 if self._answers is not None and frame.job == self._job:
                     self._answers.put_nowait(frame)
 
+    def _answered(self) -> None:
+        """The child answered a probe."""
+        self._circuit.answered()
+        if not self._ready.is_set():
+            self._begin()
+
+    def _begin(self) -> None:
+        """The child is loaded: edits may come."""
+        if self._dismissed.is_set():
+            return
+        self._last_used = asyncio.get_running_loop().time()
+        self._ready.set()
+        self._set(state="ready", reason="", phase="idle")
+
     def _mourn(self) -> None:
         """The child is gone, or as good as: say so, and count on it no more."""
-        if self.state.state in ("loading", "ready"):
-            log.warning("the engine process ended; a new one starts")
+        if self.state.state in ("loading", "ready") and not self._dismissed.is_set():
+            log.warning("the engine process ended in phase %s; a new one starts", self.state.phase)
             self._set(state="restarting", reason="The engine process ended; a new one starts.")
         self._disconnect()
 
@@ -248,44 +361,10 @@ class Supervisor:
             self._answers.put_nowait(None)
 
     def _send(self, frame: ToEngine) -> None:
-        """Write a frame; frames are small, so the pipe's buffer holds what waits."""
-        if self._process and self._process.stdin and self._process.returncode is None:
-            self._process.stdin.write(pack(frame))
+        if self._child:
+            self._child.send(frame)
 
     def _set(self, **change: Any) -> None:
         before, self.state = self.state.state, replace(self.state, **change)
         if self.state.state != before:
             self._on_state(self.state)
-
-    async def _log_stderr(self, process: asyncio.subprocess.Process) -> None:
-        """Pass on what the child prints, however long its lines are."""
-        assert process.stderr
-        rest = b""
-        while chunk := await process.stderr.read(8192):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                log.info("engine: %s", line.decode(errors="replace").rstrip())
-            rest = rest[-8192:]
-        if rest:
-            log.info("engine: %s", rest.decode(errors="replace").rstrip())
-
-
-async def _read_frame(pipe: asyncio.StreamReader) -> FromEngine | None:
-    try:
-        size = length_of(await pipe.readexactly(4))
-        return parse_from_engine(await pipe.readexactly(size))
-    except asyncio.IncompleteReadError:
-        return None
-
-
-async def end(process: asyncio.subprocess.Process) -> None:
-    """End a child: close its pipe, give it `END_S`, then kill it."""
-    if process.stdin:
-        process.stdin.close()
-    if process.returncode is None:
-        try:
-            async with asyncio.timeout(END_S):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()

@@ -72,9 +72,11 @@ class Legacy:
     async def health(self, request: web.Request) -> web.Response:
         """How the daemon is, in the predecessor's words."""
         info = self._context.info()
-        ready = info["engine"]["ready"]
-        status = "ok" if ready else info["engine"]["state"]
-        return web.json_response({"status": status, "model": info["model"], "model_loaded": ready})
+        engine = info["engine"]
+        status = "ok" if engine["ready"] else engine["state"]
+        return web.json_response(
+            {"status": status, "model": info["model"], "model_loaded": engine["loaded"]}
+        )
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Edit and wait; the job goes on if the caller does not."""

@@ -37,6 +37,7 @@ _JOB = {"application/json": {"schema": _ref("Job")}}
 _PIXELS = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
 _EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 _ANY: Schema = {"application/json": {"schema": {"type": "object"}}}
+_HELD = {"application/json": {"schema": _ref("Control")}}
 _EDIT_BODY = {
     "application/json": {"schema": _ref("Edit")},
     "multipart/form-data": {"schema": _ref("EditForm")},
@@ -132,6 +133,14 @@ OPERATIONS = (
     Operation("post", "/v1/inputs", "Keep a picture for an hour, to be named by its hash.",
         {201: ("Kept.", {"application/json": {"schema": _ref("Input")}})}, _PICTURE,
         {"image/*": {}, "application/octet-stream": {}}),
+    Operation("post", "/v1/queue/pause", "Start no more jobs, also after a restart.",
+        {200: ("Paused; a running job goes on.", _HELD)}, ("engine_unavailable", "storage_full")),
+    Operation("post", "/v1/queue/resume", "Start jobs again.",
+        {200: ("The queue goes on.", _HELD)}, ("engine_unavailable", "storage_full")),
+    Operation("post", "/v1/engine/load", "Load an unloaded engine; try a failed one at once.",
+        {202: ("It is loading, or loaded already.", _HELD)}),
+    Operation("post", "/v1/engine/unload", "End the engine: the card is free until a job comes.",
+        {202: ("It ends, after its edit if it has one.", _HELD)}),
     Operation("get", "/v1/capabilities", "Model, presets, tiers, limits, state.",
         {200: ("What this daemon can do.", _ANY)}),
     Operation("get", "/", "What this is.", {200: ("A page.", {"text/html": {}})}),
@@ -294,6 +303,14 @@ _ANSWERS: Schema = {
         ("type", "title", "status", "detail", "code", "retryable"),
         type=_STRING, title=_STRING, status=_INTEGER, detail=_STRING, code=_CODE,
         retryable=_BOOLEAN,
+    ),
+    "Control": _object(
+        ("queue", "engine"),
+        queue=_object(
+            ("queued", "running", "held"), queued=_INTEGER, running=_INTEGER,
+            held={"type": "string", "enum": ["", "paused", "storage_full"]},
+        ),
+        engine={"type": "object", "description": "As in /v1/capabilities."},
     ),
     "LegacyError": _object(("detail", "code"), detail=_STRING, code=_CODE),
     "Input": _object(

@@ -57,15 +57,18 @@ class Service:
         return web.json_response({"status": "alive"})
 
     async def ready(self, request: web.Request) -> web.Response:
-        """200 when edits are made, else 503 and why not."""
+        """200 when a job that comes now is edited, or held on purpose; else 503 and why not."""
         info = self._context.info()
-        engine, store = info["engine"], info["store"]
+        engine, store, held = info["engine"], info["store"], info["queue"]["held"]
         warnings = {"warnings": info["warnings"]} if info["warnings"] else {}
-        if engine["ready"] and store["writable"]:
-            return web.json_response({"status": "ready", "state": engine["state"], **warnings})
-        shown = {name: engine[name] for name in ("state", "reason", "phase", "done", "of")}
+        shown = {name: engine[name] for name in ("state", "reason")} | {"queue": held or "open"}
+        if engine["ready"] and store["writable"] and held != "storage_full":
+            return web.json_response({"status": "ready", **shown, **warnings})
         if not store["writable"]:
             shown["reason"] = store["reason"]
+        elif engine["ready"]:
+            shown["reason"] = "The disk has no room for results; the queue waits for some."
+        shown |= {name: engine[name] for name in ("phase", "done", "of")}
         return web.json_response(
             {"status": "not ready", **shown, **warnings}, status=503, headers={"Retry-After": "5"}
         )

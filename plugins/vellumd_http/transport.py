@@ -13,6 +13,7 @@ from aiohttp.typedefs import Handler, Middleware
 from vellumd import TransportContext, errors
 from vellumd_http import guard, keyfile, legacy, wire
 from vellumd_http.body import Bodies, Pace
+from vellumd_http.control import Control
 from vellumd_http.events import Events
 from vellumd_http.intake import Intake
 from vellumd_http.legacy import Legacy
@@ -80,6 +81,7 @@ class HttpTransport:
         for part in (
             Legacy(context, intake),
             Native(context, intake, bodies, links),
+            Control(context),
             events,
             Service(context, links),
         ):

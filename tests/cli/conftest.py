@@ -32,6 +32,7 @@ class Api(ThreadingHTTPServer):
         self.jobs: dict[str, dict[str, Any]] = {}
         self.inputs: dict[str, bytes] = {}
         self.key: str | None = None
+        self.held = ""
 
     @property
     def url(self) -> str:
@@ -118,6 +119,10 @@ class Handler(BaseHTTPRequestHandler):
             sha256 = f"{len(self.server.inputs):064x}"
             self.server.inputs[sha256] = body
             self._json(201, {"sha256": sha256, "width": 8, "height": 8})
+        elif parts[:2] == ["v1", "queue"]:
+            self.server.held = "paused" if parts[2] == "pause" else ""
+            queue = {"queued": 3, "running": 1, "held": self.server.held}
+            self._json(200, {"queue": queue, "engine": {}})
         elif parts == ["v1", "jobs"]:
             try:
                 self._json(202, self.server.add(json.loads(body)))

@@ -73,6 +73,21 @@ def test_actions_take_filters(jobs: Command, api: Api) -> None:
     assert list(api.jobs) == ["job-1"]
 
 
+def test_the_queue_is_paused_and_resumed(jobs: Command, api: Api) -> None:
+    """Both say how the queue is then; --json is for programs."""
+    assert jobs("pause") == "paused: 3 waiting, 1 running to its end\n"
+    assert api.held == "paused"
+    assert json.loads(jobs("resume", "--json"))["held"] == ""
+    assert jobs("resume") == "resumed: 3 waiting, 1 running\n"
+
+
+@pytest.mark.parametrize("words", [("pause", "job-1"), ("resume", "--failed")])
+def test_a_single_job_cannot_be_paused(jobs: Command, api: Api, words: tuple[str, ...]) -> None:
+    """Nobody believes to have paused one job and stops all of them."""
+    assert "whole queue" in jobs(*words, code=main.USAGE)
+    assert api.held == ""
+
+
 def test_an_action_on_everything_has_to_be_said(jobs: Command, api: Api) -> None:
     """`delete` without id and filter does nothing but ask."""
     assert "Say which" in jobs("delete", code=main.FAILED)

@@ -35,11 +35,31 @@ class Plain:
         getattr(self, f"_{edit.prompt.split()[0]}", lambda *_: None)(report, cancelled)
         for number in range(edit.n):
             report.step(number + 1, edit.n, 1, 1)
-            colour = (0, 0, 0) if edit.prompt == "black" else (200, 40 * number, 90)
-            yield Image.new("RGB", (64, 48), colour)
+            yield self._picture(edit.prompt, number)
 
     def unload(self) -> None:
         pass
+
+    def _picture(self, prompt: str, number: int) -> Image.Image:
+        if prompt == "nan":
+            picture = Image.new("F", (64, 48), 100.0)
+            picture.putpixel((7, 7), float("nan"))
+            return picture
+        return Image.new(
+            "RGB", (64, 48), (0, 0, 0) if prompt == "black" else (200, 40 * number, 90)
+        )
+
+    def _memory(self, report: Report, _: object) -> None:
+        import torch
+
+        report.warn("memory_freed")
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    def _driver(self, *_: object) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    def _host(self, *_: object) -> None:
+        raise MemoryError
 
     def _print(self, *_: object) -> None:
         print("a stray print", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 
 from tests.engine.support import Told, encoded, picture, reference, resolved
 from vellumd import errors
-from vellumd.engine import latents
+from vellumd.engine import latents, memory
 from vellumd.engine.pipeline import Model, Run
 from vellumd.models import LoraRef, ResolvedEdit
 
@@ -172,25 +173,60 @@ def fail_in_decoder(model: Model, times: int) -> tuple[Any, list[bool]]:
     return model.parts.vae.decoder.register_forward_pre_hook(full), tiled
 
 
-def test_out_of_memory_is_retried_once_in_tiles(model: Model, files: list[Path]) -> None:
-    """The retry tiles the VAE and succeeds; the next edit is untiled and as ever."""
+def test_out_of_memory_goes_down_the_ladder(model: Model, files: list[Path]) -> None:
+    """Caches are freed, then the VAE works in tiles, each told; the next edit is as ever."""
     expected = paint(model, files)
-    handle, tiled = fail_in_decoder(model, times=1)
-    retried = paint(model, files)
-    handle.remove()
-    assert tiled == [False, True]
-    assert same(retried, expected)  # a canvas this small fits in one tile
+    for times, warnings in ((1, ["memory_freed"]), (2, ["memory_freed", "vae_tiled"])):
+        handle, tiled = fail_in_decoder(model, times)
+        told = Told()
+        retried = paint(model, files, told)
+        handle.remove()
+        assert tiled == [False, False, True][: times + 1]
+        assert told.warnings == warnings
+        assert told.steps == [(1, 1, 1, 2), (1, 1, 2, 2)]  # what was denoised is kept
+        assert same(retried, expected)  # a canvas this small fits in one tile
     assert model.parts.vae.use_tiling is False
+    quiet = Told()
+    assert same(paint(model, files, quiet), expected)
+    assert quiet.warnings == []
 
 
-def test_out_of_memory_twice_is_a_clean_failure(model: Model, files: list[Path]) -> None:
-    """A second failure is `out_of_memory`, and leaves nothing behind."""
+def test_each_rung_is_taken_once_an_edit(model: Model, files: list[Path]) -> None:
+    """Executions stay within one and one for each rung, whichever of n results it is."""
+    handle, tiled = fail_in_decoder(model, times=2)
+    assert len(paint(model, files, n=3)) == 3
+    handle.remove()
+    assert tiled == [False, False, True, True, True]
+
+
+def test_out_of_memory_on_every_rung_is_a_clean_failure(model: Model, files: list[Path]) -> None:
+    """A failure on the last rung is `out_of_memory`, and leaves nothing behind."""
     expected = paint(model, files)
-    handle, _ = fail_in_decoder(model, times=2)
+    handle, tiled = fail_in_decoder(model, times=3)
     with pytest.raises(errors.OutOfMemory):
         paint(model, files)
     handle.remove()
+    assert len(tiled) == 3
+    assert model.parts.vae.use_tiling is False
     assert same(paint(model, files), expected)
+
+
+def test_a_rung_begins_when_the_tensors_before_it_are_gone(model: Model) -> None:
+    """What a failed attempt held is free before the next one (pytorch/pytorch#18853)."""
+    alive: list[weakref.ref[torch.Tensor]] = []
+    seen: list[bool] = []
+
+    def work() -> str:
+        seen.append(any(tensor() is not None for tensor in alive))
+        held = torch.zeros(8)
+        alive.append(weakref.ref(held))
+        if len(alive) < 3:
+            raise torch.OutOfMemoryError("simulated")
+        return "done"
+
+    with memory.Ladder(memory.rungs(model.parts.vae), Told()) as ladder:
+        assert ladder.climb(work) == "done"
+    assert seen == [False, False, False]
 
 
 def test_not_a_number_is_bad_output(model: Model, files: list[Path]) -> None:

@@ -85,8 +85,12 @@ def test_leftovers_of_an_attempt_are_replaced(child: Child) -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "code"),
-    [("fail", "internal"), ("black", "bad_output"), ("full", "storage_full")],
-)
+    [
+        ("fail", "internal"), ("full", "storage_full"),
+        ("black", "bad_output"), ("nan", "bad_output"),
+        ("memory", "out_of_memory"), ("driver", "out_of_memory"), ("host", "out_of_memory"),
+    ],
+)  # fmt: skip
 def test_a_failed_edit_is_coded(child: Child, prompt: str, code: str) -> None:
     """The answer has a code and no text of the exception; the next edit works."""
     failed = child.run(f"failed-{prompt}", [PICTURE], prompt=prompt)
@@ -94,6 +98,13 @@ def test_a_failed_edit_is_coded(child: Child, prompt: str, code: str) -> None:
     assert "secret" not in failed.message
     assert not (child.spool / f"failed-{prompt}" / "result.json").exists()
     assert child.run(f"after-{prompt}", [PICTURE]).type == "done"
+
+
+def test_a_failure_tells_what_was_tried(child: Child) -> None:
+    """The warnings of an edit that failed come with its failure, with their texts."""
+    failed = child.run("tried", [PICTURE], prompt="memory")
+    assert [warning.code for warning in failed.warnings] == ["memory_freed"]
+    assert failed.warnings[0].message
 
 
 def test_a_broken_input_costs_no_engine_time(child: Child) -> None:
@@ -201,6 +212,13 @@ def test_an_orphan_ends(tmp_path: Path) -> None:
     while time.monotonic() < deadline and _alive(orphan):
         time.sleep(0.01)
     assert not _alive(orphan)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_oom_killer_is_offered_the_child(child: Child) -> None:
+    """Where the machine's memory runs out, the daemon is not the first to go."""
+    score = Path(f"/proc/{child.process.pid}/oom_score_adj").read_text()
+    assert int(score) > int(Path("/proc/self/oom_score_adj").read_text())
 
 
 def _alive(pid: int) -> bool:

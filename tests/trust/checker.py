@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 TERMINAL = ("done", "failed", "cancelled")
 
@@ -34,7 +35,7 @@ class History:
     accepted: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     executions: list[Execution] = field(default_factory=list)
     kills: list[float] = field(default_factory=list)
-    final: dict[str, dict[str, object]] = field(default_factory=dict)
+    final: dict[str, dict[str, Any]] = field(default_factory=dict)
     events: dict[str, list[dict[str, object]]] = field(default_factory=dict)
     files: dict[str, bool] = field(default_factory=dict)
     unknown_status: int = 0
@@ -74,18 +75,28 @@ def check_keys(history: History) -> Iterator[str]:
             yield f"I6: key {key} gave {len(set(ids))} jobs"
 
 
+RUNGS = ("memory_freed", "vae_tiled")
+"""Warnings that record a repetition for lack of memory: no kill is behind it."""
+
+
+def rungs(shown: dict[str, Any]) -> int:
+    """How often a job tells to have been repeated for lack of memory."""
+    return sum(warning["code"] in RUNGS for warning in shown.get("warnings", ()))
+
+
 def check_executions(history: History) -> Iterator[str]:
-    """[I4] At most one run more per kill, and none after a job was done."""
+    """[I4] At most one run more per kill and recorded rung, and none after a job was done."""
     runs = Counter(execution.job for execution in history.executions)
     repeated = sum(count - 1 for count in runs.values())
-    if repeated > len(history.kills):
-        yield f"I4: {repeated} runs too many for {len(history.kills)} kills"
+    recorded = sum(rungs(shown) for shown in history.final.values())
+    if repeated > len(history.kills) + recorded:
+        yield f"I4: {repeated} runs too many for {len(history.kills)} kills and {recorded} rungs"
     for execution in history.executions:
         for event in history.events.get(execution.job, ()):
             if event["type"] == "done" and execution.at > float(str(event["at"])):
                 yield f"I4: job {execution.job} was run after it was done"
     for job, count in runs.items():
-        if count > 1 + len(history.kills):
+        if count > 1 + len(history.kills) + rungs(history.final.get(job, {})):
             yield f"I4: job {job} was run {count} times"
 
 

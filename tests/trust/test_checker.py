@@ -29,6 +29,15 @@ def test_a_kept_history_passes() -> None:
     assert check(kept()) == []
 
 
+def test_a_recorded_rung_is_no_broken_promise() -> None:
+    """A repetition for lack of memory passes if the job tells of it, and only then."""
+    history = kept()
+    history.executions.insert(2, Execution("a", 22))
+    assert any(broken.startswith("I4") for broken in check(history))
+    history.final["a"]["warnings"] = [{"code": "memory_freed", "message": "Twice."}]
+    assert check(history) == []
+
+
 @pytest.mark.parametrize(
     ("promise", "break_it"),
     [

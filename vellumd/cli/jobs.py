@@ -8,12 +8,12 @@ import urllib.parse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from vellumd.cli.main import FAILED, OK, Refused, load_settings, tell
+from vellumd.cli.main import FAILED, OK, USAGE, Refused, load_settings, tell
 
 if TYPE_CHECKING:
     from vellumd.cli.client import Client
 
-ACTIONS = ("list", "show", "cancel", "retry", "delete")
+ACTIONS = ("list", "show", "cancel", "retry", "delete", "pause", "resume")
 STATUSES = ("queued", "running", "done", "failed", "cancelled")
 
 
@@ -36,11 +36,27 @@ def run(args: argparse.Namespace) -> int:
     from vellumd.cli import client
 
     daemon = client.require(settings, args)
+    if args.action in ("pause", "resume"):
+        return switch(daemon, args)
     if args.action == "list" and not args.ids:
         show(daemon.jobs(filters(args)), args.json)
         return OK
     codes = [_tried(daemon, args, job_id) for job_id in _meant(daemon, args)]
     return max(codes, default=OK)
+
+
+def switch(daemon: Client, args: argparse.Namespace) -> int:
+    """Pause or resume the queue, which is one for all jobs."""
+    if args.ids or filters(args):
+        return tell(f"{args.action} is for the whole queue: give no ID and no filter.", USAGE)
+    queue = daemon.post(f"/v1/queue/{args.action}")["queue"]
+    if args.json:
+        print(json.dumps(queue))
+    elif args.action == "pause":
+        print(f"paused: {queue['queued']} waiting, {queue['running']} running to its end")
+    else:
+        print(f"resumed: {queue['queued']} waiting, {queue['running']} running")
+    return OK
 
 
 def filters(args: argparse.Namespace) -> dict[str, str]:

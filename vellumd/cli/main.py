@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "serve": "run the daemon in the foreground",
     "edit": "edit pictures with the running daemon, or without one",
-    "jobs": "list, show, cancel, retry and delete jobs of the running daemon",
+    "jobs": "list, show, cancel, retry and delete jobs of the running daemon; pause and resume",
     "plugins": "list the installed plugins and what they bring",
     "doctor": "check this machine, the model and the configuration",
     "init": "write a commented configuration into a folder",

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import gc
-import logging
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 import transformers
@@ -17,17 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from vellumd import errors, images, model_card
-from vellumd.engine import latents, loading, schedule
+from vellumd.engine import latents, loading, memory, schedule
 from vellumd.engine.denoise import Conditioning, denoise, watched
 from vellumd.engine.encode import Encoder
 from vellumd.engine.lora import Loras
 from vellumd.models import ResolvedEdit
 from vellumd.protocol import Capabilities, Init, Report
 from vellumd.settings import EngineSettings, Limits
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 def create(init: Init) -> QwenEngine:
@@ -95,7 +88,7 @@ class QwenEngine:
     def unload(self) -> None:
         """Let go of the weights and of the card's memory."""
         self._model = None
-        _free()
+        memory.free()
 
 
 class Model:
@@ -147,13 +140,11 @@ class Run:
             self._report.warn("enlarged")
         self._look("lora")
         self._model.loras.use(self._edit.loras)
-        conditioning = self._with_room(lambda: self.encode(inputs, canvas))
-        for number in range(self._edit.n):
-            paint = functools.partial(self._paint, conditioning, canvas, number)
-            yield canvas.finish(self._with_room(paint))
-
-    def _paint(self, conditioning: Conditioning, canvas: images.Canvas, number: int) -> Image.Image:
-        return self.decode(self.denoise(conditioning, canvas, number), canvas)
+        with memory.Ladder(memory.rungs(self._parts.vae), self._report) as ladder:
+            conditioning = ladder.climb(partial(self.encode, inputs, canvas))
+            for number in range(self._edit.n):
+                tokens = ladder.climb(partial(self.denoise, conditioning, canvas, number))
+                yield canvas.finish(ladder.climb(partial(self.decode, tokens, canvas)))
 
     def encode(self, inputs: list[Image.Image], canvas: images.Canvas) -> Conditioning:
         """Embeddings of both prompts and latents of all references."""
@@ -235,36 +226,10 @@ class Run:
         self._look(phase, 0, of)
         return watched(self._parts.blocks(), self._parts.device, tick)
 
-    def _with_room(self, work: Callable[[], T]) -> T:
-        """Do `work`; out of memory, do it once more with free caches and a tiled VAE.
-
-        The retry is outside `except`: the exception holds the frames, and they hold the
-        tensors that must go first (pytorch/pytorch#18853).
-        """
-        with contextlib.suppress(torch.OutOfMemoryError):
-            return work()
-        log.warning("out of memory: once more with the VAE in tiles")
-        _free()
-        vae = self._parts.vae
-        vae.enable_tiling()
-        try:
-            with contextlib.suppress(torch.OutOfMemoryError):
-                return work()
-        finally:
-            vae.use_tiling = False
-        _free()
-        raise errors.OutOfMemory("The edit does not fit in the card's memory.")
-
 
 def _tokens(width: int, height: int) -> tuple[int, int, int]:
     """Frames, rows and columns of tokens of a picture."""
     return 1, height // latents.PATCH, width // latents.PATCH
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _name_of(device: torch.device) -> str:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vellumd.models import Progress
+from vellumd.models import Notice, Progress, notice
 from vellumd.protocol import PREVIEW_MAX, Beat, FromEngine, PreviewImage, Step
 
 if TYPE_CHECKING:
@@ -88,3 +88,7 @@ class PipeReport:
         """Attach the warning `code` to the job, once."""
         if code not in self.warnings:
             self.warnings.append(code)
+
+    def notices(self) -> tuple[Notice, ...]:
+        """The warnings so far, with their texts."""
+        return tuple(notice(code) for code in self.warnings)

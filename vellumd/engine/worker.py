@@ -20,7 +20,6 @@ from typing import BinaryIO, NoReturn
 from vellumd import errors, platform
 from vellumd.engine import finish
 from vellumd.engine.report import PipeReport
-from vellumd.models import notice
 from vellumd.protocol import (
     VERSION,
     Beat,
@@ -52,6 +51,7 @@ def main() -> None:
     """Run as the daemon's child until stdin ends."""
     frames_in, frames_out = platform.binary_pipes()
     platform.die_with_parent()
+    platform.offer_to_oom_killer()
     # Before any numeric library comes up: its idle threads shall sleep. Spinning ones take
     # the cores from each other and from the daemon (2 busy cores: 17 s an edit, not 1 s).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -147,26 +147,23 @@ class Worker:
 
     def _edit(self, engine: Engine, init: Init, frame: Edit) -> None:
         """Do one edit and answer with `Done` or `Failed`, whatever happens."""
+        report = PipeReport(self._send, frame.job, preview=self._preview.is_set)
         try:
-            answer: Done | Failed = self._work(engine, init, frame)
-        except errors.VellumError as error:
-            log.info("job %s: %s", frame.job, error.code)
-            answer = Failed(job=frame.job, code=error.code, message=error.message)
+            answer: Done | Failed = self._work(engine, init, frame, report)
         except Exception as error:
-            log.exception("job %s failed", frame.job)
-            answer = _failed(frame.job, error)
             if _is_sticky(error):
                 # The CUDA context is lost for this process; the daemon starts another
                 # one and repeats the job, so it gets no answer here.
+                log.exception("job %s: the card is lost to this process", frame.job)
                 os._exit(BROKEN)
+            answer = _failed(frame.job, error, report)
         del self._cancels[frame.job]
         self._send(answer)
 
-    def _work(self, engine: Engine, init: Init, frame: Edit) -> Done:
+    def _work(self, engine: Engine, init: Init, frame: Edit, report: PipeReport) -> Done:
         """Decode the inputs, let the engine paint, write each result as it comes."""
         started = time.monotonic()
         edit, folder = frame.edit, init.spool / frame.job
-        report = PipeReport(self._send, frame.job, preview=self._preview.is_set)
         report.beat("decode inputs")
         files, mask = finish.input_files(folder, edit)
         inputs = finish.decode(files, mask, Limits.model_validate(init.limits))
@@ -186,22 +183,43 @@ class Worker:
             results=tuple(results.written),
             elapsed_s=elapsed,
             timings=timings,
-            warnings=tuple(notice(code) for code in report.warnings),
+            warnings=report.notices(),
         )
 
 
-def _failed(job: str, error: Exception) -> Failed:
-    """The answer for an unexpected `error`; its text stays in the log."""
+def _failed(job: str, error: Exception, report: PipeReport) -> Failed:
+    """The answer for `error`; the text of an unexpected one stays in the log."""
+    if isinstance(error, errors.VellumError):
+        log.info("job %s: %s", job, error.code)
+    else:
+        log.error("job %s failed", job, exc_info=error)
+        error = _coded(error)
+    return Failed(job=job, code=error.code, message=error.message, warnings=report.notices())
+
+
+def _coded(error: Exception) -> errors.VellumError:
     if finish.is_full(error):
-        return Failed(job=job, code="storage_full", message="The result could not be stored.")
-    return Failed(job=job, code="internal", message="The engine failed unexpectedly.")
+        return errors.StorageFull("The result could not be stored.")
+    if _is_memory(error):
+        return errors.OutOfMemory("The edit does not fit in memory.")
+    return errors.Internal("The engine failed unexpectedly.")
+
+
+# torch's errors are told by name and text, because this module knows no torch.
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether `error` says that memory ran out, the machine's or the card's."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "CUDA error: out of memory" in str(error))
+    )
 
 
 def _is_sticky(error: Exception) -> bool:
-    """Whether `error` is one after which a CUDA context answers nothing any more.
-
-    By name, because this module knows no torch.
-    """
-    return type(error).__name__ == "AcceleratorError" or (
+    """Whether `error` is one after which a CUDA context answers nothing any more."""
+    lost = type(error).__name__ == "AcceleratorError" or (
         isinstance(error, RuntimeError) and "CUDA error" in str(error)
     )
+    return lost and not _is_memory(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import math
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -182,6 +183,10 @@ def reapply_alpha(image: Image.Image, alpha: Image.Image) -> Image.Image:
 
 
 def check_output(image: Image.Image) -> None:
-    """Raise `BadOutput` for a black picture: what not-a-number values turn into."""
+    """Raise `BadOutput` for a black picture or one with values that are not numbers."""
+    if image.mode == "F":  # their mean is no number if one of them is none
+        mean = image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+        if not (isinstance(mean, float) and math.isfinite(mean)):
+            raise errors.BadOutput("The engine made not-a-number values.")
     if not image.convert("RGB").getbbox():
         raise errors.BadOutput("The engine made a black picture.")

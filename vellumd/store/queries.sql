@@ -1,10 +1,10 @@
 -- Named queries of store.py. Every change of status is guarded by the old status.
 
 -- name: add
-INSERT INTO jobs (id, lane, priority, source, client_id, batch, dedupe_key, digest, resolved,
-                  meta, retry_of, created, warnings)
-VALUES (:id, :lane, :priority, :source, :client_id, :batch, :dedupe_key, :digest, :resolved,
-        :meta, :retry_of, :created, :warnings)
+INSERT INTO jobs (id, lane, priority, source, client_id, client, batch, dedupe_key, digest,
+                  resolved, meta, retry_of, created, warnings)
+VALUES (:id, :lane, :priority, :source, :client_id, ifnull(:client_id, ''), :batch, :dedupe_key,
+        :digest, :resolved, :meta, :retry_of, :created, :warnings)
 ON CONFLICT DO NOTHING RETURNING *;
 
 -- name: get
@@ -36,28 +36,40 @@ WHERE status = :status
 ORDER BY number DESC
 LIMIT :limit;
 
--- name: ahead
+-- name: place
 SELECT count(*) FROM jobs
-WHERE status = 'queued' AND lane = :lane
-  AND (priority > :priority
-       OR (priority = :priority
-           AND (requeued > :requeued OR (requeued = :requeued AND number < :number))));
+WHERE status = 'queued' AND lane = :lane AND priority = :priority AND source = :source
+  AND client = :client
+  AND (requeued > :requeued OR (requeued = :requeued AND number <= :number));
 
--- name: ahead_of_newest
-SELECT (SELECT jobs FROM tally WHERE status = 'queued') - 1 - count(*) FROM jobs
-WHERE status = 'queued' AND lane = :lane AND priority < :priority;
+-- name: ahead
+-- Of the job in the given place of its owner's: all of higher priority, and as many of each
+-- other owner as have their turn before it has its own for the `place`th time.
+SELECT sum(CASE WHEN other.priority > own.priority THEN other.waiting
+           ELSE min(other.waiting, ifnull(:place, own.waiting) - (other.turn >= own.turn)) END)
+FROM turns AS own JOIN turns AS other
+  ON other.lane = own.lane AND other.priority >= own.priority
+WHERE own.lane = :lane AND own.priority = :priority AND own.source = :source
+  AND own.client = :client;
 
 -- name: positions
-SELECT number, place - 1 FROM (
-    SELECT number, row_number() OVER (ORDER BY priority DESC, requeued DESC, number) AS place
-    FROM jobs WHERE status = 'queued' AND lane = :lane)
+SELECT number, position FROM (
+    SELECT number, row_number() OVER (ORDER BY priority DESC, place, turn) - 1 AS position FROM (
+        SELECT jobs.number, jobs.priority, turn, row_number() OVER (
+            PARTITION BY jobs.priority, jobs.source, jobs.client
+            ORDER BY requeued DESC, jobs.number) AS place
+        FROM jobs JOIN turns USING (lane, priority, source, client)
+        WHERE status = 'queued' AND lane = :lane))
 WHERE number BETWEEN :first AND :last;
 
 -- name: claim
 UPDATE jobs SET status = 'running', started = :now, attempt = attempt + 1
 WHERE status = 'queued' AND number = (
-    SELECT number FROM jobs WHERE status = 'queued' AND lane = :lane
-    ORDER BY priority DESC, requeued DESC, number LIMIT 1)
+    SELECT number FROM jobs
+    WHERE status = 'queued' AND (lane, priority, source, client) = (
+        SELECT lane, priority, source, client FROM turns
+        WHERE lane = :lane ORDER BY priority DESC, turn LIMIT 1)
+    ORDER BY requeued DESC, number LIMIT 1)
 RETURNING *;
 
 -- name: done
@@ -66,7 +78,7 @@ UPDATE jobs SET status = 'done', ended = :now, results = :results, elapsed_s = :
 WHERE id = :id AND status = 'running' RETURNING *;
 
 -- name: failed
-UPDATE jobs SET status = 'failed', ended = :now, error = :error
+UPDATE jobs SET status = 'failed', ended = :now, error = :error, warnings = :warnings
 WHERE id = :id AND status = 'running' RETURNING *;
 
 -- name: cancelled
@@ -77,7 +89,7 @@ WHERE id = :id AND (status = 'queued' OR (status = 'running' AND :running)) RETU
 UPDATE jobs SET cancel_requested = 1 WHERE id = ? AND status = 'running' RETURNING *;
 
 -- name: requeue
-UPDATE jobs SET status = 'queued', requeued = 1,
+UPDATE jobs SET status = 'queued', requeued = 1, attempt = attempt - :untried,
                 engine_deaths = engine_deaths + :engine_deaths,
                 daemon_deaths = daemon_deaths + :daemon_deaths
 WHERE id = :id AND status = 'running' RETURNING *;
@@ -85,6 +97,15 @@ WHERE id = :id AND status = 'running' RETURNING *;
 -- name: set_priority
 UPDATE jobs SET priority = :priority, resolved = json_set(resolved, '$.priority', :priority)
 WHERE id = :id AND status = 'queued' RETURNING *;
+
+-- name: pause
+INSERT OR IGNORE INTO paused (lane) VALUES (?);
+
+-- name: resume
+DELETE FROM paused WHERE lane = ?;
+
+-- name: is_paused
+SELECT count(*) FROM paused WHERE lane = ?;
 
 -- name: forget
 DELETE FROM jobs WHERE id = ? AND status IN ('done', 'failed', 'cancelled');

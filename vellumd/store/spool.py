@@ -39,6 +39,12 @@ STAGED_S = 3600
 """Seconds a staged picture is kept without a job using it."""
 
 
+ROOM = 256 << 20
+"""Free bytes that count as room: four PNGs of 4096x4096 pixels, the most an edit makes."""
+PROBE = 1 << 20
+"""Bytes of the trial write."""
+
+
 class SharedSync:
     """fsync of one folder for many threads: those who ask while one runs share the next."""
 
@@ -227,6 +233,20 @@ class Spool:
         if not path.is_file():
             raise errors.Expired("The picture is no longer kept.")
         return path
+
+    def has_room(self) -> bool:
+        """Whether results can be written: tried out too, for quotas and read-only disks."""
+        probe = self._part()
+        try:
+            if shutil.disk_usage(self.root).free < ROOM:
+                return False
+            self._write(probe, bytes(PROBE))
+        except OSError:
+            return False
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+        return True
 
     def adopt(self, job_id: str) -> ResultFile | None:
         """What a finished edit left, if `result.json` and every hash in it are right."""

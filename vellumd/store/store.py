@@ -116,7 +116,7 @@ class Store:
                 return _same(tx, _found(_known(tx, new)), new), False
             if self.tally["queued"] + len(tx.committed) > limit:
                 raise errors.QueueFull(f"{limit} jobs wait already.", retry_after=30)
-            return rows.job(row, _one(tx, "ahead_of_newest", dict(row))), True
+            return rows.job(row, _one(tx, "ahead", {**dict(row), "place": None})), True
 
         return await self._db.run(work, prepare)
 
@@ -142,24 +142,24 @@ class Store:
         """The running job has results."""
 
         def work(tx: Transaction) -> Job:
-            accepted = rows.NOTICES.validate_json(_get(tx, job_id)["warnings"])
-            both = tuple(dict.fromkeys((*accepted, *warnings)))
             fields = {
                 "id": job_id,
                 "now": now_ms(),
                 "results": rows.RESULTS.dump_json(results).decode(),
                 "elapsed_s": elapsed_s,
-                "warnings": rows.NOTICES.dump_json(both).decode(),
+                "warnings": _with_accepted(tx, job_id, warnings),
             }
             return _ended(tx, tx.one(SQL["done"], fields), elapsed_s=elapsed_s)
 
         return await self._db.run(work)
 
-    async def failed(self, job_id: str, error: errors.VellumError) -> Job:
+    async def failed(
+        self, job_id: str, error: errors.VellumError, warnings: tuple[Notice, ...] = ()
+    ) -> Job:
         """The running job ends without result."""
 
         def work(tx: Transaction) -> Job:
-            return _fail(tx, job_id, error)
+            return _fail(tx, job_id, error, warnings)
 
         return await self._db.run(work)
 
@@ -177,18 +177,20 @@ class Store:
         return await self._db.run(lambda tx: tx.one(SQL["request_cancel"], [job_id]) is not None)
 
     async def requeue(
-        self, job_id: str, *, engine_death: bool = False, daemon_death: bool = False
+        self,
+        job_id: str,
+        *,
+        engine_death: bool = False,
+        daemon_death: bool = False,
+        untried: bool = False,
     ) -> Job:
         """A running job whose run ended early goes to the head of the queue.
 
-        It ends instead if its cancellation was asked for, or if it saw `ENGINE_DEATHS`
-        or `DAEMON_DEATHS`.
+        An `untried` one is there without an attempt more. It ends instead if its
+        cancellation was asked for, or if it saw `ENGINE_DEATHS` or `DAEMON_DEATHS`.
         """
-
-        def work(tx: Transaction) -> Job:
-            return _requeue(tx, job_id, engine_death=engine_death, daemon_death=daemon_death)
-
-        return await self._db.run(work)
+        why = {"engine_deaths": engine_death, "daemon_deaths": daemon_death, "untried": untried}
+        return await self._db.run(lambda tx: _requeue(tx, job_id, why))
 
     async def set_priority(self, job_id: str, priority: int) -> Job:
         """Move a queued job; raises `NotFound`, and `BadRequest` if it is not queued."""
@@ -201,6 +203,10 @@ class Store:
             return rows.job(row)
 
         return await self._db.run(work)
+
+    async def set_paused(self, lane: int, paused: bool) -> None:
+        """Whether a lane starts no job, also after a restart."""
+        await self._db.run(lambda tx: tx.execute(SQL["pause" if paused else "resume"], [lane]))
 
     async def forget(self, job_id: str) -> None:
         """Remove an ended job; raises `NotFound`, `NotDone` if it has not ended."""
@@ -254,6 +260,11 @@ class Store:
     async def running(self) -> list[Job]:
         """Jobs that were running: at start, those a dead daemon left."""
         return await self._db.run(lambda tx: [rows.job(row) for row in tx.execute(SQL["running"])])
+
+    async def is_paused(self, lane: int) -> bool:
+        """Whether somebody paused the lane."""
+        row = await self._db.run(lambda tx: tx.one(SQL["is_paused"], [lane]))
+        return bool(row and row[0])
 
     async def ids(self) -> list[str]:
         """Ids of all jobs that own a folder."""
@@ -311,7 +322,10 @@ def _same(tx: Transaction, row: sqlite3.Row, new: NewJob) -> Job:
 
 def _placed(tx: Transaction, row: sqlite3.Row) -> Job:
     """The job, with its position while it waits."""
-    return rows.job(row, _one(tx, "ahead", dict(row)) if row["status"] == "queued" else None)
+    if row["status"] != "queued":
+        return rows.job(row)
+    place = _one(tx, "place", dict(row))
+    return rows.job(row, _one(tx, "ahead", {**dict(row), "place": place}))
 
 
 def _one(tx: Transaction, query: str, fields: dict[str, Any]) -> int:
@@ -327,23 +341,34 @@ def _ended(tx: Transaction, row: sqlite3.Row | None, **data: Any) -> Job:
     return rows.job(row)
 
 
-def _fail(tx: Transaction, job_id: str, error: errors.VellumError) -> Job:
-    info = json.dumps(error.public())
-    row = tx.one(SQL["failed"], {"id": job_id, "now": now_ms(), "error": info})
-    return _ended(tx, row, error=error.public())
+def _fail(
+    tx: Transaction, job_id: str, error: errors.VellumError, warnings: tuple[Notice, ...] = ()
+) -> Job:
+    fields = {
+        "id": job_id,
+        "now": now_ms(),
+        "error": json.dumps(error.public()),
+        "warnings": _with_accepted(tx, job_id, warnings),
+    }
+    return _ended(tx, tx.one(SQL["failed"], fields), error=error.public())
 
 
-def _requeue(tx: Transaction, job_id: str, *, engine_death: bool, daemon_death: bool) -> Job:
-    fields = {"id": job_id, "engine_deaths": engine_death, "daemon_deaths": daemon_death}
+def _with_accepted(tx: Transaction, job_id: str, warnings: tuple[Notice, ...]) -> str:
+    """The job's warnings of its acceptance and these, as JSON."""
+    accepted = rows.NOTICES.validate_json(_get(tx, job_id)["warnings"])
+    return rows.NOTICES.dump_json(tuple(dict.fromkeys((*accepted, *warnings)))).decode()
+
+
+def _requeue(tx: Transaction, job_id: str, why: dict[str, bool]) -> Job:
     before = _get(tx, job_id)
     if before["cancel_requested"]:
         row = tx.one(SQL["cancelled"], {"id": job_id, "now": now_ms(), "running": True})
         return _ended(tx, row)
-    if before["engine_deaths"] + engine_death >= ENGINE_DEATHS:
+    if before["engine_deaths"] + why["engine_deaths"] >= ENGINE_DEATHS:
         return _fail(tx, job_id, errors.EngineCrashed("The engine died twice during this job."))
-    if before["daemon_deaths"] + daemon_death >= DAEMON_DEATHS:
+    if before["daemon_deaths"] + why["daemon_deaths"] >= DAEMON_DEATHS:
         return _fail(tx, job_id, errors.Internal("The daemon died five times during this job."))
-    row = tx.one(SQL["requeue"], fields)
+    row = tx.one(SQL["requeue"], {"id": job_id, **why})
     if row is None:
         raise errors.Internal("The job was not running.")
     rows.emit(tx, job_id, "queued", attempt=row["attempt"])

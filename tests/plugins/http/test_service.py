@@ -31,7 +31,7 @@ def router_of(door: Door, tmp_path: Path) -> set[tuple[str, str]]:
     """Method and path of every route the application has."""
     context = TransportContext(
         "http", HttpSettings(), tmp_path, door.daemon.jobs, door.daemon.info,
-        lambda name, ok, text: None, lambda name, url: None,
+        door.daemon.executor, lambda name, ok, text: None, lambda name, url: None,
     )  # fmt: skip
     routes: set[tuple[str, str]] = set()
     for route in HttpTransport(context).app().router.routes():

@@ -13,18 +13,18 @@ BEGIN
     UPDATE jobs SET seal = row_hash(
         id, status, lane, priority, requeued, source, client_id, batch, dedupe_key, digest,
         resolved, meta, retry_of, created, started, ended, attempt, engine_deaths, daemon_deaths,
-        cancel_requested, results, elapsed_s, warnings, error, kept)
+        cancel_requested, results, elapsed_s, warnings, error, kept, client)
     WHERE number = NEW.number;
 END;
 CREATE TRIGGER seal_job AFTER UPDATE OF
     id, status, lane, priority, requeued, source, client_id, batch, dedupe_key, digest,
     resolved, meta, retry_of, created, started, ended, attempt, engine_deaths, daemon_deaths,
-    cancel_requested, results, elapsed_s, warnings, error, kept ON jobs
+    cancel_requested, results, elapsed_s, warnings, error, kept, client ON jobs
 BEGIN
     UPDATE jobs SET seal = row_hash(
         id, status, lane, priority, requeued, source, client_id, batch, dedupe_key, digest,
         resolved, meta, retry_of, created, started, ended, attempt, engine_deaths, daemon_deaths,
-        cancel_requested, results, elapsed_s, warnings, error, kept)
+        cancel_requested, results, elapsed_s, warnings, error, kept, client)
     WHERE number = NEW.number;
 END;
 CREATE TRIGGER seal_new_delivery AFTER INSERT ON deliveries
