@@ -138,6 +138,18 @@ async def test_another_letter_in_a_row_is_seen(killed: Killed, table: str) -> No
     assert store.rebuilt and store.rebuilt.jobs == len(before)
 
 
+async def test_another_letter_in_the_schema_is_seen(killed: Killed) -> None:
+    """A rule of the database that reads otherwise would refuse what is right, or take anything."""
+    clean, _, before, picture = killed
+    data = (clean / NAME).read_bytes()
+    assert b"('queued', 'running', 'done', 'failed', 'cancelled')" in data
+    (clean / NAME).write_bytes(
+        data.replace(b"'failed', 'cancelled')", b"'failed', 'cancel\xeced')")
+    )
+    store = await check_nothing_lost(clean, before, picture)
+    assert store.rebuilt
+
+
 async def test_a_whole_store_is_left_alone(killed: Killed) -> None:
     """After a clean stop and after a kill nothing is set aside."""
     for folder in killed[:2]:

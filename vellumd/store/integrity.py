@@ -10,8 +10,6 @@ from vellumd.store.database import read_queries
 CHECKS = read_queries("integrity.sql")
 """Queries that count what cannot be, by what they look at."""
 
-_OBJECTS = "SELECT type, name, tbl_name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"
-
 
 def damage(connection: sqlite3.Connection) -> str:
     """What is broken, in a few words for the log; empty if the database is whole.
@@ -23,8 +21,10 @@ def damage(connection: sqlite3.Connection) -> str:
     found = str(connection.execute("PRAGMA integrity_check(1)").fetchone()[0])
     if found != "ok":
         return found
-    if _objects(connection) != _expected(version):
+    if _names(connection) != _expected(version):
         return "the schema is not the one of its version"
+    if schema.seal_kept(connection) not in (schema.seal_of(connection), 0):
+        return "the schema was changed"
     if version == schema.NEWEST:
         for name, query in CHECKS.items():
             if count := connection.execute(query).fetchone()[0]:
@@ -32,8 +32,8 @@ def damage(connection: sqlite3.Connection) -> str:
     return ""
 
 
-def _objects(connection: sqlite3.Connection) -> set[tuple[str, ...]]:
-    return {tuple(row) for row in connection.execute(_OBJECTS)}
+def _names(connection: sqlite3.Connection) -> set[tuple[str, ...]]:
+    return {object[:3] for object in schema.objects(connection)}
 
 
 def _expected(version: int) -> set[tuple[str, ...]]:
@@ -41,6 +41,6 @@ def _expected(version: int) -> set[tuple[str, ...]]:
     fresh = schema.connect(":memory:")
     try:
         schema.migrate(fresh, version)
-        return _objects(fresh)
+        return _names(fresh)
     finally:
         fresh.close()

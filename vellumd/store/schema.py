@@ -79,12 +79,37 @@ def migrate(connection: sqlite3.Connection, wanted: int = NEWEST) -> None:
     if version:
         back_up(connection, f"schema-{version}")
     steps = [file.read_text("utf-8") for n, file in MIGRATIONS.items() if version < n <= wanted]
-    script = "\n".join(["BEGIN IMMEDIATE;", *steps, f"PRAGMA user_version = {wanted};", "COMMIT;"])
     try:
-        connection.executescript(script)
+        connection.executescript("\n".join(["BEGIN IMMEDIATE;", *steps]))
+        connection.execute(f"PRAGMA user_version = {wanted}")
+        connection.execute(f"PRAGMA application_id = {seal_of(connection)}")
+        connection.commit()
     finally:
         if connection.in_transaction:
             connection.rollback()
+
+
+def objects(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
+    """Tables, indexes and triggers: type, name, table and the SQL that made each."""
+    query = (
+        "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' "
+        "ORDER BY type, name"
+    )
+    return [tuple(row) for row in connection.execute(query)]
+
+
+def seal_of(connection: sqlite3.Connection) -> int:
+    """A hash of the schema's SQL, which SQLite does not check; kept as the application id.
+
+    Kept, not computed from the migrations: SQLite may write down another text for them
+    in a later version.
+    """
+    return int(row_hash(objects(connection))[:7], 16)
+
+
+def seal_kept(connection: sqlite3.Connection) -> int:
+    """The seal of the last migration; 0 if that knew none."""
+    return int(connection.execute("PRAGMA application_id").fetchone()[0])
 
 
 def back_up(connection: sqlite3.Connection, ending: str) -> Path | None:
