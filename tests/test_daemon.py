@@ -407,14 +407,14 @@ async def test_a_crashed_transport_is_opened_again(
     make_settings: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, steady_s: float
 ) -> None:
     """Its crash is told and harms nobody; the first one in a row costs a second."""
-    monkeypatch.setattr("vellumd.daemon.STEADY_S", steady_s)
+    monkeypatch.setattr("vellumd.transports.STEADY_S", steady_s)
     door = Stubborn()
     async with with_door(make_settings(), door).running() as daemon:
-        assert daemon.transports["stubborn"]["text"] == (
+        assert daemon.transports.doors["stubborn"].text == (
             "it crashed (ValueError); opened again in 1 s"
         )
         async with asyncio.timeout(10):
-            while not daemon.transports["stubborn"]["ok"]:
+            while not daemon.transports.doors["stubborn"].ok:
                 await asyncio.sleep(0.05)
         assert door.runs == 2
 
@@ -423,7 +423,7 @@ async def test_a_transport_that_swallows_its_end(
     make_settings: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stop goes on when a door returns instead of being cancelled, and asks it again."""
-    monkeypatch.setattr("vellumd.daemon.CLEANUP_S", 0.2)
+    monkeypatch.setattr("vellumd.transports.CLEANUP_S", 0.2)
     door = Stubborn(cancels=2)
     door.runs = 1
     async with asyncio.timeout(10):
