@@ -112,7 +112,7 @@ def test_one_module_twice(install: Callable[..., None], tmp_path: Path) -> None:
     install("fax", transport("fax"))
     (file,) = tmp_path.glob("*.dist-info/entry_points.txt")
     file.write_text(file.read_text() + file.read_text().splitlines()[1].replace("fax =", "fox ="))
-    with pytest.raises(ConfigError, match="'fox' of stranger-fax 2.0 is the module of another"):
+    with pytest.raises(ConfigError, match=r"'fox' of stranger-fax 2\.0 is the module of another"):
         plugins.load(["fax", "fox"])
 
 

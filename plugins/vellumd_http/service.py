@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from vellumd import TransportContext, errors
-from vellumd_http import links, openapi, results
+from vellumd_http import links, openapi, results, wire
 
 _STATIC = Path(__file__).parent / "static"
 _FILES = {
@@ -57,13 +57,18 @@ class Service:
         return web.json_response({"status": "alive"})
 
     async def ready(self, request: web.Request) -> web.Response:
-        """200 when edits are made, else 503 and why not."""
-        engine = self._context.info()["engine"]
+        """200 when edits are made, else 503 and why not; both name the doors in trouble."""
+        info = self._context.info()
+        engine = info["engine"]
+        doors = {name: door["text"] for name, door in wire.doors(info).items() if not door["ok"]}
         if engine["ready"]:
-            return web.json_response({"status": "ready", "state": engine["state"]})
+            shown = {"status": "ready", "state": engine["state"], "doors": doors}
+            return web.json_response(shown)
         shown = {name: engine[name] for name in ("state", "reason", "phase", "done", "of")}
         return web.json_response(
-            {"status": "not ready", **shown}, status=503, headers={"Retry-After": "5"}
+            {"status": "not ready", **shown, "doors": doors},
+            status=503,
+            headers={"Retry-After": "5"},
         )
 
     async def openapi(self, request: web.Request) -> web.Response:
