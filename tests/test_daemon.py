@@ -432,6 +432,21 @@ async def test_a_transport_that_swallows_its_end(
     assert (door.runs, door.cancels) == (2, 0)
 
 
+async def test_a_transport_that_never_ends_is_left(
+    make_settings: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon ends in order all the same, its folder free, and says who is left."""
+    monkeypatch.setattr("vellumd.transports.CLEANUP_S", 0.1)
+    door = Stubborn(cancels=3)
+    door.runs = 1
+    async with asyncio.timeout(10):
+        async with with_door(make_settings(), door).running() as daemon:
+            pass
+        assert daemon.transports.stuck == ["transport stubborn"]
+        async with Daemon(make_settings()).running():
+            pass
+
+
 async def test_a_locked_store_costs_no_observer_an_event(
     make_settings: Callable[..., Any], picture: Picture
 ) -> None:
