@@ -277,20 +277,20 @@ def edit() -> str:
 
 
 @pytest.mark.parametrize(
-    ("code", "says"),
+    ("code", "at", "says"),
     [
-        (SWALLOWS, "ended without waiting for transport bad"),
-        (BLOCKS_FOR_EVER, "because of the plugin bad (stranger_bad, line"),
+        (SWALLOWS, "bad: open", "ended without waiting for transport bad"),
+        (BLOCKS_FOR_EVER, "the loop is blocked", "because of the plugin bad (stranger_bad, line"),
         (GOOD.replace("await asyncio.Event().wait()", "await asyncio.to_thread(time.sleep, 3600)"),
-         "because of "),
+         "bad: open", "because of "),
     ],
     ids=["swallows its end", "blocks for ever", "leaves a thread"],
 )  # fmt: skip
-def test_the_daemon_ends_whatever_a_door_does(site: Site, code: str, says: str) -> None:
+def test_the_daemon_ends_whatever_a_door_does(site: Site, code: str, at: str, says: str) -> None:
     """SIGTERM ends it within bounds; the culprit is named and the exit code is 70."""
     site.install("bad", HURRY + code + DOOR.format(name="bad", factory="Door"))
     with site.serving("--plugins.bad.line", "1") as running:
-        time.sleep(1)  # the door is where it wants to be
+        until(lambda: at in site.log())
         running.send_signal(signal.SIGTERM)
         assert running.wait(15) == 70
     assert says in site.log()
