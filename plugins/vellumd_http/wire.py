@@ -237,6 +237,12 @@ def query_int(query: Mapping[str, str], name: str, least: int = 0) -> int | None
 # out: jobs and errors to answers
 
 
+def doors(info: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """How the daemon's transports are, without their addresses."""
+    shown = ("ok", "text", "crashes")
+    return {n: {key: door[key] for key in shown} for n, door in info["transports"].items()}
+
+
 def legacy_answer(
     job: Job, pictures: list[bytes], warnings: Iterable[models.Notice]
 ) -> dict[str, Any]:
