@@ -7,6 +7,9 @@ The table in docs/errors.md is generated from `ALL`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class VellumError(Exception):
     """Base of every error a user can meet.
@@ -158,6 +161,15 @@ class ImageTooLarge(VellumError):
     remedy = "Reduce it below limits.max_pixels and limits.max_side."
 
 
+@contextmanager
+def about(field: str) -> Iterator[None]:
+    """Let what is wrong with a picture, or unknown under its hash, say which one it is."""
+    try:
+        yield
+    except (BadImage, UnsupportedFormat, ImageTooLarge, NotFound) as error:
+        raise type(error)(f"{field}: {error.message}") from None
+
+
 class PayloadTooLarge(VellumError):
     """The request's body is larger than the limit."""
 
@@ -247,6 +259,10 @@ class ConfigError(VellumError):
 
     code = "config"
     remedy = "Correct it and start again; `vellumd serve --help` lists the keys."
+
+    def of(self, field: str) -> VellumError:
+        """The same error, telling which field of the request it is about."""
+        return type(self)(f"{field}: {self.message}", retry_after=self.retry_after)
 
     def public(self) -> dict[str, object]:
         """As for all, without a remedy where the message already holds one."""

@@ -68,6 +68,8 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "blank prompt": ({"prompt": " \n"}, 400, "bad_request"),
     "100 KB prompt": ({"prompt": "x" * 100_000}, 400, "bad_request"),
     "prompt is a list": ({"prompt": ["x"]}, 400, "bad_request"),
+    "NUL in the prompt": ({"prompt": "a\0b"}, 400, "bad_request"),
+    "NUL in the batch": ({"batch": "a\0b"}, 400, "bad_request"),
     "half a surrogate": ({"prompt": "\ud800"}, 400, "bad_request"),
     "steps 0": ({"steps": 0}, 400, "bad_request"),
     "steps 10,000": ({"steps": 10_000}, 400, "bad_request"),
@@ -148,6 +150,49 @@ async def test_unknown_native_fields_are_named(door: Door) -> None:
         answer = await door.json("POST", "/v1/jobs", 400, data=form)
         assert "attachment" in answer["detail"]
     assert (await door.json("GET", "/v1/jobs"))["jobs"] == []
+
+
+WRONG: dict[str, tuple[bytes, str]] = {
+    "cut off": (PNG[:-30], "bad_image"),
+    "SVG": (SVG, "unsupported_format"),
+    "bomb": (bomb(), "image_too_large"),
+    "unknown hash": (b"sha256:" + b"0" * 64, "not_found"),
+    "no base64": (b"data:image/png;base64,@", "bad_request"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+async def test_an_error_names_its_picture(door: Door, what: str) -> None:
+    """The second of three, or the mask; in JSON and in a form alike."""
+    data, code = WRONG[what]
+    text = data.decode() if data[:5] in (b"sha25", b"data:") else b64(data)
+    pictures = [b64(PNG), text, b64(PNG)]
+    for field, edit in (
+        ("images.1", {"images": pictures, "prompt": "x"}),
+        ("mask", {"images": [b64(PNG)], "mask": text, "prompt": "x"}),
+    ):
+        form = FormData()
+        form.add_field("prompt", "x")
+        for picture in (PNG, data, PNG) if field == "images.1" else (PNG,):
+            form.add_field("images", picture, filename="a.png")
+        if field == "mask":
+            form.add_field("mask", data, filename="m.png")
+        bodies: list[dict[str, Any]] = [{"json": edit}, {"data": form}]
+        for body in bodies:
+            async with door.ask("POST", "/v1/jobs", **body) as got:
+                answer = await got.json()
+            assert answer["code"] == code
+            assert answer["detail"].startswith(f"{field}: ")
+
+
+async def test_an_empty_mask_part_is_no_mask(door: Door) -> None:
+    """As a browser's form sends it where no file was chosen."""
+    form = FormData()
+    form.add_field("images", PNG, filename="a.png")
+    form.add_field("prompt", "x")
+    form.add_field("mask", b"", filename="", content_type="application/octet-stream")
+    job = await door.json("POST", "/v1/jobs", 202, data=form)
+    assert job["request"]["mask"] is None
 
 
 async def test_too_many_files_end_the_upload(door: Door) -> None:
