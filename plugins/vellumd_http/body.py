@@ -23,16 +23,20 @@ JSON_MAX = 32 << 20
 """Largest JSON body, and text of a form, in bytes: these are held in memory."""
 CHUNK = 64 << 10
 SMALL = 64 << 10
-"""Bodies up to this length need no slot: they cost less than the queue for one."""
+"""Bytes that need no slot, whatever follows: so neither small bodies nor ones that only
+trickle keep others waiting."""
 PARTS_MAX = 64
 """Parts of one form."""
 AT_ONCE = 8
-"""Bodies being read at the same time."""
+"""Big bodies being read at the same time."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a body must come: `progress` bytes each `stall_s`, all within `total_s`."""
+    """How fast a body must come: `progress` bytes each `stall_s`, all within `total_s`.
+
+    What we send has to be taken at the same pace, however long it is.
+    """
 
     stall_s: float = 30
     total_s: float = 300
@@ -42,14 +46,19 @@ class Pace:
 class Paced:
     """A request's content that ends when it is too long or too slow.
 
-    Only time spent waiting for the sender counts, not what we do with the bytes. It has
-    the methods of aiohttp's StreamReader that a MultipartReader uses.
+    Beyond `SMALL` bytes it needs one of the `slots`, and waits in line for it. Only time
+    spent waiting for the sender counts, not what we do with the bytes. It has the methods
+    of aiohttp's StreamReader that a MultipartReader uses.
     """
 
-    def __init__(self, content: StreamReader, limit: int, pace: Pace) -> None:
+    def __init__(
+        self, content: StreamReader, limit: int, pace: Pace, slots: asyncio.Semaphore
+    ) -> None:
         self._content = content
         self._limit = limit
         self._pace = pace
+        self._slots = slots
+        self._has_slot = False
         self._left = pace.total_s
         self._quiet = pace.stall_s
         self._mark = 0
@@ -60,6 +69,8 @@ class Paced:
         if self._back:
             data, self._back = self._back[:n], self._back[n:]
             return data
+        if self._content.total_bytes > SMALL:
+            await self._take_slot()
         if ready := self._content.read_nowait(n):  # what is here already needs no deadline
             self._count(0)
             return ready
@@ -98,6 +109,22 @@ class Paced:
         while chunk := await self.read():
             yield chunk
 
+    async def _take_slot(self) -> None:
+        if self._has_slot:
+            return
+        try:
+            async with asyncio.timeout(self._pace.total_s):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise errors.BodyTimeout("Too many other uploads were in front.") from None
+        self._has_slot = True
+
+    def close(self) -> None:
+        """Let the next body in line go on."""
+        if self._has_slot:
+            self._slots.release()
+            self._has_slot = False
+
     @asynccontextmanager
     async def _waiting(self) -> AsyncIterator[None]:
         start = time.monotonic()
@@ -126,7 +153,7 @@ def too_large(limit: int) -> errors.PayloadTooLarge:
 
 
 class Bodies:
-    """Opens bodies, at most `at_once` big ones at a time; the others wait in line."""
+    """Opens bodies; `at_once` big ones go on at a time, the others wait in line."""
 
     def __init__(self, max_bytes: int, pace: Pace | None = None, at_once: int = AT_ONCE) -> None:
         self.max_bytes = max_bytes
@@ -141,22 +168,11 @@ class Bodies:
             raise errors.BadRequest("Content-Encoding: compressed bodies are not taken.")
         if (request.content_length or 0) > limit:
             raise too_large(limit)
-        paced = Paced(request.content, limit, self._pace)
-        if request.content_length is not None and request.content_length <= SMALL:
-            yield paced
-            return
-        await self._take_slot()
+        paced = Paced(request.content, limit, self._pace, self._slots)
         try:
             yield paced
         finally:
-            self._slots.release()
-
-    async def _take_slot(self) -> None:
-        try:
-            async with asyncio.timeout(self._pace.total_s):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise errors.BodyTimeout("Too many other uploads were in front.") from None
+            paced.close()
 
     async def json(self, request: web.Request) -> dict[str, Any]:
         """The JSON object in the body, whatever its Content-Type."""

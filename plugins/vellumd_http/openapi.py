@@ -9,6 +9,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from vellumd import EditRequest, Job, JobEvent, JobStatus, errors
+from vellumd_http.answers import LEGACY_PATHS
 from vellumd_http.native import PriorityPatch
 
 _EVERYWHERE = ("forbidden_host", "unauthorized", "internal")
@@ -24,7 +25,6 @@ _ENDED = (
     "engine_unavailable", "storage_full", "result_too_large",
 )  # fmt: skip
 _OPEN = ("/healthz", "/readyz", "/r/{job}/{n}")
-_LEGACY = ("/generate", "/health")
 
 Schema = dict[str, Any]
 
@@ -206,7 +206,7 @@ def _operation(operation: Operation) -> Schema:
 
 def _tag(path: str) -> str:
     """The group under which a page shows the route."""
-    if path in _LEGACY:
+    if path in LEGACY_PATHS:
         return "as the predecessor"
     return path.split("/")[2] if path.startswith("/v1/") else "service"
 
@@ -226,7 +226,7 @@ def _error_answers(operation: Operation) -> Schema:
     grouped: dict[str, list[str]] = {}
     for code in codes_of(operation):
         grouped.setdefault(str(errors.BY_CODE[code].status), []).append(code)
-    old = operation.path in _LEGACY
+    old = operation.path in LEGACY_PATHS
     schema = _ref("LegacyError" if old else "Problem")
     type = "application/json" if old else "application/problem+json"
     taken = {str(status) for status in operation.answers}

@@ -6,7 +6,7 @@ import asyncio
 import gzip
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from aiohttp import ClientSession, FormData, web
@@ -181,10 +181,10 @@ async def test_only_so_many_big_bodies_at_once() -> None:
     async with (
         serving(count, bodies) as port,
         ClientSession() as client,
-        raw(port, "Content-Length: 100000\r\n") as (_, holder),
+        raw(port, "Content-Length: 200000\r\n") as (_, holder),
     ):
-        holder.write(bytes(10))
-        await holder.drain()
+        await _send(holder, bytes(100_000))
+        await until(bodies._slots.locked)
         async with client.post(f"http://127.0.0.1:{port}/", data=b"small") as got:
             assert await got.json() == 5
         async with asyncio.TaskGroup() as tasks:
@@ -192,8 +192,20 @@ async def test_only_so_many_big_bodies_at_once() -> None:
             async with client.post(f"http://127.0.0.1:{port}/", data=b"small") as got:
                 assert await got.json() == 5
             assert not waiting.done()
-            holder.write(bytes(99_990))
+            holder.write(bytes(100_000))
         assert waiting.result() == 100_000
+
+
+async def test_trickling_bodies_keep_nobody_waiting() -> None:
+    """A body takes its slot with its 64th KiB, not with its promise of many."""
+    async with AsyncExitStack() as stack:
+        port = await stack.enter_async_context(serving(count, Bodies(1 << 20, at_once=1)))
+        client = await stack.enter_async_context(ClientSession())
+        for _ in range(20):
+            _, writer = await stack.enter_async_context(raw(port, "Content-Length: 1000000\r\n"))
+            await _send(writer, bytes(1000))
+        async with asyncio.timeout(10):
+            assert await _post(client, port, bytes(1 << 20)) == 1 << 20
 
 
 async def test_the_line_has_a_deadline() -> None:
@@ -204,15 +216,28 @@ async def test_the_line_has_a_deadline() -> None:
         ClientSession() as client,
         raw(port, "Content-Length: 100000\r\n") as (_, holder),
     ):
-        holder.write(bytes(100_000))
-        await holder.drain()
+        await _send(holder, bytes(100_000))
+        await until(bodies._slots.locked)
         async with asyncio.TaskGroup() as tasks:
             second = tasks.create_task(_post(client, port, bytes(100_000)))
         assert second.result() == {"code": "body_timeout"}
 
 
+async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
+    writer.write(data)
+    await writer.drain()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait until it is so."""
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0.005)
+
+
 async def _hold(bodies: Bodies, request: web.Request) -> object:
-    async with bodies.open(request):
+    async with bodies.open(request) as paced:
+        await paced.all()
         await asyncio.Event().wait()
 
 

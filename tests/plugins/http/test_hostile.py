@@ -270,8 +270,16 @@ async def test_hostile_requests_byte_by_byte(door: Door, what: str) -> None:
     writer.write(sent)
     async with asyncio.timeout(20):
         status = await reader.readline()
+        headers = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+        length = next(line for line in headers if line.startswith("content-length: "))
+        answer = json.loads(await reader.readexactly(int(length[16:])))
     writer.close()
     assert expected in status
+    assert answer.keys() == {"type", "title", "status", "detail", "code", "retryable"}
+    assert answer["code"] in ("bad_request", "not_found", "forbidden_host", "forbidden_origin")
+    assert "server: vellumd" in headers
+    assert "x-content-type-options: nosniff" in headers
+    assert any("sandbox" in line for line in headers)
     assert (await door.json("GET", "/healthz"))["status"] == "alive"
 
 
