@@ -19,6 +19,7 @@ PLUGINS = sorted(path for path in (ROOT / "plugins").iterdir() if (path / "plugi
 LAYERS = (
     {"errors", "models"},
     {"settings", "sources", "presets", "images", "platform", "protocol", "model_card", "logs"},
+    {"keys"},
     {"store"},
     {"events", "deliveries", "jobs", "context"},
     {"supervisor", "executor"},

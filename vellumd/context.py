@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, JsonValue
 
 from vellumd.jobs import JobFilter, Jobs, Page
+from vellumd.keys import Keyring
 from vellumd.models import Delivery, EditRequest, ImageRef, Job, JobEvent
 
 
@@ -97,12 +98,15 @@ class TransportContext:
         info: Callable[[], dict[str, Any]],
         on_report: Callable[[str, bool, str], None],
         on_announce: Callable[[str, str], None],
+        keys: Keyring,
     ) -> None:
         self.name = name
         self.settings: Any = settings
         self.log = logging.getLogger(f"vellumd.{name}")
         self.dir = dir
         self.jobs = TransportJobs(jobs, name)
+        self.keys = keys
+        """The named keys of `vellumd keys`: a door that strangers can reach asks for one."""
         self._jobs = jobs
         self._info = info
         self._on_report = on_report

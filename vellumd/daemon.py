@@ -23,6 +23,7 @@ from vellumd.events import EventBus
 from vellumd.executor import STORE_RETRY_S, Executor
 from vellumd.hookspecs import EngineSpec, TransportSpec
 from vellumd.jobs import Jobs
+from vellumd.keys import FILE, Keyring
 from vellumd.model_card import ModelCard
 from vellumd.models import JobEvent
 from vellumd.plugins import Plugins
@@ -192,6 +193,7 @@ class Daemon:
             info=self.info,
             on_report=self._report,
             on_announce=self._announce,
+            keys=Keyring(self.settings.store.dir / FILE),
         )
 
     def _report(self, name: str, ok: bool, text: str) -> None:

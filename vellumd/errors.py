@@ -260,10 +260,6 @@ class ConfigError(VellumError):
     code = "config"
     remedy = "Correct it and start again; `vellumd serve --help` lists the keys."
 
-    def of(self, field: str) -> VellumError:
-        """The same error, telling which field of the request it is about."""
-        return type(self)(f"{field}: {self.message}", retry_after=self.retry_after)
-
     def public(self) -> dict[str, object]:
         """As for all, without a remedy where the message already holds one."""
         return {"code": self.code, "message": self.message, "retryable": False}

@@ -24,7 +24,7 @@ _ENDED = (
     "cancelled", "expired", "out_of_memory", "engine_crashed", "bad_output", "bad_image",
     "engine_unavailable", "storage_full", "result_too_large",
 )  # fmt: skip
-_OPEN = ("/healthz", "/readyz", "/r/{job}/{n}")
+_OPEN = ("/", "/static/{file}", "/healthz", "/readyz", "/r/{job}/{n}")
 
 Schema = dict[str, Any]
 
@@ -134,6 +134,9 @@ OPERATIONS = (
         {"image/*": {}, "application/octet-stream": {}}),
     Operation("get", "/v1/capabilities", "Model, presets, tiers, limits, state.",
         {200: ("What this daemon can do.", _ANY)}),
+    Operation("post", "/v1/session", "Trade the key for a cookie, for pages.",
+        {204: ("The cookie is set, if a key was needed.", {})}),
+    Operation("delete", "/v1/session", "Drop the cookie.", {204: ("Dropped.", {})}),
     Operation("get", "/", "What this is.", {200: ("A page.", {"text/html": {}})}),
     Operation("get", "/docs", "This description, to try out.",
         {200: ("A page.", {"text/html": {}})}),

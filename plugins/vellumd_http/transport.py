@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from vellumd import TransportContext, errors
-from vellumd_http import answers, guard, keyfile
+from vellumd_http import answers, keyfile, tls
+from vellumd_http.access import Access
 from vellumd_http.body import Bodies, Pace
 from vellumd_http.connection import Connection
 from vellumd_http.events import Events
+from vellumd_http.guard import Guard
 from vellumd_http.intake import Intake
 from vellumd_http.legacy import Legacy
 from vellumd_http.links import Links
-from vellumd_http.listen import DEFAULT_HOST, listen, port_of, url
+from vellumd_http.listen import DEFAULT_HOST, listen, port_of, url, url_for_others
 from vellumd_http.native import APPLIED, Native
 from vellumd_http.plugin import HttpSettings
 from vellumd_http.service import Service
+from vellumd_http.session import Session
 
 KEEP_ALIVE_S = 15
 """Seconds a connection may stay without a request, from its beginning on."""
@@ -44,9 +48,12 @@ class HttpTransport:
         self._settings: HttpSettings = context.settings
         self._pace = pace or Pace()
         self._keep_alive_s = keep_alive_s
+        self._access = Access(self._settings, context.keys, context.dir)
+        self._guard = Guard(self._settings, self._access)
 
     async def run(self) -> None:
         """Serve until cancelled."""
+        self._tls = tls.context(self._settings)
         runner = web.AppRunner(self.app(), shutdown_timeout=SHUTDOWN_S)
         await runner.setup()
         servers: list[asyncio.Server] = []
@@ -61,22 +68,20 @@ class HttpTransport:
     def app(self) -> web.Application:
         """All routes behind the guard."""
         context, settings = self._context, self._settings
-        key = guard.find_key(settings, context.dir, context.log)
         bodies = Bodies(settings.max_body_mb << 20, self._pace)
         intake = Intake(context, bodies)
         public_url = context.info()["public_url"]
         secret = keyfile.make_or_read(context.dir / "link_secret") if public_url else ""
         links = Links(public_url, secret)
-        app = web.Application(
-            middlewares=[self._answer_errors, _guarded(guard.Guard(settings, key))]
-        )
+        app = web.Application(middlewares=[self._answer_errors, _guarded(self._guard)])
         app.on_response_prepare.append(_add_headers)
         events = Events(context)
         for part in (
             Legacy(context, intake),
             Native(context, intake, bodies, links),
             events,
-            Service(context, links),
+            Session(self._access),
+            Service(context, links, self._guard.admits),
         ):
             app.add_routes(part.routes())
 
@@ -102,23 +107,48 @@ class HttpTransport:
             )
 
         host, context = self._settings.host, self._context
-        servers.append(await listen(connection, host, self._settings.port))
+        servers.append(await listen(connection, host, self._settings.port, self._tls))
         port = port_of(servers[0])
-        context.announce(url(host, port))
+        self._tell(port)
+        context.announce(url(host, port, self._tls))
         if host == DEFAULT_HOST:
             try:
-                servers.append(await listen(connection, "::1", port))
+                servers.append(await listen(connection, "::1", port, self._tls))
             except (OSError, errors.ConfigError) as error:
                 context.log.info("not on [::1]: %s", error)
             else:
-                context.announce(url("::1", port))
+                context.announce(url("::1", port, self._tls))
         context.report(True, f"listens on port {port}")
+
+    def _tell(self, port: int) -> None:
+        """Say who can come in. A new key goes to the terminal alone, never into the log."""
+        settings, log, access = self._settings, self._context.log, self._access
+        public_url = self._context.info()["public_url"]
+        for network in settings.trusted_networks:
+            log.warning("Machines in %s need no key: they see and change every job.", network)
+        if public_url and not self._guard.answers_for(urlsplit(public_url).netloc):
+            log.warning(
+                "This door does not answer for the name in daemon.public_url, so its links are "
+                "refused. Add the name to plugins.http.allowed_hosts."
+            )
+        if access.file:
+            log.info("others can reach this door; the key they need lies in %s", access.file)
+        if access.made:
+            address = public_url or url_for_others(settings.host, port, self._tls)
+            print("Others can reach this daemon, so a key is needed. Open once in each browser:")
+            print(f"  {address.rstrip('/')}/#key={access.made}")
+            print("Programs send it as `Authorization: Bearer KEY`.", flush=True)
+            access.made = None
 
     @web.middleware
     async def _answer_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Every error in the words of its route; unforeseen ones only in the log."""
+        error: errors.VellumError | web.HTTPException
         try:
             return await handler(request)
+        except errors.ConfigError as found:  # of the operator's files, so it is the operator's
+            self._context.log.error("%s", found.message)
+            error = errors.Internal("The daemon could not answer.")
         except (errors.VellumError, web.HTTPException) as found:
             error = found
         except ConnectionError:
@@ -137,7 +167,7 @@ class HttpTransport:
         return answers.of_error(request.path, told, error.status, headers)
 
 
-def _guarded(watch: guard.Guard) -> Middleware:
+def _guarded(watch: Guard) -> Middleware:
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         watch.check(request)

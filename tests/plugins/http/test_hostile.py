@@ -185,6 +185,39 @@ async def test_an_error_names_its_picture(door: Door, what: str) -> None:
             assert answer["detail"].startswith(f"{field}: ")
 
 
+async def test_no_url_is_fetched(door: Door) -> None:
+    """In no field, spelling or kind of body does a URL make the daemon call anybody."""
+    calls = 0
+
+    def called(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal calls
+        calls += 1
+        writer.close()
+
+    async with await asyncio.start_server(called, "127.0.0.1", 0) as trap:
+        port = trap.sockets[0].getsockname()[1]
+        for head in ("http", "HTTPS", "ftp", "file", "gopher", "data:image/png;url=http", "//"):
+            url = f"{head}://127.0.0.1:{port}/a.png"
+            edits: list[dict[str, Any]] = [
+                {"images": [url]}, {"image": url}, {"images": [{"url": url}]}, {"mask": url},
+                {"images": [{"type": "image_url", "image_url": {"url": url}}]},
+            ]  # fmt: skip
+            for edit in edits:
+                for path in ("/v1/jobs", "/generate"):
+                    await door.json("POST", path, 400, json={**GOOD, **edit})
+            form = FormData()
+            form.add_field("prompt", "x")
+            form.add_field("images", url)
+            await door.json("POST", "/v1/jobs", 400, data=form)
+            await door.json("POST", "/v1/inputs", 400, data=url.encode())
+        assert calls == 0
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        async with asyncio.timeout(10):
+            while not calls:
+                await asyncio.sleep(0.01)
+        writer.close()
+
+
 async def test_an_empty_mask_part_is_no_mask(door: Door) -> None:
     """As a browser's form sends it where no file was chosen."""
     form = FormData()
