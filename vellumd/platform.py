@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -129,6 +130,20 @@ def die_with_parent() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+
+
+def more_files() -> None:
+    """Allow as many open files as the system lets this process have.
+
+    The customary 1,024 are used up by as many silent connections. Windows has no such limit.
+    """
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            with contextlib.suppress(OSError, ValueError):  # macOS names limits it does not allow
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def own_group() -> dict[str, Any]:

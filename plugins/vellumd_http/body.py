@@ -23,12 +23,24 @@ JSON_MAX = 32 << 20
 """Largest JSON body, and text of a form, in bytes: these are held in memory."""
 CHUNK = 64 << 10
 SMALL = 64 << 10
-"""Bytes that need no slot, whatever follows: so neither small bodies nor ones that only
-trickle keep others waiting."""
+"""Bytes that need no slot, whatever follows."""
 PARTS_MAX = 64
 """Parts of one form."""
 AT_ONCE = 8
-"""Big bodies being read at the same time."""
+"""Big bodies worked on at the same time, and big ones held in memory."""
+
+
+class Slots:
+    """What big bodies share, so that many of them cost no more than `at_once` do.
+
+    `work` is for bodies whose bytes are here: one that waits for its sender gives it back,
+    so nobody waits behind a slow one. `memory` is for bodies that are held in memory, and
+    kept to their end: behind slow ones of that kind, others of that kind wait.
+    """
+
+    def __init__(self, at_once: int = AT_ONCE) -> None:
+        self.work = asyncio.Semaphore(at_once)
+        self.memory = asyncio.Semaphore(at_once)
 
 
 @dataclass(frozen=True)
@@ -46,19 +58,17 @@ class Pace:
 class Paced:
     """A request's content that ends when it is too long or too slow.
 
-    Beyond `SMALL` bytes it needs one of the `slots`, and waits in line for it. Only time
-    spent waiting for the sender counts, not what we do with the bytes. It has the methods
-    of aiohttp's StreamReader that a MultipartReader uses.
+    Beyond `SMALL` bytes it needs its turn in `slots`. Only time spent waiting for the
+    sender counts, not what we do with the bytes. It has the methods of aiohttp's
+    StreamReader that a MultipartReader uses.
     """
 
-    def __init__(
-        self, content: StreamReader, limit: int, pace: Pace, slots: asyncio.Semaphore
-    ) -> None:
+    def __init__(self, content: StreamReader, limit: int, pace: Pace, slots: Slots) -> None:
         self._content = content
         self._limit = limit
         self._pace = pace
         self._slots = slots
-        self._has_slot = False
+        self._has: list[asyncio.Semaphore] = []
         self._left = pace.total_s
         self._quiet = pace.stall_s
         self._mark = 0
@@ -70,7 +80,7 @@ class Paced:
             data, self._back = self._back[:n], self._back[n:]
             return data
         if self._content.total_bytes > SMALL:
-            await self._take_slot()
+            await self._take(self._slots.work)
         if ready := self._content.read_nowait(n):  # what is here already needs no deadline
             self._count(0)
             return ready
@@ -102,6 +112,8 @@ class Paced:
         body = bytearray()
         while chunk := await self.read():
             body += chunk
+            if len(body) > SMALL:
+                await self.hold()
         return body
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -109,24 +121,35 @@ class Paced:
         while chunk := await self.read():
             yield chunk
 
-    async def _take_slot(self) -> None:
-        if self._has_slot:
+    async def hold(self) -> None:
+        """Take leave to hold what comes in memory, until the end."""
+        if self._slots.memory not in self._has:
+            self._give(self._slots.work)  # or eight in line here would stop everybody
+            await self._take(self._slots.memory)
+
+    def close(self) -> None:
+        """Let the next bodies in line go on."""
+        for slot in (self._slots.work, self._slots.memory):
+            self._give(slot)
+
+    async def _take(self, slot: asyncio.Semaphore) -> None:
+        if slot in self._has:
             return
         try:
             async with asyncio.timeout(self._pace.total_s):
-                await self._slots.acquire()
+                await slot.acquire()
         except TimeoutError:
             raise errors.BodyTimeout("Too many other uploads were in front.") from None
-        self._has_slot = True
+        self._has.append(slot)
 
-    def close(self) -> None:
-        """Let the next body in line go on."""
-        if self._has_slot:
-            self._slots.release()
-            self._has_slot = False
+    def _give(self, slot: asyncio.Semaphore) -> None:
+        if slot in self._has:
+            self._has.remove(slot)
+            slot.release()
 
     @asynccontextmanager
     async def _waiting(self) -> AsyncIterator[None]:
+        self._give(self._slots.work)
         start = time.monotonic()
         try:
             async with asyncio.timeout(min(self._quiet, self._left)):
@@ -153,12 +176,12 @@ def too_large(limit: int) -> errors.PayloadTooLarge:
 
 
 class Bodies:
-    """Opens bodies; `at_once` big ones go on at a time, the others wait in line."""
+    """Opens bodies, which share their slots."""
 
     def __init__(self, max_bytes: int, pace: Pace | None = None, at_once: int = AT_ONCE) -> None:
         self.max_bytes = max_bytes
         self._pace = pace or Pace()
-        self._slots = asyncio.Semaphore(at_once)
+        self._slots = Slots(at_once)
 
     @asynccontextmanager
     async def open(self, request: web.Request, limit: int | None = None) -> AsyncIterator[Paced]:

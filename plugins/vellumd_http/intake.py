@@ -10,7 +10,7 @@ from aiohttp import web
 
 from vellumd import ImageRef, TransportContext, errors
 from vellumd_http import wire
-from vellumd_http.body import JSON_MAX, Bodies, Part, is_form, parts, too_large
+from vellumd_http.body import JSON_MAX, SMALL, Bodies, Paced, Part, is_form, parts, too_large
 
 
 class Intake:
@@ -58,8 +58,8 @@ class Intake:
             return await self._context.stage(data)
 
     async def _from_form(self, request: web.Request) -> dict[str, Any]:
-        form = _Form()
         async with self._bodies.open(request) as paced:
+            form = _Form(paced)
             async for part in parts(paced, request):
                 await self._take(part, form)
         fields = wire.form_fields(form.texts)
@@ -100,7 +100,8 @@ class Intake:
 class _Form:
     """What a form has brought so far; its texts share one budget of bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, paced: Paced) -> None:
+        self._paced = paced
         self.texts: dict[str, str] = {}
         self.images: list[ImageRef] = []
         self.mask: ImageRef | None = None
@@ -115,6 +116,8 @@ class _Form:
             self._bytes += len(chunk)
             if self._bytes > JSON_MAX:
                 raise too_large(JSON_MAX)
+            if self._bytes > SMALL:
+                await self._paced.hold()
             body += chunk
             if len(body) > most:
                 raise errors.BadRequest(f"{name}: is longer than {most >> 20} MiB.")

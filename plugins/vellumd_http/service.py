@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import string
 from collections.abc import Callable
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -108,13 +109,13 @@ class Service:
         text = await asyncio.to_thread((_STATIC / "docs.html").read_text, encoding="utf-8")
         return _html(text, _DOCS_POLICY)
 
-    async def file(self, request: web.Request) -> web.Response:
+    async def file(self, request: web.Request) -> web.StreamResponse:
         """One of the pages' own files."""
         known = _FILES.get(request.match_info["file"])
         if known is None:
             raise errors.NotFound("There is no such file.")
-        data = await asyncio.to_thread((_STATIC / known[0]).read_bytes)
-        return web.Response(body=data, content_type=known[1], charset="utf-8")
+        data = await asyncio.to_thread(_bytes, known[0])
+        return await results.send_data(request, data, f"{known[1]}; charset=utf-8")
 
     async def linked(self, request: web.Request) -> web.StreamResponse:
         """A result opened by its link; a wrong token is no different from no job."""
@@ -122,6 +123,12 @@ class Service:
         if not self._links.opens(job_id, n, request.query.get("t", "")):
             raise errors.NotFound("The link opens nothing.")
         return await results.send_result(self._context, request, job_id, n, inline=True)
+
+
+@cache
+def _bytes(name: str) -> bytes:
+    """A file of `_STATIC`, read once: all who are sent it share it."""
+    return (_STATIC / name).read_bytes()
 
 
 def _html(body: str, policy: str) -> web.Response:

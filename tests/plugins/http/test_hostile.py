@@ -414,6 +414,20 @@ async def peak(process: psutil.Process, stop: asyncio.Event) -> int:
     return highest
 
 
+async def stall(url: str, stop: asyncio.Event) -> float:
+    """The longest in seconds that a request beside it waited for the loop, until `stop`."""
+    longest = 0.0
+    clock = asyncio.get_running_loop().time
+    async with ClientSession() as client:
+        while not stop.is_set():
+            began = clock()
+            async with client.get(f"{url}/healthz") as got:
+                assert got.status == 200
+            longest = max(longest, clock() - began)
+            await asyncio.sleep(0.004)
+    return longest
+
+
 async def chunked(data: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(data), 1 << 18):
         yield data[start : start + (1 << 18)]
@@ -422,9 +436,10 @@ async def chunked(data: bytes) -> AsyncIterator[bytes]:
 async def test_no_request_takes_much_memory(
     daemon_process: tuple[psutil.Process, str],
 ) -> None:
-    """At most 256 MB more than before it, for any single request; the loop stays awake."""
+    """At most 256 MB more than before it, and 2 s of the loop, for any single request."""
     process, url = daemon_process
     grown: dict[str, int] = {}
+    stalled: dict[str, float] = {}
     async with ClientSession() as client:
         async with client.post(f"{url}/generate", json=GOOD) as got:
             assert got.status == 200
@@ -433,13 +448,16 @@ async def test_no_request_takes_much_memory(
             stop = asyncio.Event()
             async with asyncio.TaskGroup() as tasks:
                 watching = tasks.create_task(peak(process, stop))
+                waiting = tasks.create_task(stall(url, stop))
                 body = chunked(data)
                 async with client.post(f"{url}/v1/jobs", data=body, headers=headers) as got:
                     assert got.status == status, (what, await got.text())
                 stop.set()
             grown[what] = (watching.result() - before) >> 20
-    print(grown)
+            stalled[what] = round(waiting.result(), 2)
+    print(grown, stalled)
     assert max(grown.values()) <= 256, grown
+    assert max(stalled.values()) <= 2, stalled
 
 
 def test_the_bombs_are_what_they_claim() -> None:
