@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, JsonValue
 
 from vellumd.jobs import JobFilter, Jobs, Page
+from vellumd.keys import Keyring
 from vellumd.models import Delivery, EditRequest, ImageRef, Job, JobEvent
 
 
@@ -114,6 +115,7 @@ class TransportContext:
         control: Control,
         on_report: Callable[[str, bool, str], None],
         on_announce: Callable[[str, str], None],
+        keys: Keyring,
     ) -> None:
         self.name = name
         self.settings: Any = settings
@@ -121,6 +123,9 @@ class TransportContext:
         self.dir = dir
         self.jobs = TransportJobs(jobs, name)
         self.control = control
+        """Pause, resume, load and unload, for doors that let an operator in."""
+        self.keys = keys
+        """The named keys of `vellumd keys`: a door that strangers can reach asks for one."""
         self._jobs = jobs
         self._info = info
         self._on_report = on_report

@@ -25,6 +25,7 @@ from vellumd.events import EventBus
 from vellumd.executor import STORE_RETRY_S, Executor
 from vellumd.hookspecs import EngineSpec, Transport, TransportSpec
 from vellumd.jobs import Jobs
+from vellumd.keys import FILE, Keyring
 from vellumd.lag import LagAlarm
 from vellumd.model_card import ModelCard
 from vellumd.models import JobEvent, notice
@@ -173,6 +174,7 @@ class Daemon:
             control=self.executor,
             on_report=self.transports.report,
             on_announce=self._announce,
+            keys=Keyring(self.settings.store.dir / FILE),
         )
         return spec.factory(context)
 
