@@ -248,7 +248,7 @@ class Daemon:
                 name: preset.model_dump(mode="json", exclude_none=True)
                 for name, preset in self.jobs.presets.named.items()
             },
-            "default_preset": self.settings.engine.preset,
+            "default_preset": self.jobs.presets.default,
             "loras": sorted({*self.card.loras, *self.settings.engine.loras}),
             "limits": self.settings.limits.model_dump(mode="json"),
             "public_url": self.settings.daemon.public_url,
