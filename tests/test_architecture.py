@@ -22,7 +22,7 @@ LAYERS = (
     {"store"},
     {"events", "deliveries", "jobs", "context"},
     {"circuit", "child", "supervisor", "executor"},
-    {"hookspecs", "plugins"},
+    {"hookspecs", "plugins", "transports", "lag"},
     {"daemon", "local", "testing"},
     {"cli"},
 )
