@@ -25,6 +25,7 @@ from vellumd.events import EventBus
 from vellumd.executor import STORE_RETRY_S, Executor
 from vellumd.hookspecs import EngineSpec, Transport, TransportSpec
 from vellumd.jobs import Jobs
+from vellumd.keys import FILE, Keyring
 from vellumd.lag import LagAlarm
 from vellumd.model_card import ModelCard
 from vellumd.models import JobEvent, notice
@@ -171,6 +172,7 @@ class Daemon:
             jobs=self.jobs,
             info=self.info,
             control=self.executor,
+            keys=Keyring(self.settings.store.dir / FILE),
             on_report=self.transports.report,
             on_announce=self._announce,
         )
