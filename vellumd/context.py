@@ -113,9 +113,9 @@ class TransportContext:
         jobs: Jobs,
         info: Callable[[], dict[str, Any]],
         control: Control,
+        keys: Keyring,
         on_report: Callable[[str, bool, str], None],
         on_announce: Callable[[str, str], None],
-        keys: Keyring,
     ) -> None:
         self.name = name
         self.settings: Any = settings
@@ -123,7 +123,6 @@ class TransportContext:
         self.dir = dir
         self.jobs = TransportJobs(jobs, name)
         self.control = control
-        """Pause, resume, load and unload, for doors that let an operator in."""
         self.keys = keys
         """The named keys of `vellumd keys`: a door that strangers can reach asks for one."""
         self._jobs = jobs
@@ -140,9 +139,9 @@ class TransportContext:
         comes now is edited, `loaded` bool: at once, `reason`, `phase`, `done`, `of`,
         `restarts`, `capabilities` or null), `queue` (`queued`, `running`, `held`: why no job
         is started, empty | paused | storage_full), `transports` (name → `{ok, text, urls,
-        crashes}`), `loop` (`alarms`, `worst_s`, `last`: how often something blocked the
-        daemon, the longest, what it was), `store` (`open` bool, `writable` bool, `reason`,
-        `used_bytes`), `warnings` (list of `{code, message}`).
+        crashes}`), `store` (`open` bool, `writable` bool, `reason`, `used_bytes`), `warnings`
+        (list of `{code, message}`), `loop` (`alarms`, `worst_s`, `last`: how often something
+        blocked the daemon, the longest, what it was).
         """
         return self._info()
 

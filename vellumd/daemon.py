@@ -172,9 +172,9 @@ class Daemon:
             jobs=self.jobs,
             info=self.info,
             control=self.executor,
+            keys=Keyring(self.settings.store.dir / FILE),
             on_report=self.transports.report,
             on_announce=self._announce,
-            keys=Keyring(self.settings.store.dir / FILE),
         )
         return spec.factory(context)
 
@@ -231,9 +231,9 @@ class Daemon:
             },
             "queue": {**self.jobs.queue(), "held": self.executor.held},
             "transports": self.transports.public(),
-            "loop": self.lag.seen.public(),
             "store": self.room.public(),
             "warnings": [notice("store_rebuilt").model_dump()] if self.rebuilt else [],
+            "loop": self.lag.seen.public(),
         }
 
     @cached_property

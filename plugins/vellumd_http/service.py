@@ -68,23 +68,19 @@ class Service:
     async def ready(self, request: web.Request) -> web.Response:
         """200 when a job that comes now is edited, or held on purpose; else 503 and why not.
 
-        Both name the doors in trouble.
+        Either way it names what is wrong besides: warnings, and doors in trouble.
         """
         info = self._context.info()
-        engine, store, held = info["engine"], info["store"], info["queue"]["held"]
-        doors = {name: door["text"] for name, door in wire.doors(info).items() if not door["ok"]}
-        shown = {
-            **{name: engine[name] for name in ("state", "reason")},
-            "queue": held or "open",
-            "doors": doors,
-            **({"warnings": info["warnings"]} if info["warnings"] else {}),
+        engine, doors, trouble = info["engine"], wire.doors(info), wire.trouble(info)
+        shown: dict[str, Any] = {
+            "state": engine["state"],
+            "reason": engine["reason"] if trouble is None else trouble,
+            "queue": info["queue"]["held"] or "open",
+            "doors": {name: door["text"] for name, door in doors.items() if not door["ok"]},
+            "warnings": info["warnings"],
         }
-        if engine["ready"] and store["writable"] and held != "storage_full":
+        if trouble is None:
             return web.json_response({"status": "ready", **shown})
-        if not store["writable"]:
-            shown["reason"] = store["reason"]
-        elif engine["ready"]:
-            shown["reason"] = "The disk has no room for results; the queue waits for some."
         shown |= {name: engine[name] for name in ("phase", "done", "of")}
         return web.json_response(
             {"status": "not ready", **shown}, status=503, headers={"Retry-After": "5"}

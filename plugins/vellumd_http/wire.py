@@ -243,6 +243,17 @@ def doors(info: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {n: {key: door[key] for key in shown} for n, door in info["transports"].items()}
 
 
+def trouble(info: Mapping[str, Any]) -> str | None:
+    """Why a job that comes now is not edited; None if it is, or is held on purpose."""
+    if not info["store"]["writable"]:
+        return str(info["store"]["reason"])
+    if not info["engine"]["ready"]:
+        return str(info["engine"]["reason"])
+    if info["queue"]["held"] == "storage_full":
+        return "The disk has no room for results; the queue waits for some."
+    return None
+
+
 def legacy_answer(
     job: Job, pictures: list[bytes], warnings: Iterable[models.Notice]
 ) -> dict[str, Any]:

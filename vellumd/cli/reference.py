@@ -96,10 +96,15 @@ def error_tables() -> str:
 
 def context_tables() -> str:
     """What a transport can call, as Markdown: one table for each object that it gets."""
-    from vellumd.context import TransportContext, TransportJobs
+    from vellumd.context import Control, TransportContext, TransportJobs
     from vellumd.models import Delivery
 
-    faces = {"context": TransportContext, "context.jobs": TransportJobs, "delivery": Delivery}
+    faces = {
+        "context": TransportContext,
+        "context.jobs": TransportJobs,
+        "context.control": Control,
+        "delivery": Delivery,
+    }
     parts = []
     for name, face in faces.items():
         calls = (item for item in vars(face).items() if not item[0].startswith("_"))
@@ -113,7 +118,8 @@ def _call(name: str, method: Callable[..., Any]) -> str:
     signature = inspect.signature(method)
     wanted = [p for p in signature.parameters.values() if p.name != "self"]
     words = ("async " if inspect.iscoroutinefunction(method) else "") + name
-    return _cell(words + re.sub(r"'([^']+)'", r"\1", str(signature.replace(parameters=wanted))))
+    bare = re.sub(r"(: |-> )'([^']+)'", r"\1\2", str(signature.replace(parameters=wanted)))
+    return _cell(words + bare)
 
 
 def command_line() -> str:

@@ -39,8 +39,8 @@ def routes(door: Door, tmp_path: Path) -> list[Route]:
     """Every route of the application, one nobody has, and methods that no route takes."""
     context = TransportContext(
         "http", HttpSettings(), tmp_path, door.daemon.jobs, door.daemon.info,
-        door.daemon.executor, lambda name, ok, text: None, lambda name, url: None,
-        Keyring(tmp_path / "keys.json"),
+        door.daemon.executor, Keyring(tmp_path / "keys.json"),
+        lambda name, ok, text: None, lambda name, url: None,
     )  # fmt: skip
     found: list[Route] = []
     for route in HttpTransport(context).app().router.routes():
