@@ -20,7 +20,7 @@ LAYERS = (
     {"errors", "models"},
     {"settings", "sources", "presets", "images", "platform", "protocol", "model_card", "logs"},
     {"store"},
-    {"events", "deliveries", "jobs", "context"},
+    {"events", "metrics", "deliveries", "jobs", "context"},
     {"circuit", "child", "supervisor", "executor"},
     {"hookspecs", "plugins"},
     {"daemon", "local", "testing"},

@@ -23,6 +23,7 @@ from vellumd.events import EventBus
 from vellumd.executor import STORE_RETRY_S, Executor
 from vellumd.hookspecs import EngineSpec, TransportSpec
 from vellumd.jobs import Jobs
+from vellumd.metrics import Metrics
 from vellumd.model_card import ModelCard
 from vellumd.models import JobEvent, notice
 from vellumd.plugins import Plugins
@@ -64,6 +65,7 @@ class Daemon:
         self.transports: dict[str, dict[str, Any]] = {
             name: {"ok": True, "text": "starting", "urls": []} for name in self.plugins.transports
         }
+        self.metrics = Metrics()
         self.started = asyncio.Event()
         self._stop = asyncio.Event()
 
@@ -107,6 +109,7 @@ class Daemon:
     async def _serve(self, folder: Path) -> None:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "vellumd-io"))
         self.bus = EventBus()
+        self.bus.observers.append(self.metrics.observe)
         spool = Spool(folder / "spool", self.settings.limits)
         store = await Store.open(folder / "jobs.sqlite", self.bus.publish, spool=spool)
         self.room = Room(spool.root, spool.usage, self.settings.store)
@@ -124,12 +127,14 @@ class Daemon:
         try:
             if left := await self.jobs.recover():
                 log.info("%d job(s) were running when the last daemon ended", left)
+            self.metrics.waiting(await store.waiting())
             async with asyncio.TaskGroup() as tasks:
                 work = [
                     tasks.create_task(self.supervisor.run(), name="supervisor"),
                     tasks.create_task(self.executor.run(), name="executor"),
                     tasks.create_task(retention.run(), name="retention"),
                     tasks.create_task(store.watch(), name="store"),
+                    tasks.create_task(self.metrics.watch_loop(), name="metrics"),
                 ]
                 if self.plugins.observers:
                     work.append(tasks.create_task(self._observe(), name="observers"))
@@ -197,6 +202,7 @@ class Daemon:
             jobs=self.jobs,
             info=self.info,
             control=self.executor,
+            metrics=lambda: self.metrics.text(self.info()),
             on_report=self._report,
             on_announce=self._announce,
         )

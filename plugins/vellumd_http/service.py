@@ -13,6 +13,8 @@ from aiohttp import web
 from vellumd import TransportContext, errors
 from vellumd_http import links, openapi, results
 
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
 _STATIC = Path(__file__).parent / "static"
 _FILES = {
     "page.css": ("page.css", "text/css"),
@@ -49,6 +51,7 @@ class Service:
             web.get("/openapi.json", self.openapi),
             web.get("/healthz", self.alive),
             web.get("/readyz", self.ready),
+            web.get("/metrics", self.metrics),
             web.get(r"/r/{job:[^/]+}/{n:\d{1,4}}", self.linked, allow_head=False),
         ]
 
@@ -72,6 +75,11 @@ class Service:
         return web.json_response(
             {"status": "not ready", **shown, **warnings}, status=503, headers={"Retry-After": "5"}
         )
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """The daemon's figures, for Prometheus."""
+        body = await self._context.metrics()
+        return web.Response(body=body, headers={"Content-Type": METRICS_TYPE})
 
     async def openapi(self, request: web.Request) -> web.Response:
         """The description of all routes."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from prometheus_client.parser import text_string_to_metric_families
 
 from vellumd import TransportContext
 from vellumd_http.openapi import OPERATIONS, Operation
@@ -31,7 +32,8 @@ def router_of(door: Door, tmp_path: Path) -> set[tuple[str, str]]:
     """Method and path of every route the application has."""
     context = TransportContext(
         "http", HttpSettings(), tmp_path, door.daemon.jobs, door.daemon.info,
-        door.daemon.executor, lambda name, ok, text: None, lambda name, url: None,
+        door.daemon.executor, lambda: door.daemon.metrics.text({}),
+        lambda name, ok, text: None, lambda name, url: None,
     )  # fmt: skip
     routes: set[tuple[str, str]] = set()
     for route in HttpTransport(context).app().router.routes():
@@ -267,3 +269,16 @@ async def test_a_host_of_no_use_is_told_and_not_survived(open_door: OpenDoor, ho
     text = repr(caught.value.exceptions)
     assert "ConfigError" in text
     assert f"plugins.http.host: {host}" in text
+
+
+async def test_metrics_are_read_as_prometheus_reads_them(door: Door) -> None:
+    """/metrics has the format's type, and a job that was done over HTTP is counted in it."""
+    await door.done()
+    async with door.ask("GET", "/metrics") as got:
+        assert got.status == 200
+        assert got.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+        families = {f.name: f for f in text_string_to_metric_families(await got.text())}
+    done = [s.value for s in families["vellumd_jobs_ended"].samples if s.labels["status"] == "done"]
+    assert done == [1]
+    (up,) = families["vellumd_transport_up"].samples
+    assert (up.labels, up.value) == ({"transport": "http"}, 1)
