@@ -23,7 +23,7 @@ LAYERS = (
     {"events", "metrics", "deliveries", "jobs", "context"},
     {"circuit", "child", "supervisor", "executor"},
     {"hookspecs", "plugins"},
-    {"daemon", "local", "testing"},
+    {"watchdog", "daemon", "local", "testing"},
     {"cli"},
 )
 """Modules of vellumd from the bottom up; each imports its own layer and those before it."""

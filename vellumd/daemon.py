@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
 import logging
 import os
 import shlex
+import sys
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -17,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel
 
 import vellumd
-from vellumd import errors, logs, model_card, platform, plugins, sources
+from vellumd import errors, logs, model_card, platform, plugins, sources, watchdog
 from vellumd.context import TransportContext
 from vellumd.events import EventBus
 from vellumd.executor import STORE_RETRY_S, Executor
@@ -34,6 +36,7 @@ from vellumd.store.room import Room
 from vellumd.store.spool import Spool
 from vellumd.store.store import Store
 from vellumd.supervisor import EngineState, Supervisor
+from vellumd.watchdog import Part
 
 log = logging.getLogger("vellumd")
 
@@ -167,6 +170,14 @@ class Daemon:
             cache=platform.cache_dir(),
             limits=self.settings.limits.model_dump(mode="json"),
         )
+
+    def parts(self) -> list[Part]:
+        """What must not stand still while the daemon runs."""
+        stall_s = self.settings.engine.stall_s
+        return [
+            Part("executor", self.executor.sign, stall_s),
+            Part("supervisor", self.supervisor.sign, self.supervisor.silent_s),
+        ]
 
     # the transports
 
@@ -360,6 +371,8 @@ async def close(doors: Iterable[asyncio.Task[None]]) -> None:
 def run(settings: Settings, warnings: Iterable[str] = ()) -> int:
     """Serve in the foreground until a signal; the exit status. Raises `ConfigError`."""
     logs.start(settings.log)
+    if sys.stderr:  # a watchdog's SIGABRT then says where each thread was
+        faulthandler.enable()
     for warning in warnings:
         log.warning("%s", warning)
     return asyncio.run(_run(settings))
@@ -372,7 +385,8 @@ async def _run(settings: Settings) -> int:
         async with daemon.running():
             for line in daemon_lines(daemon):
                 print(line, flush=True)
-            await daemon.stopped()
+            async with watchdog.serving(daemon.parts()):
+                await daemon.stopped()
     except* errors.VellumError as group:
         raise first(group) from None
     return 0
