@@ -22,7 +22,7 @@ LAYERS = (
     {"store"},
     {"events", "metrics", "deliveries", "jobs", "context"},
     {"circuit", "child", "supervisor", "executor"},
-    {"hookspecs", "plugins"},
+    {"hookspecs", "plugins", "transports", "lag"},
     {"watchdog", "daemon", "local", "testing"},
     {"cli"},
 )

@@ -406,14 +406,14 @@ async def test_a_crashed_transport_is_opened_again(
     make_settings: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, steady_s: float
 ) -> None:
     """Its crash is told and harms nobody; the first one in a row costs a second."""
-    monkeypatch.setattr("vellumd.daemon.STEADY_S", steady_s)
+    monkeypatch.setattr("vellumd.transports.STEADY_S", steady_s)
     door = Stubborn()
     async with with_door(make_settings(), door).running() as daemon:
-        assert daemon.transports["stubborn"]["text"] == (
+        assert daemon.transports.doors["stubborn"].text == (
             "it crashed (ValueError); opened again in 1 s"
         )
         async with asyncio.timeout(10):
-            while not daemon.transports["stubborn"]["ok"]:
+            while not daemon.transports.doors["stubborn"].ok:
                 await asyncio.sleep(0.05)
         assert door.runs == 2
 
@@ -422,13 +422,28 @@ async def test_a_transport_that_swallows_its_end(
     make_settings: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stop goes on when a door returns instead of being cancelled, and asks it again."""
-    monkeypatch.setattr("vellumd.daemon.CLEANUP_S", 0.2)
+    monkeypatch.setattr("vellumd.transports.CLEANUP_S", 0.2)
     door = Stubborn(cancels=2)
     door.runs = 1
     async with asyncio.timeout(10):
         async with with_door(make_settings(), door).running():
             pass
     assert (door.runs, door.cancels) == (2, 0)
+
+
+async def test_a_transport_that_never_ends_is_left(
+    make_settings: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon ends in order all the same, its folder free, and says who is left."""
+    monkeypatch.setattr("vellumd.transports.CLEANUP_S", 0.1)
+    door = Stubborn(cancels=3)
+    door.runs = 1
+    async with asyncio.timeout(10):
+        async with with_door(make_settings(), door).running() as daemon:
+            pass
+        assert daemon.transports.stuck == ["transport stubborn"]
+        async with Daemon(make_settings()).running():
+            pass
 
 
 async def test_a_locked_store_costs_no_observer_an_event(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import os
 import re
-import subprocess
-import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -15,6 +13,8 @@ import pytest
 
 from vellumd import errors, hookspecs, sources
 from vellumd.cli import main, reference
+from vellumd.context import TransportContext
+from vellumd.daemon import Daemon
 from vellumd.settings import Preset, Settings
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +26,10 @@ def read(page: str) -> str:
     return (ROOT / page).read_text("utf-8")
 
 
-@pytest.mark.parametrize("file", ["config/vellumd.toml", "docs/configuration.md", "docs/errors.md"])
+@pytest.mark.parametrize(
+    "file",
+    ["config/vellumd.toml", "docs/configuration.md", "docs/errors.md", "docs/plugins.md"],
+)
 def test_generated_files_are_current(file: str) -> None:
     """What is generated equals the code; `python -m vellumd.cli.reference` renews it."""
     assert read(file) == reference.generated(ROOT)[ROOT / file]
@@ -64,6 +67,31 @@ def test_hooks_are_documented(name: str) -> None:
     hook = getattr(hookspecs, name)
     signature = str(inspect.signature(hook)).replace("'", "")
     assert f"### `{name}{signature}`" in read("docs/plugins.md")
+
+
+def test_only_what_there_is_is_documented() -> None:
+    """No page describes a hook or a command that does not exist."""
+    hooks = re.findall(r"^### `(vellumd_\w+)", read("docs/plugins.md"), re.MULTILINE)
+    assert sorted(hooks) == sorted(n for n in vars(hookspecs) if n.startswith("vellumd_"))
+    commands = re.findall(r"^## vellumd (\w+)$", read("docs/cli.md"), re.MULTILINE)
+    assert sorted(commands) == sorted(main.COMMANDS)
+
+
+def test_what_a_door_gets_is_documented() -> None:
+    """docs/plugins.md names each attribute of a TransportContext; its calls are generated."""
+    page = read("docs/plugins.md").partition("## What a door gets")[2].partition("\n## ")[0]
+    made = inspect.getsource(TransportContext.__init__)
+    attributes = re.findall(r"self\.([a-z]\w*)(?:: \w+)? = ", made)
+    assert {"settings", "log", "dir", "jobs"} <= set(attributes)
+    for name in attributes:
+        assert f"`{name}`" in page
+
+
+def test_what_info_says_is_documented() -> None:
+    """The docstring of `TransportContext.info` names each key that the daemon puts in."""
+    said = set(re.findall(r"`(\w+)`", TransportContext.info.__doc__ or ""))
+    source = inspect.getsource(Daemon.info) + inspect.getsource(Daemon._facts.func)
+    assert set(re.findall(r'^            "(\w+)":', source, re.MULTILINE)) <= said
 
 
 @pytest.mark.parametrize("command", list(main.COMMANDS))
@@ -119,29 +147,33 @@ def test_examples_are_whole(page: Path) -> None:
     blocks = re.findall(r"^```(\w+)\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     for language, text in blocks:
         if language == "python":
-            compile(text, page.name, "exec")
+            compile(textwrap.dedent(text), page.name, "exec")
         elif language == "toml":
             tomllib.loads(text)
 
 
-def test_the_example_plugin_works(tmp_path: Path) -> None:
-    """The door of docs/plugins.md, installed as written there, is found and loaded."""
-    page = read("docs/plugins.md").partition("## A door of its own")[2]
-    module, points = re.findall(r"^```\w+\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    (group, entries), *_ = tomllib.loads(points)["project"]["entry-points"].items()
-    lines = [f"[{group}]", *(f"{name} = {value}" for name, value in entries.items())]
-    (tmp_path / "vellumd_clock.py").write_text(module)
-    info = tmp_path / "vellumd_clock-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vellumd-clock\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("\n".join(lines))
-    done = subprocess.run(
-        [sys.executable, "-m", "vellumd", "plugins", "--plugins.clock.every_s", "5"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert "clock        vellumd-clock 1.0, enabled" in done.stdout
-    assert "transports: clock, http" in done.stdout
+LINES = ROOT / "tests" / "distributions" / "lines"
+
+
+def test_the_lines_door_is_explained_in_full() -> None:
+    """The pieces of docs/plugins.md are, in order, all of the door that the tests install."""
+    page = read("docs/plugins.md")
+    door = page.partition("## A door of its own")[2].partition("\n## ")[0]
+    pieces = re.findall(r"^```python\n(.*?)^```", door, re.MULTILINE | re.DOTALL)
+    code = (LINES / "vellumd_lines.py").read_text("utf-8")
+    assert without_blanks("\n".join(pieces)) == without_blanks(code)
+    (project,) = re.findall(r"^```toml\n(.*?)^```", door, re.MULTILINE | re.DOTALL)
+    assert project == (LINES / "pyproject.toml").read_text("utf-8")
+    test = (LINES / "tests" / "test_contract.py").read_text("utf-8")
+    assert f"```python\n{test}```" in page.partition("## Testing a door")[2]
+
+
+def test_the_lines_door_is_small() -> None:
+    """A whole door fits in 80 lines of code; texts, comments and blank lines not counted."""
+    lines = without_blanks((LINES / "vellumd_lines.py").read_text("utf-8"))
+    assert len([line for line in lines if not line.lstrip().startswith(('"""', "#"))]) <= 80
+
+
+def without_blanks(code: str) -> list[str]:
+    """The lines that are not empty."""
+    return [line for line in code.splitlines() if line.strip()]

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from vellumd import plugins
+from vellumd.daemon import Daemon
 from vellumd.errors import ConfigError
 from vellumd.models import Job, JobEvent, JobStatus, moment
+from vellumd.settings import Settings
 
 HEAD = "from vellumd import EngineSpec, TransportSpec, hookimpl\nfrom pydantic import BaseModel\n"
 
@@ -40,11 +42,12 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         sys.modules.pop(module, None)
 
 
+def bring(spec: str, hook: str = "transports") -> str:
+    return f"@hookimpl\ndef vellumd_{hook}():\n    return [{spec}]\n"
+
+
 def transport(name: str) -> str:
-    return (
-        f"@hookimpl\ndef vellumd_transports():\n"
-        f"    return [TransportSpec({name!r}, BaseModel, lambda context: None)]\n"
-    )
+    return bring(f"TransportSpec({name!r}, BaseModel, lambda context: None)")
 
 
 def test_a_strangers_transport_is_found(install: Callable[..., None]) -> None:
@@ -71,9 +74,15 @@ def test_disabled_means_never_imported(install: Callable[..., None]) -> None:
         ("def vellumd_transprots():\n    return []", "vellumd_transprots"),
         ("@hookimpl\ndef vellumd_transports(contxt):\n    return []", "contxt"),
         ("@hookimpl\ndef vellumd_transports():\n    raise OSError", "failed in vellumd_transports"),
-        ("@hookimpl\ndef vellumd_transports():\n    return ['fax']", "what is no spec"),
+        ("@hookimpl\ndef vellumd_transports():\n    return ['fax']", "what is no TransportSpec"),
         ("@hookimpl\ndef vellumd_engines():\n    return [EngineSpec('qwen-image-edit', 'a:b')]",
          "vellumd itself"),
+        ("raise SystemExit(3)", "stranger-fax 2.0 cannot be imported (SystemExit)"),
+        (bring("TransportSpec('fax', dict, print)"), "settings_model is no pydantic model"),
+        (bring("TransportSpec('Fax', BaseModel, print)"), "name is not one of small letters"),
+        (bring("TransportSpec('fax', BaseModel, 'print')"), "factory cannot be called"),
+        (bring("EngineSpec('fax', 'a:b')"), "what is no TransportSpec"),
+        (bring("EngineSpec('fax', 'a.b')", "engines"), "factory is not package.module:name"),
     ],
 )  # fmt: skip
 def test_a_broken_plugin_refuses_the_start(
@@ -84,6 +93,27 @@ def test_a_broken_plugin_refuses_the_start(
     with pytest.raises(ConfigError) as caught:
         plugins.load(["fax"])
     assert says in str(caught.value) and "fax" in str(caught.value)
+
+
+def test_a_wrong_section_names_the_distribution(install: Callable[..., None]) -> None:
+    """Besides the key and the remedy it is told whose section it is."""
+    install("fax", "class Fax(BaseModel, extra='forbid'):\n    line: int = 1\n"
+            + bring("TransportSpec('fax', Fax, print)"))  # fmt: skip
+    settings = Settings.model_validate({"plugins": {"fax": {"lime": "1"}}})
+    with pytest.raises(ConfigError) as caught:
+        Daemon(settings)
+    key, owner = caught.value.message.splitlines()
+    assert key.startswith("plugins.fax.lime: there is no such key. The nearest is plugins.fax.line")
+    assert owner == "[plugins.fax] belongs to stranger-fax 2.0."
+
+
+def test_one_module_twice(install: Callable[..., None], tmp_path: Path) -> None:
+    """Two names for one module are told, since pluggy takes a module once."""
+    install("fax", transport("fax"))
+    (file,) = tmp_path.glob("*.dist-info/entry_points.txt")
+    file.write_text(file.read_text() + file.read_text().splitlines()[1].replace("fax =", "fox ="))
+    with pytest.raises(ConfigError, match=r"'fox' of stranger-fax 2\.0 is the module of another"):
+        plugins.load(["fax", "fox"])
 
 
 def test_two_plugins_of_one_name(install: Callable[..., None]) -> None:

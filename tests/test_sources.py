@@ -136,6 +136,14 @@ def test_env_file_counts_only_our_lines(tmp_path: Path) -> None:
     assert not any("DATABASE_URL" in w for w in loaded.warnings)
 
 
+@pytest.mark.parametrize("line", ["MODEL_PATH=C:/m", "export MODEL=m", "model='m'", "MODEL = m"])
+def test_lines_like_the_predecessors_are_named(tmp_path: Path, line: str) -> None:
+    """However such a line is written, the warning names what replaces it."""
+    write(tmp_path / ".env", f"{line}\nMODELLING=1\n", "utf-8-sig")
+    (warning,) = load(tmp_path).warnings
+    assert "VELLUMD_ENGINE__MODEL" in warning and line.partition("=")[0].split()[-1] in warning
+
+
 def test_empty_variables_count_as_unset(tmp_path: Path) -> None:
     """A variable that a composer file passes on empty changes nothing."""
     assert load(tmp_path, VELLUMD_ENGINE__MODEL="", VELLUMD_CONFIG="").settings == Settings()
@@ -208,6 +216,13 @@ def test_backslashes_in_double_quotes_get_the_remedy(tmp_path: Path, line: str) 
     text = wrong(tmp_path)
     assert "'single quotes' or with forward slashes" in text
     assert "vellumd.toml" in text
+
+
+def test_backslashes_in_json_get_the_remedy(tmp_path: Path) -> None:
+    """A Windows path in JSON is a bad escape or a control character: both are told alike."""
+    for path in ("C:\\models", "C:\\new"):
+        text = wrong(tmp_path, VELLUMD_ENGINE__LORAS=f'{{"a": "{path}"}}')
+        assert text.startswith("engine.loras") and "'single quotes'" in text
 
 
 def test_control_characters_in_variables_get_the_remedy(tmp_path: Path) -> None:
@@ -315,6 +330,14 @@ def test_a_secret_can_come_from_a_file(tmp_path: Path) -> None:
     assert token.get_secret_value() == "s3cret"
     with pytest.raises(ConfigError, match=r"plugins\.door\.token_file: there is no such file"):
         door(tmp_path, ("plugins.door.token_file", "nowhere"))
+
+
+def test_a_secrets_file_starts_from_what_names_it(tmp_path: Path) -> None:
+    """Relative to its source, with BOM or Windows line ends, over a weaker source's secret."""
+    write(tmp_path / "config/vellumd.toml", "[plugins.door]\ntoken='weak'")
+    (tmp_path / "secret").write_bytes(b"\xef\xbb\xbfs3cret\r\nnote\r\n")
+    token = door(tmp_path, VELLUMD_PLUGINS__DOOR__TOKEN_FILE="secret").token
+    assert token is not None and token.get_secret_value() == "s3cret"
 
 
 def test_values_stay_out_of_complaints(tmp_path: Path) -> None:

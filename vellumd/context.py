@@ -136,9 +136,11 @@ class TransportContext:
         (`state` loading | ready | restarting | failed | unloaded, `ready` bool: a job that
         comes now is edited, `loaded` bool: at once, `reason`, `phase`, `done`, `of`,
         `restarts`, `capabilities` or null), `queue` (`queued`, `running`, `held`: why no job
-        is started, empty | paused | storage_full), `transports` (name → `{ok, text, urls}`),
-        `store` (`open` bool, `writable` bool, `reason`, `used_bytes`, `limit_bytes`,
-        `free_bytes`, `reserve_bytes`), `warnings` (list of `{code, message}`).
+        is started, empty | paused | storage_full), `transports` (name → `{ok, text, urls,
+        crashes}`), `store` (`open` bool, `writable` bool, `reason`, `used_bytes`,
+        `limit_bytes`, `free_bytes`, `reserve_bytes`), `warnings` (list of `{code, message}`),
+        `loop` (`alarms`, `worst_s`, `last`: how often something blocked the daemon, the
+        longest, what it was).
         """
         return self._info()
 
@@ -147,11 +149,15 @@ class TransportContext:
         return await self._metrics()
 
     def report(self, ok: bool, text: str) -> None:
-        """Tell in one sentence how this door is; shown by health, doctor and the log."""
-        self._on_report(self.name, ok, text)
+        """Tell in one sentence how this door is; shown by `/readyz`, `info` and the log."""
+        if not isinstance(text, str):
+            raise TypeError(f"report(ok, text): text must be a str, not {type(text).__name__}")
+        self._on_report(self.name, bool(ok), text)
 
     def announce(self, url: str) -> None:
         """Tell the address under which this door is open."""
+        if not isinstance(url, str):
+            raise TypeError(f"announce(url): url must be a str, not {type(url).__name__}")
         self._on_announce(self.name, url)
 
     async def stage(self, picture: bytes | Path | AsyncIterator[bytes], name: str = "") -> ImageRef:

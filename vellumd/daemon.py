@@ -9,6 +9,7 @@ import logging
 import os
 import shlex
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -19,12 +20,13 @@ from typing import Any
 from pydantic import BaseModel
 
 import vellumd
-from vellumd import errors, logs, model_card, platform, plugins, sources, watchdog
+from vellumd import errors, logs, model_card, platform, plugins, watchdog
 from vellumd.context import TransportContext
 from vellumd.events import EventBus
 from vellumd.executor import STORE_RETRY_S, Executor
-from vellumd.hookspecs import EngineSpec, TransportSpec
+from vellumd.hookspecs import EngineSpec, Transport, TransportSpec
 from vellumd.jobs import Jobs
+from vellumd.lag import LagAlarm
 from vellumd.metrics import Metrics
 from vellumd.model_card import ModelCard
 from vellumd.models import JobEvent, notice
@@ -36,16 +38,13 @@ from vellumd.store.room import Room
 from vellumd.store.spool import Spool
 from vellumd.store.store import Store
 from vellumd.supervisor import EngineState, Supervisor
+from vellumd.transports import Transports
 from vellumd.watchdog import Part
 
 log = logging.getLogger("vellumd")
 
-RESTART_S = (1.0, 2.0, 5.0, 15.0, 60.0)
-"""Seconds before a crashed transport is made again, by crashes in a row."""
-STEADY_S = 300.0
-"""Seconds after which a running transport's earlier crashes are forgotten."""
-CLEANUP_S = 5.0
-"""Seconds transports get to close when the daemon stops."""
+LINGER_S = 20.0
+"""Seconds beyond `daemon.stop_s` in which everything else has ended; then the process is."""
 THREADS = 8
 """Threads for file work; more of them win nothing, the interpreter lock is what they wait for."""
 
@@ -65,17 +64,15 @@ class Daemon:
         self.plugins = plugins_loaded or plugins.load(settings.enabled_plugins())
         self._sections = validate_sections(settings, self.plugins)
         self.card = read_card(settings)
-        self.transports: dict[str, dict[str, Any]] = {
-            name: {"ok": True, "text": "starting", "urls": []} for name in self.plugins.transports
-        }
+        self.transports = Transports(self.plugins.transports.values(), self._open)
+        self.lag = LagAlarm(self.plugins.packages())
         self.metrics = Metrics()
-        self.started = asyncio.Event()
         self._stop = asyncio.Event()
 
     @property
     def urls(self) -> list[str]:
         """Addresses that the transports announced."""
-        return [url for transport in self.transports.values() for url in transport["urls"]]
+        return self.transports.urls
 
     def stop(self) -> None:
         """Ask `run` to end."""
@@ -90,7 +87,7 @@ class Daemon:
         """Run while the block runs; entered once all transports are open."""
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(self.run(), name="daemon")
-            started = tasks.create_task(self.started.wait(), name="daemon started")
+            started = tasks.create_task(self.transports.started.wait(), name="started")
             await asyncio.wait([serving, started], return_when=asyncio.FIRST_COMPLETED)
             try:
                 if not serving.done():
@@ -104,7 +101,8 @@ class Daemon:
         folder = self.settings.store.dir
         lock = take_lock(folder)
         try:
-            await self._serve(folder)
+            with self.lag.watching():
+                await self._serve(folder)
         finally:
             (folder / "daemon.json").unlink(missing_ok=True)
             lock.release()
@@ -141,15 +139,12 @@ class Daemon:
                 ]
                 if self.plugins.observers:
                     work.append(tasks.create_task(self._observe(), name="observers"))
-                doors = [
-                    tasks.create_task(self._keep_open(spec), name=f"transport {name}")
-                    for name, spec in self.plugins.transports.items()
-                ]
-                self._note_started()
+                doors = tasks.create_task(self.transports.run(), name="transports")
                 await self._stop.wait()
                 self.jobs.closing = True
                 await self.executor.drain(self.settings.daemon.stop_s)
-                await close(doors)
+                doors.cancel()
+                await asyncio.wait([doors])
                 for task in work:
                     task.cancel()
         finally:
@@ -181,32 +176,10 @@ class Daemon:
 
     # the transports
 
-    async def _keep_open(self, spec: TransportSpec) -> None:
-        """Run a transport; make it again after a crash, which harms nobody else."""
-        crashes = 0
-        loop = asyncio.get_running_loop()
-        while True:
-            began = loop.time()
-            try:
-                await spec.factory(self._context(spec)).run()
-                problem = "it ended by itself"
-            except errors.ConfigError:
-                raise
-            except Exception as error:
-                log.exception("transport %s crashed", spec.name)
-                problem = f"it crashed ({type(error).__name__})"
-            if self._stop.is_set():
-                return
-            crashes = 1 if loop.time() - began > STEADY_S else crashes + 1
-            pause = RESTART_S[min(crashes, len(RESTART_S)) - 1]
-            self._report(spec.name, False, f"{problem}; opened again in {pause:.0f} s")
-            await asyncio.sleep(pause)
-
-    def _context(self, spec: TransportSpec) -> TransportContext:
+    def _open(self, spec: TransportSpec) -> Transport:
         folder = self.settings.store.dir / "plugins" / spec.name
         folder.mkdir(parents=True, exist_ok=True)
-        self.transports[spec.name]["urls"] = []
-        return TransportContext(
+        context = TransportContext(
             name=spec.name,
             settings=self._sections[spec.name],
             dir=folder,
@@ -214,23 +187,13 @@ class Daemon:
             info=self.info,
             control=self.executor,
             metrics=lambda: self.metrics.text(self.info()),
-            on_report=self._report,
+            on_report=self.transports.report,
             on_announce=self._announce,
         )
-
-    def _report(self, name: str, ok: bool, text: str) -> None:
-        if (ok, text) != (self.transports[name]["ok"], self.transports[name]["text"]):
-            log.log(logging.INFO if ok else logging.WARNING, "%s: %s", name, text)
-        self.transports[name].update(ok=ok, text=text)
-        self._note_started()
-
-    def _note_started(self) -> None:
-        """Every transport has said how it is, so the daemon can be used."""
-        if all(transport["text"] != "starting" for transport in self.transports.values()):
-            self.started.set()
+        return spec.factory(context)
 
     def _announce(self, name: str, url: str) -> None:
-        self.transports[name]["urls"].append(url)
+        self.transports.announce(name, url)
         announcement = {"pid": os.getpid(), "url": self.urls[0]}
         platform.replace_durably(
             self.settings.store.dir / "daemon.json", json.dumps(announcement).encode()
@@ -281,9 +244,10 @@ class Daemon:
                 "capabilities": capabilities.model_dump(mode="json") if capabilities else None,
             },
             "queue": {**self.jobs.queue(), "held": self.executor.held},
-            "transports": {name: dict(state) for name, state in self.transports.items()},
+            "transports": self.transports.public(),
             "store": self.room.public(),
             "warnings": [notice("store_rebuilt").model_dump()] if self.rebuilt else [],
+            "loop": self.lag.seen.public(),
         }
 
     @cached_property
@@ -317,9 +281,7 @@ def validate_sections(settings: Settings, loaded: Plugins) -> dict[str, BaseMode
         *loaded.engines.values(),
     ]
     return {
-        spec.name: sources.validate_section(
-            spec.settings_model, settings.plugins.get(spec.name, {}), f"plugins.{spec.name}"
-        )
+        spec.name: loaded.validate_section(spec.name, spec.settings_model, settings)
         for spec in specs
         if spec.settings_model is not None
     }
@@ -357,17 +319,6 @@ def log_state(state: EngineState) -> None:
     log.info("engine %s%s", state.state, f": {state.reason}" if state.reason else "")
 
 
-async def close(doors: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel the transports; one that does not end in time is named and cancelled again."""
-    still_open = set(doors)
-    while still_open:
-        for door in still_open:
-            door.cancel()
-        _, still_open = await asyncio.wait(still_open, timeout=CLEANUP_S)
-        for door in still_open:
-            log.error("%s did not end within %.0f s", door.get_name(), CLEANUP_S)
-
-
 def run(settings: Settings, warnings: Iterable[str] = ()) -> int:
     """Serve in the foreground until a signal; the exit status. Raises `ConfigError`."""
     logs.start(settings.log)
@@ -380,7 +331,14 @@ def run(settings: Settings, warnings: Iterable[str] = ()) -> int:
 
 async def _run(settings: Settings) -> int:
     daemon = Daemon(settings)
-    platform.on_stop(asyncio.get_running_loop(), daemon.stop)
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        end_within(settings.daemon.stop_s + LINGER_S, daemon.lag)
+        with suppress(RuntimeError):  # the loop has ended already
+            loop.call_soon_threadsafe(daemon.stop)
+
+    platform.on_stop(stop)
     try:
         async with daemon.running():
             for line in daemon_lines(daemon):
@@ -389,7 +347,25 @@ async def _run(settings: Settings) -> int:
                 await daemon.stopped()
     except* errors.VellumError as group:
         raise first(group) from None
+    finally:
+        if daemon.transports.stuck:  # asyncio would wait for them
+            stuck = ", ".join(daemon.transports.stuck)
+            log.error("ended without waiting for %s", stuck, exc_info=sys.exception())
+            platform.end_now(platform.STUCK)
     return 0
+
+
+def end_within(seconds: float, lag: LagAlarm) -> None:
+    """End the process in `seconds` if it has not by then, saying what is in the way."""
+
+    def end() -> None:
+        where = lag.where() or f"{threading.active_count() - 1} threads"
+        log.error("not ended %.0f s after being told to, because of %s", seconds, where)
+        platform.end_now(platform.STUCK)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def first(group: BaseExceptionGroup[Any]) -> BaseException:
@@ -402,13 +378,13 @@ def first(group: BaseExceptionGroup[Any]) -> BaseException:
 
 def daemon_lines(daemon: Daemon) -> list[str]:
     """What `serve` says first: address, model, folder, doors and one example."""
-    url = daemon.urls[0] if daemon.urls else ""
+    url = next(iter(daemon.urls), "")
     model = f"{daemon.card.name} ({daemon.card.note})" if daemon.card.note else daemon.card.name
     return [
         f"vellumd {vellumd.__version__} on {url or 'no address'}",
         f"  model  {model}",
         f"  data   {daemon.settings.store.dir}",
-        f"  doors  {', '.join(daemon.transports) or 'none'}",
+        f"  doors  {', '.join(daemon.plugins.transports) or 'none'}",
         *([f"  try    {example(daemon, url)}"] if url else []),
     ]
 

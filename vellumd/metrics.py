@@ -138,6 +138,8 @@ class _Now(Collector):
         yield from _engine(info["engine"])
         yield from _transports(info["transports"])
         yield from _store(info["store"])
+        text = "Times the event loop stood still for half a second or more."
+        yield CounterMetricFamily("vellumd_loop_alarms", text, value=info["loop"]["alarms"])
         yield _gauge("vellumd_loop_tasks", "Tasks of the daemon's event loop.", self.tasks)
 
 
@@ -165,7 +167,7 @@ def _transports(doors: Mapping[str, Info]) -> Iterator[Metric]:
     text = "Times a door was opened again."
     crashes = CounterMetricFamily("vellumd_transport_crashes", text, labels=["transport"])
     for name, door in doors.items():
-        crashes.add_metric([name], door.get("crashes", 0))
+        crashes.add_metric([name], door["crashes"])
     yield crashes
 
 

@@ -423,7 +423,7 @@ class Delivery:
         settle: Callable[[str, str | None, float], Awaitable[None]],
     ) -> None:
         self.job = job
-        self.reply = reply
+        self.reply: Any = reply
         self._settle = settle
 
     async def delivered(self) -> None:

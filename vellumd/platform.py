@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
-
-if TYPE_CHECKING:
-    import asyncio
+from typing import Any, BinaryIO, NoReturn
 
 WINDOWS = sys.platform == "win32"
 
@@ -182,14 +181,26 @@ def binary_pipes() -> tuple[BinaryIO, BinaryIO]:
     return os.fdopen(frames_in, "rb"), os.fdopen(frames_out, "wb", buffering=0)
 
 
-def on_stop(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
-    """Call `stop` in `loop` on SIGINT, SIGTERM and Windows' Ctrl+Break."""
-    names = ("SIGINT", "SIGTERM", "SIGBREAK")
-    for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
-        try:
-            loop.add_signal_handler(number, stop)
-        except NotImplementedError:  # Windows' proactor loop
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
+def on_stop(stop: Callable[[], None]) -> None:
+    """Call `stop` on SIGINT, SIGTERM and Windows' Ctrl+Break, in the main thread.
+
+    A plain handler and none of asyncio's: it also runs while something blocks the loop.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: stop())
+
+
+STUCK = 70
+"""Exit code of a daemon that ended with something still running in it; sysexits.h EX_SOFTWARE."""
+
+
+def end_now(code: int) -> NoReturn:
+    """End this process, whatever its threads and tasks still do."""
+    logging.shutdown()
+    with suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)
 
 
 def notify_manager(state: str) -> None:

@@ -9,20 +9,24 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import logging
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import pluggy
+from pydantic import BaseModel
 
-from vellumd import hookspecs
+from vellumd import hookspecs, sources
 from vellumd.errors import ConfigError
 from vellumd.hookspecs import GROUP, EngineSpec, TransportSpec
 from vellumd.models import Job, JobEvent
+from vellumd.settings import Settings
 
 log = logging.getLogger(__name__)
 
 HOOKS = [name for name in vars(hookspecs) if name.startswith("vellumd_")]
+SPEC_HOOKS = {TransportSpec: "vellumd_transports", EngineSpec: "vellumd_engines"}
 BUILTIN_ENGINE = EngineSpec("qwen-image-edit", "vellumd.engine.pipeline:create")
 
 
@@ -39,12 +43,13 @@ class Plugin:
 
 @dataclass(frozen=True)
 class Plugins:
-    """What the enabled plugins bring, by name."""
+    """What the enabled plugins bring, by name; `providers` are their distributions."""
 
     plugins: tuple[Plugin, ...]
     transports: dict[str, TransportSpec]
     engines: dict[str, EngineSpec]
     observers: tuple[tuple[str, Callable[[Job, JobEvent], None]], ...] = field(repr=False)
+    providers: dict[str, str] = field(default_factory=dict)
 
     def tell(self, job: Job, event: JobEvent) -> None:
         """Call every `vellumd_job_event`; one that raises harms nobody else."""
@@ -53,6 +58,20 @@ class Plugins:
                 observe(job, event)
             except Exception:
                 log.exception("plugin %s failed in vellumd_job_event", name)
+
+    def validate_section(self, name: str, model: type[BaseModel], settings: Settings) -> BaseModel:
+        """The section `[plugins.<name>]` as `model`; raises `ConfigError` for a wrong one."""
+        section = f"plugins.{name}"
+        try:
+            return sources.validate_section(model, settings.plugins.get(name, {}), section)
+        except ConfigError as error:
+            provider = self.providers.get(name, "vellumd itself")
+            raise ConfigError(f"{error.message}\n[{section}] belongs to {provider}.") from None
+
+    def packages(self) -> dict[str, str]:
+        """Plugin names by the package, or single module, that their code is in."""
+        modules = {p.name: p.module.partition(":")[0] for p in self.plugins if p.enabled}
+        return {module.rpartition(".")[0] or module: name for name, module in modules.items()}
 
 
 def load(enabled: Iterable[str]) -> Plugins:
@@ -65,14 +84,17 @@ def load(enabled: Iterable[str]) -> Plugins:
     active = {point.name: point for point in points if point.name in wanted}
     for point in active.values():
         _register(manager, point)
+    transports, transport_providers = _collect(manager, TransportSpec, active)
+    engines, engine_providers = _collect(manager, EngineSpec, active, [BUILTIN_ENGINE])
     return Plugins(
         plugins=tuple(_describe(point, point.name in wanted) for point in points),
-        transports=_collect(manager, "vellumd_transports", active),
-        engines=_collect(manager, "vellumd_engines", active, [BUILTIN_ENGINE]),
+        transports=transports,
+        engines=engines,
         observers=tuple(
             (implementation.plugin_name, _by_argument(implementation))
             for implementation in manager.hook.vellumd_job_event.get_hookimpls()
         ),
+        providers={**engine_providers, **transport_providers},
     )
 
 
@@ -105,12 +127,15 @@ def _register(manager: pluggy.PluginManager, point: importlib.metadata.EntryPoin
     """Import a plugin and take its hooks; raises `ConfigError` for a broken one."""
     try:
         module = point.load()
+    except (Exception, SystemExit) as error:
+        log.exception("plugin %s", point.name)
+        raise _broken(point, f"cannot be imported ({type(error).__name__})") from error
+    try:
         manager.register(module, name=point.name)
     except pluggy.PluginValidationError as error:
         raise _broken(point, f"has a wrong hook: {error.args[0].splitlines()[-1]}") from error
-    except Exception as error:
-        log.exception("plugin %s", point.name)
-        raise _broken(point, f"cannot be imported ({type(error).__name__})") from error
+    except ValueError as error:
+        raise _broken(point, "is the module of another plugin") from error
     for name in vars(module):
         if name.startswith("vellumd_") and name not in HOOKS and callable(getattr(module, name)):
             near = difflib.get_close_matches(name, HOOKS, 1)
@@ -125,30 +150,54 @@ def _broken(point: importlib.metadata.EntryPoint, what: str) -> ConfigError:
     )
 
 
+Spec = TypeVar("Spec", TransportSpec, EngineSpec)
+
+
 def _collect(
     manager: pluggy.PluginManager,
-    hook: str,
+    kind: type[Spec],
     points: dict[str, importlib.metadata.EntryPoint],
-    builtin: Iterable[Any] = (),
-) -> dict[str, Any]:
-    """The specs that all plugins return from `hook`, by name; `ConfigError` for two of one."""
-    specs: dict[str, Any] = {spec.name: spec for spec in builtin}
-    owners = dict.fromkeys(specs, "vellumd itself")
+    builtin: Iterable[Spec] = (),
+) -> tuple[dict[str, Spec], dict[str, str]]:
+    """The specs that all plugins bring, and who brings each, by name.
+
+    Raises `ConfigError` for two of one name and for what is no spec.
+    """
+    hook = SPEC_HOOKS[kind]
+    specs = {spec.name: spec for spec in builtin}
+    providers = dict.fromkeys(specs, "vellumd itself")
     for implementation in getattr(manager.hook, hook).get_hookimpls():
         point = points[implementation.plugin_name]
         try:
             offered = list(implementation.function())
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             log.exception("plugin %s", point.name)
             raise _broken(point, f"failed in {hook} ({type(error).__name__})") from error
         for spec in offered:
-            if not isinstance(spec, (TransportSpec, EngineSpec)):
-                raise _broken(point, f"returns from {hook} what is no spec")
+            if not isinstance(spec, kind):
+                raise _broken(point, f"returns from {hook} what is no {kind.__name__}")
+            if wrong := _wrong_field(spec):
+                raise _broken(point, f"returns from {hook} a spec whose {wrong}")
             if spec.name in specs:
-                rival = owners[spec.name]
+                rival = providers[spec.name]
                 raise _broken(point, f"brings {spec.name!r}, which {rival} brings too")
-            specs[spec.name], owners[spec.name] = spec, _provider(point)
-    return specs
+            specs[spec.name], providers[spec.name] = spec, _provider(point)
+    return specs, providers
+
+
+def _wrong_field(spec: TransportSpec | EngineSpec) -> str:
+    """Which field of a spec cannot be used, and what it has to be; empty if none."""
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", str(spec.name)):
+        return "name is not one of small letters, digits, _ and -"
+    model = spec.settings_model
+    optional = isinstance(spec, EngineSpec) and model is None
+    if not optional and not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return "settings_model is no pydantic model"
+    if isinstance(spec, TransportSpec) and not callable(spec.factory):
+        return "factory cannot be called"
+    if isinstance(spec, EngineSpec) and ":" not in str(spec.factory):
+        return "factory is not package.module:name"
+    return ""
 
 
 def _by_argument(implementation: pluggy.HookImpl) -> Callable[[Job, JobEvent], None]:

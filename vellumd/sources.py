@@ -40,7 +40,7 @@ REPLACED = {
     "POLL": "vellumd polls no server; follow a job with GET /v1/jobs/ID and Prefer: wait",
     "API": "the HTTP address is VELLUMD_PLUGINS__HTTP__HOST and VELLUMD_PLUGINS__HTTP__PORT",
 }
-"""Keys of the predecessor's .env, and what stands for each now."""
+"""Keys of the predecessor's .env, alone or as MODEL_PATH, and what stands for each now."""
 
 PATH_HINT = "Write paths in 'single quotes' or with forward slashes."
 
@@ -157,9 +157,9 @@ def read_dotenv(file: Path) -> tuple[dict[str, str], list[str]]:
         BaseSettings, env_file=file, env_file_encoding="utf-8-sig", case_sensitive=True
     ).env_vars
     warnings = [
-        f".env: {key} is a key of the predecessor and is ignored; {REPLACED[key]}."
+        f".env: {key} looks like a key of the predecessor and is ignored; {REPLACED[old]}."
         for key in lines
-        if key in REPLACED
+        if (old := key.upper().partition("_")[0]) in REPLACED
     ]
     return {k: v for k, v in lines.items() if k.startswith(PREFIX) and v}, warnings
 
@@ -311,7 +311,8 @@ def _decoded(value: Any, key: str) -> Any:
     try:
         return _locate(json.loads(value), value.origin, value.base)
     except ValueError:
-        raise ConfigError(f"{key} ({value.origin}) is not valid JSON. Correct it.") from None
+        remedy = PATH_HINT if "\\" in value else "Correct it."
+        raise ConfigError(f"{key} ({value.origin}) is not valid JSON. {remedy}") from None
 
 
 def _items(value: Any, key: str) -> Any:

@@ -134,6 +134,7 @@ class Native:
         """Model, presets, tiers, limits and state."""
         info = self._context.info()
         shown: dict[str, Any] = {name: info[name] for name in SHOWN}
+        shown["doors"] = wire.doors(info)
         sizes = {"json_bytes": JSON_MAX, "body_bytes": self._bodies.max_bytes}
         return web.json_response({**shown, "limits": {**shown["limits"], **sizes}})
 

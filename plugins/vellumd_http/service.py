@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from vellumd import TransportContext, errors
-from vellumd_http import links, openapi, results
+from vellumd_http import links, openapi, results, wire
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -60,20 +60,24 @@ class Service:
         return web.json_response({"status": "alive"})
 
     async def ready(self, request: web.Request) -> web.Response:
-        """200 when a job that comes now is edited, or held on purpose; else 503 and why not."""
+        """200 when a job that comes now is edited, or held on purpose; else 503 and why not.
+
+        Either way it names what is wrong besides: warnings, and doors in trouble.
+        """
         info = self._context.info()
-        engine, store, held = info["engine"], info["store"], info["queue"]["held"]
-        warnings = {"warnings": info["warnings"]} if info["warnings"] else {}
-        shown = {name: engine[name] for name in ("state", "reason")} | {"queue": held or "open"}
-        if engine["ready"] and store["writable"] and held != "storage_full":
-            return web.json_response({"status": "ready", **shown, **warnings})
-        if not store["writable"]:
-            shown["reason"] = store["reason"]
-        elif engine["ready"]:
-            shown["reason"] = "The disk has no room for results; the queue waits for some."
+        engine, doors, trouble = info["engine"], wire.doors(info), wire.trouble(info)
+        shown: dict[str, Any] = {
+            "state": engine["state"],
+            "reason": engine["reason"] if trouble is None else trouble,
+            "queue": info["queue"]["held"] or "open",
+            "doors": {name: door["text"] for name, door in doors.items() if not door["ok"]},
+            "warnings": info["warnings"],
+        }
+        if trouble is None:
+            return web.json_response({"status": "ready", **shown})
         shown |= {name: engine[name] for name in ("phase", "done", "of")}
         return web.json_response(
-            {"status": "not ready", **shown, **warnings}, status=503, headers={"Retry-After": "5"}
+            {"status": "not ready", **shown}, status=503, headers={"Retry-After": "5"}
         )
 
     async def metrics(self, request: web.Request) -> web.Response:

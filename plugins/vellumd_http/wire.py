@@ -237,6 +237,23 @@ def query_int(query: Mapping[str, str], name: str, least: int = 0) -> int | None
 # out: jobs and errors to answers
 
 
+def doors(info: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """How the daemon's transports are, without their addresses."""
+    shown = ("ok", "text", "crashes")
+    return {n: {key: door[key] for key in shown} for n, door in info["transports"].items()}
+
+
+def trouble(info: Mapping[str, Any]) -> str | None:
+    """Why a job that comes now is not edited; None if it is, or is held on purpose."""
+    if not info["store"]["writable"]:
+        return str(info["store"]["reason"])
+    if not info["engine"]["ready"]:
+        return str(info["engine"]["reason"])
+    if info["queue"]["held"] == "storage_full":
+        return "The disk has no room for results; the queue waits for some."
+    return None
+
+
 def legacy_answer(
     job: Job, pictures: list[bytes], warnings: Iterable[models.Notice]
 ) -> dict[str, Any]:

@@ -99,3 +99,9 @@ def test_output_survives_code_pages(encoding: str, tmp_path: Path) -> None:
     assert done.returncode == main.FAILED
     assert "There is no picture" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_missing_configuration_file_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """A named file is never passed over: exit code 78, and what to do."""
+    assert main.main(["plugins", "--config", "nowhere.toml"]) == 78
+    assert "no configuration file 'nowhere.toml'" in capsys.readouterr().err

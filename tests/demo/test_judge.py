@@ -2,14 +2,69 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from PIL import Image
 
+import vellumd
 from vellumd import model_card
-from vellumd.demo import judge
+from vellumd.demo import exam, judge
 from vellumd.demo.judge import Recipe
+from vellumd.demo.verdict import Judge
+
+
+class Knowing:
+    """An engine that knows the exam: with a LoRA it is always right, else it does nothing."""
+
+    def __init__(self, model: str, **settings: Any) -> None:
+        assert model == "demo"
+        self.seeds: list[int] = []
+        painter = Judge()
+        self._answers = {
+            question.noise: Image.fromarray(
+                painter.paint(question.edits.target[question.row : question.row + 1])[0]
+            )
+            for question in exam.draw(26, 4)
+        }
+
+    def load(self) -> SimpleNamespace:
+        """Knows one tier."""
+        return SimpleNamespace(tiers=("standard",))
+
+    def unload(self) -> None:
+        """Holds nothing."""
+
+    def generate(
+        self, images: list[Image.Image], prompt: str, *, seed: int, loras: list[Any], **_: Any
+    ) -> Image.Image:
+        """The answer that belongs to the noise's seed, or picture 1."""
+        return self._answers[seed] if loras else images[0]
+
+
+def test_an_exam_as_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe's own result, what of it `--against` lost and gained, and what really ran."""
+    monkeypatch.setattr(vellumd, "QwenImageEditEngine", Knowing)
+    exams = ["--n", "26", "--seed", "4", "--tier", "swift", "--json"]
+    judge.main([*exams, "--against", "fastest"])
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert (found["success"], found["n"], found["steps"], found["seed"]) == (0, 26, 8, 4)
+    assert {score["n"] for score in found["kinds"].values()} == {2}
+    assert found["recipe"]["loras"] == [] and found["against"]["preset"] == "fastest"
+    # All that the second recipe gets right is lost by the first, which is what is judged.
+    assert (found["comparison"]["lost"], found["comparison"]["gained"]) == (26, 0)
+    assert found["comparison"]["difference"] == -1
+    assert found["tier"] == "standard"
+    assert "swift is not there" in told.err
+    judge.main([*exams, "--preset", "fastest"])
+    assert json.loads(capsys.readouterr().out)["success"] == 1
 
 
 def test_the_base_recipe_is_the_cards() -> None:

@@ -145,7 +145,7 @@ class TestWrong:
         def make(_: int, target: Scenes) -> Array:
             tint = np.array([0, 0, 40])
             picture = painted(target).astype(int)
-            return np.where(picture > 127, picture - tint, picture + tint).astype(np.uint8)
+            return np.asarray(np.where(picture > 127, picture - tint, picture + tint), np.uint8)
 
         assert passing(drawn(kind), make) == 0
 

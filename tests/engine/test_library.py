@@ -54,6 +54,12 @@ class TestGenerate:
         results = [engine.generate(form, "x", num_steps=2, seed=1).tobytes() for form in forms]
         assert results[0] == results[1] == results[2]
 
+    @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "F", "LA", "P", "1"])
+    def test_pictures_of_any_mode(self, engine: QwenImageEditEngine, mode: str) -> None:
+        """Pillow's other modes are taken too, also those that no PNG holds."""
+        picture = PICTURE.convert("RGBA" if mode == "LA" else "RGB").convert(mode)
+        assert engine.generate(picture, "x", num_steps=1, seed=1).size == PICTURE.size
+
     def test_n_size_and_progress(self, engine: QwenImageEditEngine) -> None:
         """n > 1 gives a list, width and height the size, the callback each step."""
         told: list[Progress] = []

@@ -60,12 +60,11 @@ def daemon(settings: Settings) -> Check:
 async def of_plugins(settings: Settings) -> Iterable[Check]:
     """What the enabled plugins check: ports, brokers, folders."""
     from vellumd import plugins
-    from vellumd.sources import validate_section
 
     found: list[Check] = []
-    for name, spec in plugins.load(settings.enabled_plugins()).transports.items():
-        section = settings.plugins.get(name, {})
-        valid = validate_section(spec.settings_model, section, f"plugins.{name}")
+    loaded = plugins.load(settings.enabled_plugins())
+    for name, spec in loaded.transports.items():
+        valid = loaded.validate_section(name, spec.settings_model, settings)
         for check in spec.checks:
             found += await check(valid)
     return found

@@ -29,16 +29,18 @@ COMMANDS = {
 """Subcommands, each a module of this package, and what they do."""
 
 OK, FAILED, USAGE, UNAVAILABLE, CONFIG, INTERRUPTED = 0, 1, 2, 69, 78, 130
+STUCK = platform.STUCK
 
 EXIT_CODES = {
     OK: "done",
     FAILED: "an edit, a call or a check failed; the message says why",
     USAGE: "the command line is wrong",
     UNAVAILABLE: "no daemon answers",
+    STUCK: "the daemon ended without a plugin that would not end; the log names it",
     CONFIG: "the configuration is wrong",
     INTERRUPTED: "interrupted by Ctrl+C",
 }
-"""Exit codes; 69 and 78 as in BSD's sysexits.h."""
+"""Exit codes; 69, 70 and 78 as in BSD's sysexits.h."""
 
 SETTING = re.compile(r"--([a-z][a-z0-9_]*(?:\.[A-Za-z0-9_-]+)+)(?:=(.*))?", re.DOTALL)
 """A setting on the command line: `--section.key VALUE` or `--section.key=VALUE`."""

@@ -1,10 +1,14 @@
-"""`vellumd plugins`: what is installed and what it brings."""
+"""`vellumd plugins`: what is installed, what it brings, and how the open doors are."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
-from vellumd.cli.main import OK, load_settings
+from vellumd.cli.main import OK, Refused, load_settings
+
+if TYPE_CHECKING:
+    from vellumd.settings import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every installed plugin, and what the enabled ones bring."""
+    """Print every installed plugin, what the enabled ones bring, and the running doors."""
     settings = load_settings(args).settings
     from vellumd import plugins
 
@@ -22,4 +26,17 @@ def run(args: argparse.Namespace) -> int:
         print(f"{plugin.name:<12} {plugin.distribution} {plugin.version}, {state}")
     print(f"transports: {', '.join(sorted(loaded.transports)) or 'none'}")
     print(f"engines: {', '.join(sorted(loaded.engines)) or 'none'}")
+    for name, door in doors(settings).items():
+        print(f"{name:<12} {'open' if door['ok'] else 'NOT OPEN'}: {door['text']}")
     return OK
+
+
+def doors(settings: Settings) -> dict[str, Any]:
+    """The doors of the daemon that runs on the data folder; none if it wants a key."""
+    from vellumd.cli import client
+
+    daemon = client.announced(settings)
+    try:
+        return dict(daemon.get("/v1/capabilities")["doors"]) if daemon else {}
+    except Refused:
+        return {}

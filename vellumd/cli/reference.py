@@ -6,10 +6,11 @@ in docs/; a test compares them with the code.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,34 @@ def error_tables() -> str:
     )
 
 
+def context_tables() -> str:
+    """What a transport can call, as Markdown: one table for each object that it gets."""
+    from vellumd.context import Control, TransportContext, TransportJobs
+    from vellumd.models import Delivery
+
+    faces = {
+        "context": TransportContext,
+        "context.jobs": TransportJobs,
+        "context.control": Control,
+        "delivery": Delivery,
+    }
+    parts = []
+    for name, face in faces.items():
+        calls = (item for item in vars(face).items() if not item[0].startswith("_"))
+        rows = (f"| `{_call(*item)}` | {_cell(_sentence(item[1]))} |" for item in calls)
+        parts.append("\n".join([f"| `{name}.` | Meaning |\n|---|---|", *rows]))
+    return "\n\n".join(parts)
+
+
+def _call(name: str, method: Callable[..., Any]) -> str:
+    """A method as its caller writes it."""
+    signature = inspect.signature(method)
+    wanted = [p for p in signature.parameters.values() if p.name != "self"]
+    words = ("async " if inspect.iscoroutinefunction(method) else "") + name
+    bare = re.sub(r"(: |-> )'([^']+)'", r"\1\2", str(signature.replace(parameters=wanted)))
+    return _cell(words + bare)
+
+
 def command_line() -> str:
     """The settings as options of the command line."""
     lines = []
@@ -115,6 +144,7 @@ def generated(root: Path) -> dict[Path, str]:
     blocks = {
         "docs/configuration.md": ("settings", settings_tables()),
         "docs/errors.md": ("errors", error_tables()),
+        "docs/plugins.md": ("context", context_tables()),
     }
     files = {root / "config/vellumd.toml": toml()}
     for file, (name, block) in blocks.items():
@@ -140,7 +170,7 @@ def _toml(value: Any) -> str:
     return json.dumps(str(value), ensure_ascii=False)
 
 
-def _sentence(thing: type) -> str:
+def _sentence(thing: object) -> str:
     """The first line of the docstring."""
     return (thing.__doc__ or "").strip().partition("\n")[0]
 

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 import vellumd
 from vellumd import model_card
 from vellumd.demo import exam, world
-from vellumd.demo.judge import MODEL, Recipe
+from vellumd.demo.judge import Recipe
 from vellumd.demo.scenes import CELLS, COLOURS, GRID, LARGE, NONE, SHAPES, SIDE, Scenes
 from vellumd.demo.verdict import Judge
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     args.out.parent.mkdir(parents=True, exist_ok=True)
     questions = exam.draw(len(world.KINDS), args.seed)
-    with vellumd.QwenImageEditEngine(MODEL) as engine:
+    with vellumd.QwenImageEditEngine(model_card.DEMO) as engine:
         sitting = exam.sit(questions, Recipe.of().on(engine))
     render(questions, sitting).save(args.out, quality=92, method=6)
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 import numpy as np
 
 from vellumd.demo.painter import Painter, to_bytes
-from vellumd.demo.scenes import CELL, CELLS, GRID, RADII, SHAPES, SIDE, Array, Scenes, join
+from vellumd.demo.scenes import CELL, CELLS, CLEAR, GRID, RADII, SHAPES, SIDE, Array, Scenes, join
 from vellumd.demo.world import Edits
 
 NEAR = 30
@@ -60,8 +60,10 @@ class Judge:
     def _mistaken(self, picture: Array, painted: Array, answer: Scenes, given: Scenes) -> bool:
         """Whether `picture` is as near to a foil as to `answer`, here also `painted`."""
         far = self.paint(join([given, *spoilt(answer)]))
-        faint = self.paint(join([given, *missing(answer)])).astype(np.int32)
-        foils = np.concatenate([far, (faint + painted) // 2])
+        shown = self.paint(join([given, *missing(answer)])).astype(np.int32)
+        # In gray a shape may hardly be seen, and its ghost not at all.
+        clear = np.abs(shown - painted).max(axis=(1, 2, 3)) >= CLEAR * 255
+        foils = np.concatenate([far, (shown[clear] + painted) // 2])
         return bool((_error(picture, foils) <= _error(picture, painted[None])).any())
 
 

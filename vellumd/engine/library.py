@@ -24,6 +24,9 @@ from vellumd.settings import EngineSettings, Settings
 
 FACTORY = "vellumd.engine.pipeline:create"
 
+PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
+"""Pillow's modes that a PNG can hold."""
+
 Picture = str | Path | bytes | Image.Image
 """A picture as a script has it: a file, its bytes, or opened by Pillow."""
 
@@ -197,7 +200,7 @@ def _file(picture: Picture, folder: Path, name: str) -> Path:
     target = folder / name
     if isinstance(picture, Image.Image):
         buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
+        (picture if picture.mode in PNG_MODES else picture.convert("RGB")).save(buffer, "PNG")
         picture = buffer.getvalue()
     target.write_bytes(picture)
     return target

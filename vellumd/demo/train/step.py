@@ -20,12 +20,14 @@ class Step:
     A toy model's kernels end sooner than Python launches the next ones: launched one by
     one they kept an H100 busy for 38 % of the time. So `work` must do the same kernels
     each time, on tensors that stay where they are, and may not wait for the GPU: drawing
-    a batch, loss, gradients and the optimizer's step. Recordings share their memory, so
-    whatever it leaves behind must lie in tensors that were there before.
+    a batch, loss, gradients and the optimizer's step; and what it leaves behind must lie in
+    tensors that were there before.
     """
 
-    def __init__(self, work: Callable[[], None], device: torch.device) -> None:
+    def __init__(self, work: Callable[[], None], device: torch.device, memory: Any = None) -> None:
+        """`memory` is a graph's pool that steps may share which never run at the same time."""
         self._work = work
+        self._memory = memory
         self._device = device
         self._left = WARM
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -51,16 +53,6 @@ class Step:
 
     def _record(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=_memory()):
+        with torch.cuda.graph(graph, pool=self._memory):
             self._work()
         return graph
-
-
-_shared: list[Any] = []
-
-
-def _memory() -> Any:
-    """The memory of all recordings: they never run at the same time."""
-    if not _shared:
-        _shared.append(torch.cuda.graph_pool_handle())
-    return _shared[0]

@@ -51,7 +51,8 @@ def train(
             module.load_state_dict(saved["modules"][name])
         optimizer.restore(saved["optimizer"])
 
-    steps = {pictures: Step(partial(work, pictures), device) for pictures in losses}
+    memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+    steps = {pictures: Step(partial(work, pictures), device, memory) for pictures in losses}
     for scale in run.steps(state, restore):
         optimizer.scale(scale)
         steps[ORDER[run.step % len(ORDER)]]()

@@ -1,0 +1,364 @@
+"""Plugins that crash, block, swallow their end or are broken: no other door pays for it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench.serving import free_port, p99, until_answer
+
+HEAD = """
+import asyncio, os, time
+from pydantic import BaseModel, ConfigDict
+from vellumd import TransportSpec, hookimpl
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    line: int = 1
+"""
+DOOR = """
+@hookimpl
+def vellumd_transports():
+    return [TransportSpec("{name}", Section, {factory})]
+"""
+GOOD = """
+class Door:
+    def __init__(self, context):
+        self.context = context
+    async def run(self):
+        self.context.report(True, "open")
+        await asyncio.Event().wait()
+"""
+CRASHES = """
+class Door:
+    def __init__(self, context):
+        self.context = context
+    async def run(self):
+        self.context.report(True, "open")
+        await asyncio.sleep(0.05)
+        raise ValueError("no paper")
+"""
+BLOCKS = """
+class Door:
+    def __init__(self, context):
+        self.context = context
+    async def run(self):
+        self.context.report(True, "open")
+        await asyncio.sleep(0.2)
+        self.wait_for_paper()
+        await asyncio.Event().wait()
+    def wait_for_paper(self):
+        time.sleep(1.5)
+"""
+BLOCKS_FOR_EVER = BLOCKS.replace("time.sleep(1.5)", "time.sleep(3600)")
+SWALLOWS = """
+class Door:
+    def __init__(self, context):
+        self.context = context
+    async def run(self):
+        self.context.report(True, "open")
+        while True:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                pass
+"""
+HURRY = """
+from vellumd import daemon, transports
+transports.CLEANUP_S = 0.3
+transports.RESTART_S = (0.01,)
+daemon.LINGER_S = 1.0
+"""
+"""The daemon's patience shortened, as a plugin in its process can."""
+
+
+class Site:
+    """A folder of installed plugins, and daemons that see it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+
+    def install(self, name: str, code: str) -> None:
+        """Install a distribution `stranger-<name>` with one plugin."""
+        info = self.folder / f"stranger_{name}-2.0.dist-info"
+        info.mkdir()
+        head = f"Metadata-Version: 2.1\nName: stranger-{name}\nVersion: 2.0\n"
+        (info / "METADATA").write_text(head)
+        (info / "entry_points.txt").write_text(f"[vellumd]\n{name} = stranger_{name}\n")
+        (self.folder / f"stranger_{name}.py").write_text(HEAD + code)
+
+    def command(self, *settings: str) -> list[str]:
+        """`vellumd serve` with the HTTP door."""
+        return [
+            sys.executable, "-m", "vellumd", "serve",
+            "--engine.name", "paper", "--plugins.paper.step_s", "0",
+            "--plugins.http.port", str(self.port), "--store.dir", str(self.folder / "data"),
+            "--daemon.stop_s", "0.2", *settings,
+        ]  # fmt: skip
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How processes are started here."""
+        path = os.pathsep.join([str(self.folder), os.environ["PYTHONPATH"]])
+        return {"env": {**os.environ, "PYTHONPATH": path}, "cwd": self.folder}
+
+    @contextmanager
+    def serving(self, *settings: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A daemon that answers over HTTP; its log is `folder/log`."""
+        with (self.folder / "log").open("wb") as log:
+            running = subprocess.Popen(
+                self.command(*settings), stdout=subprocess.DEVNULL, stderr=log, **self.options
+            )
+        try:
+            until(lambda: self._answers() or running.poll() is not None)
+            yield running
+        finally:
+            running.kill()
+            running.wait()
+
+    def _answers(self) -> bool:
+        with suppress(OSError):
+            return self.get("/healthz")[0] == 200
+        return False
+
+    def log(self) -> str:
+        """What the daemon said so far."""
+        return (self.folder / "log").read_text("utf-8")
+
+    def get(self, path: str) -> tuple[int, dict[str, Any]]:
+        """Status and JSON of an answer over HTTP."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = json.loads(answer.read())
+        connection.close()
+        return answer.status, body
+
+    def answers(self, count: int) -> list[float]:
+        """Seconds of so many answers, one after another."""
+        seconds = []
+        for _ in range(count):
+            began = time.perf_counter()
+            assert self.get("/v1/capabilities")[0] == 200
+            seconds.append(time.perf_counter() - began)
+        return seconds
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def until(happened: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait for something to happen."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_a_crashing_door_costs_the_others_nothing(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While one crashes for ever, HTTP answers as fast as beside a good one, and tells it."""
+    site.install("good", GOOD + DOOR.format(name="good", factory="Door"))
+    site.install("bad", HURRY + CRASHES + DOOR.format(name="bad", factory="Door"))
+    with site.serving("--plugins.good.line", "1"):
+        until_answer(site.port, "/readyz")
+        calm = p99(site.answers(500))
+    with site.serving("--plugins.bad.line", "1"):
+        until_answer(site.port, "/readyz")
+        harried = p99(site.answers(500))
+        until(lambda: site.get("/v1/capabilities")[1]["doors"]["bad"]["crashes"] > 3)
+        shown = [*site.command()[:3], "plugins", "--store.dir", str(site.folder / "data")]
+        listed = subprocess.run(
+            shown, capture_output=True, text=True, timeout=60, check=True, **site.options
+        ).stdout
+    with capsys.disabled():
+        print(
+            f"\nHTTP beside a crashing door: p99 {1000 * harried:.1f} ms, without {1000 * calm:.1f}"
+        )
+    assert harried <= max(3 * calm, 0.02)
+    assert "stranger_bad.py" in site.log() and "ValueError: no paper" in site.log()
+    assert "bad" in listed and "http         open: listens on port" in listed
+
+
+def test_a_crashed_door_is_named_by_readyz(site: Site) -> None:
+    """The body says which door is in trouble; the status speaks of edits alone."""
+    site.install("bad", CRASHES + DOOR.format(name="bad", factory="Door"))
+    with site.serving("--plugins.bad.line", "1"):
+        until(lambda: bool(site.get("/readyz")[1]["doors"]))
+        assert site.get("/readyz")[1]["doors"] == {
+            "bad": "it crashed (ValueError); opened again in 1 s"
+        }
+
+
+@pytest.mark.parametrize(
+    ("factory", "problem"),
+    [
+        ("lambda context: None", "it crashed (AttributeError)"),
+        ("lambda context: context.report(True, None)", "it crashed (TypeError)"),
+        ("lambda context: context.announce(8200)", "it crashed (TypeError)"),
+        ("lambda context: exit(3)", "it crashed (SystemExit)"),
+        ("Cancels", "it cancelled itself"),
+        ("Ends", "it ended by itself"),
+    ],
+)
+def test_junk_is_contained(site: Site, factory: str, problem: str) -> None:
+    """Whatever a door returns or raises, the daemon goes on and says what it was."""
+    code = """
+class Ends:
+    def __init__(self, context): pass
+    async def run(self): pass
+class Cancels(Ends):
+    async def run(self): raise asyncio.CancelledError
+"""
+    site.install("bad", code + DOOR.format(name="bad", factory=factory))
+    with site.serving("--plugins.bad.line", "1") as running:
+        until(lambda: site.get("/readyz")[1]["doors"].get("bad", "").startswith(problem))
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(10) == 0
+
+
+def test_a_silent_door_holds_nothing_up(site: Site) -> None:
+    """A door that never says how it is delays the start by START_S at most."""
+    code = "from vellumd import transports\ntransports.START_S = 0.3\n" + GOOD.replace(
+        'self.context.report(True, "open")', "pass"
+    )
+    site.install("bad", code + DOOR.format(name="bad", factory="Door"))
+    with site.serving("--plugins.bad.line", "1"):
+        until(lambda: site.get("/readyz")[1]["doors"] == {"bad": "it has not said how it is"})
+
+
+def test_a_blocked_loop_is_named(site: Site) -> None:
+    """The alarm says which plugin and line blocked everybody, and for how long."""
+    site.install("bad", BLOCKS + DOOR.format(name="bad", factory="Door"))
+    with site.serving("--plugins.bad.line", "1"):
+        until(lambda: "the loop was blocked for" in site.log())
+        told = site.log()
+    assert "the loop is blocked by the plugin bad (stranger_bad, line " in told
+    assert "in wait_for_paper" in told
+
+
+def test_an_observer_that_blocks_is_named(site: Site) -> None:
+    """Hooks run in the loop too."""
+    site.install("bad", "@hookimpl\ndef vellumd_job_event(event):\n    time.sleep(1.5)\n")
+    with site.serving("--plugins.bad.line", "1"):
+        connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=30)
+        connection.request("POST", "/v1/jobs", edit())
+        assert connection.getresponse().status == 202
+        connection.close()
+        until(lambda: "the loop was blocked for" in site.log())
+    assert "by the plugin bad (stranger_bad, line" in site.log()
+
+
+def edit() -> str:
+    """The body of a small request."""
+    import base64
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (48, 32)).save(file, "PNG")
+    return json.dumps({"images": [base64.b64encode(file.getvalue()).decode()], "prompt": "x"})
+
+
+@pytest.mark.parametrize(
+    ("code", "at", "says"),
+    [
+        (SWALLOWS, "bad: open", "ended without waiting for transport bad"),
+        (BLOCKS_FOR_EVER, "the loop is blocked", "because of the plugin bad (stranger_bad, line"),
+        (GOOD.replace("await asyncio.Event().wait()", "await asyncio.to_thread(time.sleep, 3600)"),
+         "bad: open", "because of "),
+    ],
+    ids=["swallows its end", "blocks for ever", "leaves a thread"],
+)  # fmt: skip
+def test_the_daemon_ends_whatever_a_door_does(site: Site, code: str, at: str, says: str) -> None:
+    """SIGTERM ends it within bounds; the culprit is named and the exit code is 70."""
+    site.install("bad", HURRY + code + DOOR.format(name="bad", factory="Door"))
+    with site.serving("--plugins.bad.line", "1") as running:
+        until(lambda: at in site.log())
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(15) == 70
+    assert says in site.log()
+
+
+BROKEN = {
+    "import": ("import not_there", "cannot be imported (ModuleNotFoundError)"),
+    "misspelt hook": ("@hookimpl\ndef vellumd_transport():\n    return []", "'vellumd_transports'"),
+    "duplicate": (
+        GOOD + DOOR.format(name="http", factory="Door"),
+        "which stranger-bad 2.0 brings too",
+    ),
+    "section": (GOOD + DOOR.format(name="bad", factory="Door"), "The nearest is plugins.bad.line"),
+}
+LATER_S = 0.05
+"""Seconds that a refusal may come later than a good start."""
+
+
+def test_a_broken_plugin_refuses_the_start_at_once(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 78, distribution, what and remedy, no later than a good start; nothing is made."""
+    site.install("good", GOOD + DOOR.format(name="good", factory="Door"))
+    started = min(seconds_to_first_line(site, "--plugins.good.line", "1") for _ in range(3))
+    figures = {"a good start": started}
+    for kind, (code, says) in BROKEN.items():
+        broken = Site(site.folder / kind.replace(" ", "-"))
+        broken.folder.mkdir()
+        broken.install("bad", code)
+        command = broken.command("--plugins.bad.lime" if kind == "section" else
+                                 "--plugins.bad.line", "1")  # fmt: skip
+        took = []
+        for _ in range(3):
+            began = time.perf_counter()
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=60, check=False, **broken.options
+            )
+            took.append(time.perf_counter() - began)
+            assert done.returncode == 78, done.stderr
+            assert "stranger-bad 2.0" in done.stderr and says in done.stderr
+            assert not (broken.folder / "data").exists()
+        figures[kind] = min(took)
+    with capsys.disabled():
+        print("\n" + ", ".join(f"{kind}: {1000 * s:.0f} ms" for kind, s in figures.items()))
+    assert max(figures.values()) <= started + LATER_S
+
+
+def seconds_to_first_line(site: Site, *settings: str) -> float:
+    """Seconds until `serve` says that its doors are open."""
+    began = time.perf_counter()
+    running = subprocess.Popen(
+        site.command(*settings), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **site.options
+    )
+    assert running.stdout is not None
+    try:
+        assert running.stdout.readline()
+        return time.perf_counter() - began
+    finally:
+        running.kill()
+        running.wait()
+        running.stdout.close()
+
+
+def test_disabled_means_never_imported(site: Site) -> None:
+    """With `enabled = false` or without a section its code does not run."""
+    site.install("bad", "raise RuntimeError('imported')")
+    for settings in ([], ["--plugins.bad.line", "1", "--plugins.bad.enabled", "false"]):
+        with site.serving(*settings) as running:
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(15) == 0
+        assert "imported" not in site.log()
