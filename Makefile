@@ -29,11 +29,12 @@ $(TESTS_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[engine,dev]'
 	@touch $@
 
-lint: $(TESTS_READY)  ## ruff, and mypy for Linux and Windows
+lint: $(TESTS_READY)  ## ruff, mypy for Linux and Windows, bandit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --platform linux
 	$(BIN)/mypy --platform win32
+	$(BIN)/bandit --quiet --recursive --severity-level high vellumd plugins
 
 test: lint  ## everything, within 12 minutes on 2 cores
 	$(BIN)/python -m pytest

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, JsonValue
 
 from vellumd.jobs import JobFilter, Jobs, Page
+from vellumd.keys import Keyring
 from vellumd.models import Delivery, EditRequest, ImageRef, Job, JobEvent
 
 
@@ -112,6 +113,7 @@ class TransportContext:
         jobs: Jobs,
         info: Callable[[], dict[str, Any]],
         control: Control,
+        keys: Keyring,
         metrics: Callable[[], Awaitable[bytes]],
         on_report: Callable[[str, bool, str], None],
         on_announce: Callable[[str, str], None],
@@ -122,6 +124,8 @@ class TransportContext:
         self.dir = dir
         self.jobs = TransportJobs(jobs, name)
         self.control = control
+        self.keys = keys
+        """The named keys of `vellumd keys`: a door that strangers can reach asks for one."""
         self._jobs = jobs
         self._info = info
         self._metrics = metrics

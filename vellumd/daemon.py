@@ -26,6 +26,7 @@ from vellumd.events import EventBus
 from vellumd.executor import STORE_RETRY_S, Executor
 from vellumd.hookspecs import EngineSpec, Transport, TransportSpec
 from vellumd.jobs import Jobs
+from vellumd.keys import FILE, Keyring
 from vellumd.lag import LagAlarm
 from vellumd.metrics import Metrics
 from vellumd.model_card import ModelCard
@@ -186,6 +187,7 @@ class Daemon:
             jobs=self.jobs,
             info=self.info,
             control=self.executor,
+            keys=Keyring(self.settings.store.dir / FILE),
             metrics=lambda: self.metrics.text(self.info()),
             on_report=self.transports.report,
             on_announce=self._announce,
@@ -262,7 +264,7 @@ class Daemon:
                 name: preset.model_dump(mode="json", exclude_none=True)
                 for name, preset in self.jobs.presets.named.items()
             },
-            "default_preset": self.settings.engine.preset,
+            "default_preset": self.jobs.presets.default,
             "loras": sorted({*self.card.loras, *self.settings.engine.loras}),
             "limits": self.settings.limits.model_dump(mode="json"),
             "public_url": self.settings.daemon.public_url,

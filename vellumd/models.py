@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     BeforeValidator,
@@ -157,6 +158,19 @@ def _one_or_many(value: object) -> object:
     return value if isinstance(value, (list, tuple)) else [value]
 
 
+def _plain(text: str | None) -> str | None:
+    """Refuse NUL, where C libraries end a text, and halves of characters that UTF-8 has not."""
+    if text and "\0" in text:
+        raise ValueError("must not hold a NUL character")
+    if text and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("must not hold half of a surrogate pair")
+    return text
+
+
+Text = Annotated[str | None, AfterValidator(_plain)]
+"""A text that every part can read, or none."""
+
+
 def _random_seed(value: object) -> object:
     """-1, as other tools write it, asks for a random seed."""
     return None if value in (-1, "-1") else value
@@ -165,8 +179,8 @@ def _random_seed(value: object) -> object:
 class EditOptions(Frozen):
     """All of an edit but its pictures: what a preset may fix and a request override."""
 
-    prompt: str | None = None
-    negative_prompt: str | None = None
+    prompt: Text = None
+    negative_prompt: Text = None
     steps: int | None = Field(
         default=None,
         ge=1,
@@ -211,8 +225,8 @@ class EditRequest(EditOptions):
     mask: ImageRef | None = Field(
         default=None, description="White (or transparent) where the picture may change."
     )
-    batch: str | None = Field(default=None, max_length=128)
-    client_id: str | None = Field(default=None, max_length=128)
+    batch: Text = Field(default=None, max_length=128)
+    client_id: Text = Field(default=None, max_length=128)
     meta: JsonValue = None
 
     @field_validator("meta")

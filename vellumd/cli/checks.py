@@ -36,6 +36,7 @@ PACKAGES = {
 ENGINE_PACKAGES = {
     "accelerate": "1.10",
     "diffusers": "0.42.1",
+    "numpy": "2",
     "peft": "0.17",
     "safetensors": "0.6",
     "torch": "2.10",

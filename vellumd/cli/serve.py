@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
     loaded = load_settings(args)
-    from vellumd import daemon
+    from vellumd import daemon, platform
 
+    platform.more_files()
     return int(daemon.run(loaded.settings, loaded.warnings))
