@@ -27,6 +27,7 @@ PACKAGES = {
     "aiohttp": "3.14.3",
     "pillow": "12.3",
     "pluggy": "1.5",
+    "prometheus-client": "0.22",
     "pydantic": "2.11",
     "pydantic-settings": "2.8",
 }
