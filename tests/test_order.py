@@ -7,6 +7,7 @@ import random
 import sqlite3
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,16 @@ async def drained_as(store: Store, jobs: list[Job], first: list[Job]) -> list[Jo
     ids = [job.id for job in await drained(store)]
     assert ids[: len(first)] == [job.id for job in first]
     return [by_id[job_id] for job_id in ids[len(first) :]]
+
+
+async def test_each_lane_has_its_own_queue(store: Store) -> None:
+    """A job of another lane wakes no executor of this one."""
+    assert not await store.has_queued(0)
+    await store.add(replace(new(), lane=1), LIMIT)
+    assert (await store.has_queued(0), await store.has_queued(1)) == (False, True)
+    assert await store.claim(0) is None
+    assert (await store.claim(1)) is not None
+    assert not await store.has_queued(1)
 
 
 async def test_one_name_at_two_doors_is_two_clients(store: Store) -> None:

@@ -116,7 +116,7 @@ class TransportContext:
         keys: Keyring,
         metrics: Callable[[], Awaitable[bytes]],
         on_report: Callable[[str, bool, str], None],
-        on_announce: Callable[[str, str], None],
+        on_announce: Callable[[str, str, Path | None], None],
     ) -> None:
         self.name = name
         self.settings: Any = settings
@@ -158,11 +158,14 @@ class TransportContext:
             raise TypeError(f"report(ok, text): text must be a str, not {type(text).__name__}")
         self._on_report(self.name, bool(ok), text)
 
-    def announce(self, url: str) -> None:
-        """Tell the address under which this door is open."""
+    def announce(self, url: str, key_file: Path | None = None) -> None:
+        """Tell the address under which this door is open, and what file holds its key.
+
+        Commands on this machine find both, and use the key if they may read the file.
+        """
         if not isinstance(url, str):
             raise TypeError(f"announce(url): url must be a str, not {type(url).__name__}")
-        self._on_announce(self.name, url)
+        self._on_announce(self.name, url, key_file)
 
     async def stage(self, picture: bytes | Path | AsyncIterator[bytes], name: str = "") -> ImageRef:
         """Put a picture into the spool: checked for format, limits and wholeness.

@@ -115,6 +115,7 @@ class Service:
             "engine": info["engine"]["reason"] or info["engine"]["state"],
             "queued": info["queue"]["queued"],
             "running": info["queue"]["running"],
+            "held": wire.HELD[info["queue"]["held"]],
             "address": f"{request.scheme}://{request.host}",
         }
         shown = {name: escape(str(value)) for name, value in facts.items()}
