@@ -126,7 +126,8 @@ class Room:
             )
         if self.over and self.exhausted:
             return errors.StorageFull(
-                "The pictures of jobs that wait or were not delivered fill store.max_gb.",
+                "Pictures of the last hour and of jobs that wait or were not delivered fill "
+                "store.max_gb.",
                 retry_after=RETRY_S,
             )
         return None

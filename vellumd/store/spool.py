@@ -268,17 +268,17 @@ class Spool:
         self.usage.add(-sum(freed(Path(file)) for file in children(folder)))
         shutil.rmtree(folder, ignore_errors=True)
 
-    def remove_inputs(self, job_id: str, edit: ResolvedEdit) -> None:
-        """Forget what came in for a job that has ended; its results stay.
+    def remove_inputs(self, job_id: str, edit: ResolvedEdit) -> bool:
+        """Forget what came in for a job that has ended, to make room; its results stay.
 
-        For want of room this is done, so what is staged goes too if no other job has it.
+        False, and nothing is forgotten, while one of its pictures is staged: others may
+        still name it, and no room would come of it, since it has two names.
         """
-        for name, picture in edit.files():
+        if any((self._staged / picture.sha256).exists() for _, picture in edit.files()):
+            return False
+        for name, _ in edit.files():
             self._unlink(self.folder(job_id) / name)
-            with self._staging:
-                staged = self._staged / picture.sha256
-                if freed(staged):
-                    self._unlink(staged)
+        return True
 
     def _unlink(self, path: Path) -> None:
         """Remove a file; one that Windows holds because it is being read goes another time."""
