@@ -19,6 +19,7 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import os
 import shutil
 import threading
@@ -29,11 +30,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vellumd import errors, images, platform
+from vellumd.images import sha256_of
 from vellumd.models import ImageRef, ResolvedEdit, Result
 from vellumd.settings import Limits
 from vellumd.store import story
 from vellumd.store.room import Usage, children, freed
 from vellumd.store.story import ResultFile
+
+log = logging.getLogger(__name__)
 
 STAGED_S = 3600
 """Seconds a staged picture is kept without a job using it."""
@@ -142,22 +146,34 @@ class Spool:
         return _ref(header, sha256, len(picture), name)
 
     def _is_kept(self, sha256: str) -> bool:
-        """Whether this content is staged already; if so its hour begins anew."""
-        with self._staging:
-            try:
-                os.utime(self._staged / sha256)
-            except FileNotFoundError:
-                return False
-            return True
+        """Whether this content is staged already; if so its hour begins anew.
+
+        A file that is not what its name says is removed: it would spoil all that reuse it.
+        """
+        staged = self._staged / sha256
+        try:
+            with self._staging:
+                os.utime(staged)
+            if sha256_of(staged) == sha256:  # not under the lock: others need not wait for it
+                return True
+            log.error("the staged picture %s was damaged on the disk; removed", sha256)
+            with self._staging:
+                if sha256_of(staged) != sha256:
+                    self._unlink(staged)
+        except FileNotFoundError:
+            pass
+        return False
 
     def _keep(self, incoming: Path, sha256: str) -> None:
         """Give a written file its place. What is there stays: a job may be linking it.
 
         Linux fails a link to a name that is replaced at that moment (ENOENT).
         """
+        if self._is_kept(sha256):
+            incoming.unlink()
+            return
         with self._staging:
-            if (self._staged / sha256).exists():
-                os.utime(self._staged / sha256)
+            if (self._staged / sha256).exists():  # since a moment ago
                 incoming.unlink()
             else:
                 os.replace(incoming, self._staged / sha256)
@@ -211,6 +227,9 @@ class Spool:
             try:
                 platform.link_or_copy(self.folder(job_id) / name, incoming)
                 os.utime(incoming)  # a second name has the age of the first
+                if sha256_of(incoming) != picture.sha256:
+                    incoming.unlink()
+                    raise errors.Expired("A picture of the job was damaged on the disk.")
                 self._keep(incoming, picture.sha256)
             except FileNotFoundError:
                 raise errors.Expired("The job's pictures are no longer kept.") from None
@@ -321,12 +340,6 @@ def _ref(header: images.Header, sha256: str, size: int, name: str) -> ImageRef:
         bytes=size,
         name=name,
     )
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def disk_error(error: OSError) -> errors.VellumError:
