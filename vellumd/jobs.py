@@ -280,13 +280,13 @@ class Jobs:
             raise errors.NotDone("The job has not ended.")
         if not 1 <= n <= len(job.results):
             raise errors.NotFound(f"The job has {len(job.results)} results.")
-        return self._spool.result(job_id, job.results[n - 1])
+        return await asyncio.to_thread(self._spool.result, job_id, job.results[n - 1])
 
     async def input(self, job_id: str, n: int) -> Path:
         """File of input `n`; raises `NotFound`, `Expired`."""
         job = kept(await self._store.get(job_id))
         assert job.request is not None
-        return self._spool.input(job_id, job.request, n)
+        return await asyncio.to_thread(self._spool.input, job_id, job.request, n)
 
     # events
 

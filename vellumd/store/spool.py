@@ -26,6 +26,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,6 +48,8 @@ ROOM = 256 << 20
 """Free bytes that count as room: four PNGs of 4096x4096 pixels, the most an edit makes."""
 PROBE = 1 << 20
 """Bytes of the trial write."""
+CHECKED = 1024
+"""Files of which is remembered that they are whole; half a kilobyte each."""
 
 
 class SharedSync:
@@ -238,20 +241,15 @@ class Spool:
                 raise disk_error(error) from error
 
     def result(self, job_id: str, result: Result) -> Path:
-        """The file of a result; raises `Expired` when it is gone."""
-        return self._existing(self.folder(job_id) / result.file)
+        """The file of a result; raises `Expired` when it is gone or damaged."""
+        return _whole(self.folder(job_id) / result.file, result.sha256)
 
     def input(self, job_id: str, edit: ResolvedEdit, n: int) -> Path:
-        """The file of input `n` (from 1); raises `NotFound`, `Expired`."""
+        """The file of input `n` (from 1); raises `NotFound`, or `Expired` as `result` does."""
         if not 1 <= n <= len(edit.images):
             raise errors.NotFound(f"The job has {len(edit.images)} pictures.")
-        return self._existing(self.folder(job_id) / edit.files()[n - 1][0])
-
-    @staticmethod
-    def _existing(path: Path) -> Path:
-        if not path.is_file():
-            raise errors.Expired("The picture is no longer kept.")
-        return path
+        name, picture = edit.files()[n - 1]
+        return _whole(self.folder(job_id) / name, picture.sha256)
 
     def has_room(self) -> bool:
         """Whether results can be written: tried out too, for quotas and read-only disks."""
@@ -340,6 +338,26 @@ def _ref(header: images.Header, sha256: str, size: int, name: str) -> ImageRef:
         bytes=size,
         name=name,
     )
+
+
+def _whole(path: Path, sha256: str) -> Path:
+    """The file, if it is what was stored; raises `Expired`."""
+    try:
+        found = path.stat()
+        if _matches(path, sha256, found.st_size, found.st_mtime_ns, found.st_ctime_ns):
+            return path
+    except FileNotFoundError:
+        raise errors.Expired("The picture is no longer kept.") from None
+    raise errors.Expired("The picture was damaged on the disk.")
+
+
+@lru_cache(CHECKED)
+def _matches(path: Path, sha256: str, *state: int) -> bool:
+    """Whether the file has this hash: looked at once, until its `state` is another."""
+    whole = sha256_of(path) == sha256
+    if not whole:
+        log.error("%s of job %s was damaged on the disk", path.name, path.parent.name)
+    return whole
 
 
 def disk_error(error: OSError) -> errors.VellumError:
