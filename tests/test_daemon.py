@@ -308,6 +308,7 @@ async def test_no_model_keeps_intake_open(run_daemon: Run, picture: Picture) -> 
         ({"tier": "warp"}, "unknown_tier"),
         ({"tier": "reference"}, "unknown_tier"),
         ({"wobble": 1}, "bad_request"),
+        ({"job_id": "../spool"}, "bad_request"),
     ],
 )
 async def test_a_wrong_request_is_refused_by_code(

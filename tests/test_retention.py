@@ -12,12 +12,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.jobs_on_disk import NAME, OnDisk, ask, opened
 from vellumd import errors
-from vellumd.models import Job, JobStatus, ResolvedEdit
+from vellumd.models import Job, JobStatus, ResolvedEdit, new_job_id
 from vellumd.store.room import GB, Usage
 from vellumd.store.spool import STAGED_S
 
@@ -244,22 +245,56 @@ async def test_intake_stops_at_the_reserve(tmp_path: Path, picture: Picture) -> 
 
 
 async def test_uploads_and_strays(tmp_path: Path, picture: Picture) -> None:
-    """An upload lives for an hour; a folder without a job goes, if it is not on its way."""
+    """An upload lives for an hour; a folder without a job goes, if it is not on its way.
+
+    What has no job's name is not ours, and stays.
+    """
     async with opened(tmp_path) as disk:
         image = await disk.jobs.stage(picture(), "a.png")
-        old, young = disk.spool.root / "old", disk.spool.root / "young"
+        old, young, foreign = (
+            disk.spool.root / name for name in (new_job_id(), new_job_id(), "holiday")
+        )
         past = time.time() - STAGED_S - 1
-        for folder in (old, young):
+        for folder in (old, young, foreign):
             folder.mkdir()
-        os.utime(old, (past, past))
+        for folder in (old, foreign):
+            os.utime(folder, (past, past))
         await disk.retention().once()
         await disk.retention().tidy()
         assert await disk.jobs.staged(image.sha256)
-        assert young.exists() and not old.exists()
+        assert young.exists() and foreign.exists() and not old.exists()
         os.utime(disk.spool.root / "staged" / image.sha256, (past, past))
         await disk.retention().once()
         with pytest.raises(errors.NotFound):
             await disk.jobs.staged(image.sha256)
+
+
+async def test_a_folder_that_is_not_ours_to_read(
+    tmp_path: Path,
+    picture: Picture,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Such as a disk's lost+found: start and retention go on without it, told once."""
+    locked = tmp_path / "spool" / "lost+found"
+    locked.mkdir(parents=True)
+    scandir = os.scandir
+
+    def denied(folder: Any) -> Any:
+        if not isinstance(folder, int) and os.fspath(folder) == str(locked):
+            raise PermissionError(13, "Permission denied", str(locked))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    async with opened(tmp_path, max_gb=1e-9) as disk:
+        await disk.jobs.recover()
+        job = await disk.finish(picture(), 1)
+        an_hour_passes(disk)
+        for _ in range(2):
+            await disk.retention().tidy()
+            await disk.retention().once()
+        assert await expired(disk, job)
+    assert locked.exists() and caplog.text.count("lost+found") == 1
 
 
 async def test_intake_goes_on_beside_it(tmp_path: Path, picture: Picture, full: bool) -> None:

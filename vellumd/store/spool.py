@@ -32,7 +32,7 @@ from typing import Any, BinaryIO
 
 from vellumd import errors, images, platform
 from vellumd.images import sha256_of
-from vellumd.models import ImageRef, ResolvedEdit, Result
+from vellumd.models import JOB_ID, ImageRef, ResolvedEdit, Result
 from vellumd.settings import Limits
 from vellumd.store import story
 from vellumd.store.room import Usage, children, freed
@@ -276,8 +276,11 @@ class Spool:
         return found if whole else None
 
     def job_ids(self) -> list[str]:
-        """The names of all folders that can be jobs', oldest first: ids sort by age."""
-        return sorted(set(os.listdir(self.root)) - {self._staged.name})
+        """The names of all folders that can be jobs', oldest first: ids sort by age.
+
+        What has another name is not ours, such as a file system's lost+found.
+        """
+        return sorted(filter(JOB_ID.fullmatch, os.listdir(self.root)))
 
     def remove(self, job_id: str) -> None:
         """Forget a job's pictures."""
@@ -310,11 +313,10 @@ class Spool:
         Only what did not change for `idle_s` seconds: while the daemon takes in, the
         others belong to requests that are on their way.
         """
-        keep = {*known, self._staged.name}
         newest = time.time() - idle_s
-        strays = [entry for entry in children(self.root) if entry.name not in keep]
+        strays = [self.folder(job_id) for job_id in {*self.job_ids()}.difference(known)]
         parts = list(self._staged.glob(".*.part"))
-        for stray in (*map(Path, strays), *parts):
+        for stray in (*strays, *parts):
             with contextlib.suppress(FileNotFoundError):
                 if stray.stat().st_mtime <= newest:
                     self._unlink(stray) if stray in parts else self.remove(stray.name)
