@@ -1,5 +1,6 @@
 """The folders: staged pictures, and one folder a job that tells its whole story.
 
+    spool/<job id>.unreadable/     a job that could not be restored; for a person to look at
     spool/staged/<sha256>          a picture that came in, kept for an hour or by a job
     spool/<job id>/input-1.png     inputs (second names of staged files), mask.png
                    request.json    written last: the request, resolved
@@ -281,6 +282,12 @@ class Spool:
         What has another name is not ours, such as a file system's lost+found.
         """
         return sorted(filter(JOB_ID.fullmatch, os.listdir(self.root)))
+
+    def set_aside(self, job_id: str) -> str:
+        """Keep a folder that no job can be made of, under a name that is no job's."""
+        target = self.folder(f"{job_id}.unreadable")
+        os.replace(self.folder(job_id), target)
+        return target.name
 
     def remove(self, job_id: str) -> None:
         """Forget a job's pictures."""

@@ -53,12 +53,16 @@ class Store:
     ) -> None:
         self._db = Database(opened.connection, self._look_back, on_events, commit)
         self._mark = opened.mark
+        self._pauses = opened.pauses
         self._spool = spool
         self.rebuilt = opened.rebuilt
         self.tally: dict[str, int] = {}
 
     def _count(self, tx: Transaction) -> None:
         self.tally = dict(tx.execute(SQL["tally"]).fetchall())
+
+    def _note_paused(self, tx: Transaction) -> None:
+        self._pauses.write({row["lane"] for row in tx.execute(SQL["paused"])})
 
     def _look_back(self, tx: Transaction) -> None:
         """Note outside the database what its loss must not undo, before anybody hears of it."""
@@ -88,6 +92,7 @@ class Store:
         opened = await asyncio.to_thread(recovery.open_file, path, spool)
         store = cls(opened, on_events, commit, spool)
         await store.run(store._count)
+        await store.run(store._note_paused)
         return store
 
     async def run(self, work: Callable[[Transaction], T]) -> T:
@@ -223,7 +228,12 @@ class Store:
 
     async def set_paused(self, lane: int, paused: bool) -> None:
         """Whether a lane starts no job, also after a restart."""
-        await self._db.run(lambda tx: tx.execute(SQL["pause" if paused else "resume"], [lane]))
+
+        def work(tx: Transaction) -> None:
+            tx.execute(SQL["pause" if paused else "resume"], [lane])
+            self._note_paused(tx)
+
+        await self._db.run(work)
 
     async def forget(self, job_id: str) -> None:
         """Remove an ended job; raises `NotFound`, `NotDone` if it has not ended."""
