@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sqlite3
@@ -195,12 +196,23 @@ async def test_strays_are_swept(make_settings: Callable[..., Any], picture: Pict
 
 
 async def test_two_daemons_do_not_share_a_folder(run_daemon: Run) -> None:
-    """The second one refuses to start and touches nothing."""
-    async with run_daemon():
+    """The second one refuses to start and touches nothing, whatever files somebody removed."""
+    async with run_daemon() as daemon:
+        for file in daemon.settings.store.dir.glob("*.lock"):
+            file.unlink()
         with pytest.raises(ExceptionGroup) as caught:
             async with run_daemon():
                 pass
         assert caught.group_contains(LockedStoreError)
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_only_its_own_address_is_taken_back(run_daemon: Run, own: bool) -> None:
+    """A daemon that ends leaves alone what another one announced."""
+    async with run_daemon() as daemon:
+        file = daemon.settings.store.dir / "daemon.json"
+        file.write_text(json.dumps({"pid": os.getpid() + (not own), "url": "http://x"}))
+    assert file.exists() != own
 
 
 async def test_events_resume_without_gap_or_repeat(run_daemon: Run, picture: Picture) -> None:
