@@ -30,6 +30,15 @@ Run = Callable[..., AbstractAsyncContextManager[Daemon]]
 Picture = Callable[..., bytes]
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for another program's lock on the store does so for moments only."""
+    monkeypatch.setattr(schema, "BUSY_S", 0.1)
+    monkeypatch.setattr("vellumd.executor.STORE_RETRY_S", 0.1)
+    monkeypatch.setattr("vellumd.executor.PUT_BACK_S", 0.5)
+    monkeypatch.setattr("vellumd.daemon.STORE_RETRY_S", 0.1)
+
+
 async def submit(daemon: Daemon, picture: bytes, prompt: str = "invert", **fields: Any) -> Job:
     keywords = {name: fields.pop(name) for name in ("key", "job_id", "reply") if name in fields}
     image = await daemon.jobs.stage(picture, "photo.png")
@@ -334,8 +343,9 @@ async def test_a_wrong_request_is_refused_by_code(
         assert daemon.jobs.queue()["queued"] == 0
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_locked_store_delays_and_loses_nothing(
-    run_daemon: Run, picture: Picture, make_settings: Callable[..., Any]
+    run_daemon: Run, picture: Picture, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While another program locks the database intake says so; then all goes on."""
     async with run_daemon(paper={"step_s": 0.02}) as daemon:
@@ -345,8 +355,9 @@ async def test_a_locked_store_delays_and_loses_nothing(
                 break
         rude = sqlite3.connect(daemon.settings.store.dir / "jobs.sqlite", isolation_level=None)
         rude.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(errors.EngineUnavailable):
-            await submit(daemon, picture(2))
+        while "the queue waits" not in caplog.text:  # the edit has ended and cannot be noted
+            with pytest.raises(errors.EngineUnavailable):
+                await submit(daemon, picture(2))
         rude.execute("ROLLBACK")
         rude.close()
         accepted = await submit(daemon, picture(3), steps=1)
@@ -365,6 +376,7 @@ async def test_a_retry_outlives_its_preset(
         assert again.request and again.request.steps == 3 and again.status is JobStatus.DONE
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_stop_does_not_wait_for_a_locked_store(
     run_daemon: Run, picture: Picture, ledger: Callable[[], list[str]]
 ) -> None:
@@ -473,8 +485,9 @@ async def test_a_transport_that_never_ends_is_left(
             pass
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_locked_store_costs_no_observer_an_event(
-    make_settings: Callable[..., Any], picture: Picture
+    make_settings: Callable[..., Any], picture: Picture, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Observers are told all that happened, late if they must, and the daemon lives."""
     heard: list[str] = []
@@ -493,6 +506,9 @@ async def test_a_locked_store_costs_no_observer_an_event(
         job = await submit(daemon, picture(), steps=1)
         with pytest.raises(errors.EngineUnavailable):
             await finish(daemon, job)
+        async with asyncio.timeout(10):
+            while "the observers wait" not in caplog.text:
+                await asyncio.sleep(0.02)
         rude.execute("ROLLBACK")
         rude.close()
         async with asyncio.timeout(10):
