@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import secrets
@@ -337,6 +338,15 @@ async def claimed(disk: OnDisk) -> Job:
     job = await disk.jobs.claim(0)
     assert job
     return job
+
+
+async def test_a_start_that_is_given_up_leaves_nothing_open(killed: Killed) -> None:
+    """The folder is free when the call has ended, not when its thread ends some time later."""
+    folder = killed[1]
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await Store.open(folder / NAME, lambda events: None)
+    assert not (folder / f"{NAME}-wal").exists()
 
 
 # older and newer schemas

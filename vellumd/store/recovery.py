@@ -59,6 +59,11 @@ class Opened:
     pauses: Pauses
     rebuilt: Rebuilt | None = None
 
+    def close(self) -> None:
+        """Let go of the files."""
+        self.connection.close()
+        self.mark.close()
+
 
 def open_file(path: Path, spool: Spool | None) -> Opened:
     """The database at `path`, made if missing; blocks.

@@ -89,11 +89,23 @@ class Store:
         is the seam for tests of disk faults. Raises `NewerSchemaError`,
         `UnusableStoreError`.
         """
-        opened = await asyncio.to_thread(recovery.open_file, path, spool)
+        opening = asyncio.get_running_loop().run_in_executor(None, recovery.open_file, path, spool)
+        try:
+            opened = await asyncio.shield(opening)
+        except asyncio.CancelledError:  # the thread goes on, and the folder is not free before
+            (await opening).close()
+            raise
         store = cls(opened, on_events, commit, spool)
-        await store.run(store._count)
-        await store.run(store._note_paused)
+        try:
+            await store.run(store._begin)
+        except BaseException:
+            await store.close()
+            raise
         return store
+
+    def _begin(self, tx: Transaction) -> None:
+        self._count(tx)
+        self._note_paused(tx)
 
     async def run(self, work: Callable[[Transaction], T]) -> T:
         """The outcome of `work` in one transaction, once it is on disk."""
