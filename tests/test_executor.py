@@ -220,6 +220,19 @@ async def test_a_full_disk_under_the_engine_holds_nothing(
         assert ledger() == [job.id, following.id]
 
 
+async def test_a_drain_starts_no_engine(run_daemon: Run, picture: Picture) -> None:
+    """The job that takes too long is put back, and no process takes over from the killed one."""
+    states: list[str] = []
+    async with run_daemon(paper={"step_s": 0.05}) as daemon:
+        job = await submit(daemon, picture(), steps=100)
+        await first_step(daemon, job)
+        daemon.supervisor._on_state = lambda state: states.append(state.state)
+        await daemon.executor.drain(0)
+        assert (await daemon.jobs.get(job.id)).status is JobStatus.QUEUED
+        await until(lambda: bool(states))
+        assert states == ["unloaded"] and daemon.supervisor.state.restarts == 0
+
+
 @pytest.mark.parametrize(("prompt", "code"), [("memory", "out_of_memory"), ("black", "bad_output")])
 async def test_a_suspect_engine_is_replaced(
     run_daemon: Run, picture: Picture, ledger: Ledger, prompt: str, code: str

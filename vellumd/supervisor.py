@@ -271,7 +271,9 @@ class Supervisor:
         self._send(Preview(on=wanted))
 
     def kill(self) -> None:
-        """End the child now; its edit raises `EngineDiedError`."""
+        """End the child now; its edit raises `EngineDiedError`, and none takes over."""
+        self._wanted.clear()
+        self._dismiss()
         if self._child:
             self._child.kill()
 
