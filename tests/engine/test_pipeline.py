@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -173,16 +174,14 @@ SHORT = (
 """As the driver, the CPU's allocator on Linux and Windows, Python and the system say it."""
 
 
-def fail_in_decoder(
-    model: Model, times: int, error: Exception = SHORT[0]
-) -> tuple[Any, list[bool]]:
+def fail_in_decoder(model: Model, times: int) -> tuple[Any, list[bool]]:
     """Let the VAE's decoder run out of memory `times` times; how each was tiled."""
     tiled: list[bool] = []
 
     def full(*_: object) -> None:
         tiled.append(model.parts.vae.use_tiling)
         if len(tiled) <= times:
-            raise error
+            raise SHORT[0]
 
     return model.parts.vae.decoder.register_forward_pre_hook(full), tiled
 
@@ -206,25 +205,34 @@ def test_out_of_memory_goes_down_the_ladder(model: Model, files: list[Path]) -> 
 
 
 @pytest.mark.parametrize("error", SHORT, ids=lambda error: str(error)[:40])
-def test_every_way_of_running_out_goes_down_the_ladder(
-    model: Model, files: list[Path], error: Exception
-) -> None:
+def test_every_way_of_running_out_goes_down_the_ladder(model: Model, error: Exception) -> None:
     """The driver, the allocator of the CPU and Python say it in words of their own."""
-    handle, tiled = fail_in_decoder(model, 2, error)
-    told = Told()
-    paint(model, files, told)
-    handle.remove()
-    assert tiled == [False, False, True]
+    told, work = Told(), Mock(side_effect=[error, error, "done"])
+    with memory.Ladder(memory.rungs(model.parts.vae), told) as ladder:
+        assert ladder.climb(work) == "done"
     assert told.warnings == ["memory_freed", "vae_tiled"]
 
 
-def test_other_errors_are_no_lack_of_memory(model: Model, files: list[Path]) -> None:
+def test_what_this_machine_says_goes_down_the_ladder(model: Model) -> None:
+    """torch on the CPU, asked for more than any machine has."""
+    told = Told()
+    with (
+        memory.Ladder(memory.rungs(model.parts.vae), told) as ladder,
+        pytest.raises(errors.OutOfMemory),
+    ):
+        ladder.climb(lambda: torch.empty(1 << 60))
+    assert told.warnings == ["memory_freed", "vae_tiled"]
+
+
+def test_other_errors_are_no_lack_of_memory(model: Model) -> None:
     """They end the edit at once."""
-    handle, tiled = fail_in_decoder(model, 1, RuntimeError("mat1 and mat2 cannot be multiplied"))
-    with pytest.raises(RuntimeError, match="mat1"):
-        paint(model, files)
-    handle.remove()
-    assert tiled == [False]
+    told, work = Told(), Mock(side_effect=RuntimeError("mat1 and mat2 cannot be multiplied"))
+    with (
+        memory.Ladder(memory.rungs(model.parts.vae), told) as ladder,
+        pytest.raises(RuntimeError, match="mat1"),
+    ):
+        ladder.climb(work)
+    assert work.call_count == 1 and told.warnings == []
 
 
 def test_each_rung_is_taken_once_an_edit(model: Model, files: list[Path]) -> None:
