@@ -192,7 +192,7 @@ class QueueFull(VellumError):
 
 
 class OutOfMemory(VellumError):
-    """The edit does not fit in the card's memory."""
+    """The edit does not fit in the memory of the card or the machine."""
 
     code = "out_of_memory"
     remedy = "Use fewer or smaller pictures, or a smaller size such as fit:0.5."
@@ -296,8 +296,8 @@ WARNINGS: dict[str, str] = {
     "prompt_cut": "The prompt was longer than the encoder reads and was cut.",
     "lora_ignored": "The LoRA was not applied.",
     "store_rebuilt": "The job store was damaged and was made again from the jobs' folders.",
-    "memory_freed": "The card's memory ran out; part of the edit was done twice.",
-    "vae_tiled": "The card's memory ran out; the picture was made in tiles and may show seams.",
+    "memory_freed": "Memory ran out; part of the edit was done twice.",
+    "vae_tiled": "Memory ran out; the picture was made in tiles and may show seams.",
     "unknown_field": "A field was not understood and was ignored.",
 }
 """Warnings that a job or an answer can carry, code to text."""

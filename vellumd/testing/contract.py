@@ -180,7 +180,7 @@ class TransportContract(ABC):
         assert shows_edit(self.reply("one").picture, "one")
 
     def test_rubbish_harms_nobody(self) -> None:
-        """With rubbish between them, both requests are answered; it makes no job."""
+        """With rubbish between them, both requests are answered; it makes no job and no crash."""
         self.daemon.start()
         self.daemon.hold()
         self.hand_in("before")
@@ -191,6 +191,7 @@ class TransportContract(ABC):
         for key in ("before", "after"):
             assert shows_edit(self.reply(key).picture, key)
         assert len(self.daemon.jobs()) == 2
+        assert not self.daemon.crashed()
 
     def test_a_stop_is_quick_and_keeps_what_was_accepted(self) -> None:
         """With a request running and two waiting the daemon ends well; the next one does them."""
