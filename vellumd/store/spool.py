@@ -14,7 +14,6 @@ daemon calls them in threads. `write` is a seam: tests of disk faults put their 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import itertools
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vellumd import errors, images, platform
+from vellumd.errors import disk_error
 from vellumd.models import ImageRef, ResolvedEdit, Result
 from vellumd.settings import Limits
 from vellumd.store import story
@@ -327,12 +327,3 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def disk_error(error: OSError) -> errors.VellumError:
-    """What to tell a sender whose picture could not be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return errors.StorageFull("The disk with the pictures is full.")
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return errors.EngineUnavailable("The folder of the pictures cannot be written.")
-    return errors.Internal("The picture could not be stored.")
