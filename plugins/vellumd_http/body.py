@@ -31,6 +31,9 @@ SMALL = 64 << 10
 """Bytes that need no slot, whatever follows."""
 PARTS_MAX = 64
 """Parts of one form."""
+LINES_MAX = 8192
+"""Lines of one form outside its parts' contents: before the first, boundaries, headers. Its
+parts can have no more; lines without end would keep the loop busy."""
 AT_ONCE = 8
 """Big bodies worked on at the same time."""
 
@@ -74,6 +77,7 @@ class Paced:
         self._quiet = pace.stall_s
         self._mark = 0
         self._back = b""
+        self._lines = 0
 
     async def read(self, n: int = CHUNK) -> bytes:
         """Up to `n` bytes; none at the end."""
@@ -91,7 +95,10 @@ class Paced:
             return await self._content.read(n)
 
     async def readline(self, *, max_line_length: int | None = None) -> bytes:
-        """Through the next line feed; raises where a line is longer than allowed."""
+        """Through the next line feed; raises where there are more or longer ones than allowed."""
+        self._lines += 1
+        if self._lines > LINES_MAX:
+            raise errors.BadRequest(f"The form has more than {LINES_MAX} lines around its parts.")
         if not self._back:
             self._back = await self.read()
         line, feed, self._back = self._back.partition(b"\n")

@@ -342,6 +342,7 @@ MALFORMED = {
     + b"Content-Type: multipart/mixed\r\n\r\nx\r\n--B--\r\n",
     "header without end": b"--B\r\n" + b"X: " + b"y" * 100_000,
     "many headers": b"--B\r\n" + b"X: y\r\n" * 10_000 + b"\r\n\r\n--B--\r\n",
+    "newlines before": b"\n" * 100_000 + b"--B\r\n" + disposition("a") + b"\r\nx\r\n--B--\r\n",
     "bad header": b"--B\r\nno colon\r\n\r\nx\r\n--B--\r\n",
     "10,000 parts": b"".join(b"--B\r\n" + disposition("a") + b"\r\nx\r\n" for _ in range(10_000))
     + b"--B--\r\n",
