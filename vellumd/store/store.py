@@ -85,9 +85,17 @@ class Store:
         is the seam for tests of disk faults. Raises `NewerSchemaError`,
         `UnusableStoreError`.
         """
-        opened = await asyncio.to_thread(recovery.open_file, path, spool)
-        store = cls(opened, on_events, commit, spool)
-        await store.run(store._count)
+        thread = asyncio.get_running_loop().run_in_executor(None, recovery.open_file, path, spool)
+        try:
+            store = cls(await asyncio.shield(thread), on_events, commit, spool)
+        except asyncio.CancelledError:  # what the thread goes on to open would be nobody's
+            await cls(await thread, on_events, commit, spool).close()
+            raise
+        try:
+            await store.run(store._count)
+        except BaseException:
+            await store.close()
+            raise
         return store
 
     async def run(self, work: Callable[[Transaction], T]) -> T:
