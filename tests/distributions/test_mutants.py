@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 LINES = Path(__file__).parent / "lines"
+HASTE = "from vellumd.testing import contract\n\ncontract.WAIT_S = 5.0\n"
+"""A broken door is waited for in vain, so not for long."""
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,7 @@ def test_a_broken_door_fails(site: Path, tmp_path: Path, right: str, wrong: str,
     assert code.count(right) == 1
     (tmp_path / "vellumd_lines.py").write_text(code.replace(right, wrong), "utf-8")
     shutil.copy(LINES / "tests" / "test_contract.py", tmp_path)
+    (tmp_path / "conftest.py").write_text(HASTE, "utf-8")
     path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", test, "."]
     done = subprocess.run(
