@@ -7,6 +7,7 @@ The table in docs/errors.md is generated from `ALL`.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -284,6 +285,15 @@ def from_code(code: str, message: str) -> VellumError:
     """
     kind = BY_CODE.get(code, Internal)
     return kind(message.removesuffix(f" {kind.remedy}"))
+
+
+def disk_error(error: OSError) -> VellumError:
+    """What to tell a sender of whom something could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull("The disk with the pictures is full.")
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return EngineUnavailable("The folder of the pictures cannot be written.")
+    return Internal("The picture could not be stored.")
 
 
 WARNINGS: dict[str, str] = {
