@@ -29,6 +29,7 @@ PACKAGES = {
     "pluggy": "1.5",
     "pydantic": "2.11",
     "pydantic-settings": "2.8",
+    "watchdog": "7.1",
 }
 """Least versions of what every install needs; pyproject.toml holds the same."""
 

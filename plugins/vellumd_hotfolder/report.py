@@ -1,0 +1,147 @@
+"""STATUS.txt and REPORT.csv: what the people who drop files see of it all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from vellumd import Job, platform
+from vellumd_hotfolder import names
+from vellumd_hotfolder.root import Root
+
+LISTED = 50
+"""Names that a list in STATUS.txt has; the rest is counted."""
+COLUMNS = ("time", "file", "status", "result", "seconds", "message", "job")
+
+
+@dataclass
+class Status:
+    """How a folder is: what waits and why, what is refused, what stands in the way."""
+
+    in_work: int = 0
+    arriving: int = 0
+    waiting: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    others: int = 0
+    trouble: str = ""
+    ready_at: datetime | None = None
+
+    def text(self, done: int, failed: Sequence[tuple[str, str]], trouble: str = "") -> str:
+        """STATUS.txt without its date; `failed` are names and reasons."""
+        counts = [
+            f"{done} done",
+            f"{self.in_work} in work" if self.in_work else "",
+            f"{self.arriving} arriving" if self.arriving else "",
+            f"{len(self.waiting)} waiting" if self.waiting else "",
+            f"{len(failed)} failed" if failed else "",
+        ]
+        first = f"{', '.join(filter(None, counts))}."
+        if self.ready_at:
+            first += f" Ready about {self.ready_at:%H:%M}."
+        lists = [
+            _list("Failed (each lies in the folder failed; move it back to try again):", failed),
+            _list("Waiting:", self.waiting.items()),
+            _list("Not touched:", self.refused.items()),
+            f"{self.others} other files stay where they are." if self.others else "",
+        ]
+        return "\n\n".join(filter(None, [first, trouble, *lists])) + "\n"
+
+
+def _list(title: str, items: Iterable[tuple[str, str]]) -> str:
+    all_items = list(items)
+    lines = [f"  {names.shown(name)}: {reason}" for name, reason in all_items[:LISTED]]
+    if len(all_items) > LISTED:
+        lines.append(f"  and {len(all_items) - LISTED} more")
+    return "\n".join([title, *lines]) if lines else ""
+
+
+def failures(failed: Path) -> list[tuple[str, str]]:
+    """What lies in the folder failed: names and the first line of what is said of each."""
+    found = []
+    for top, _, files in os.walk(failed):
+        for name in sorted(files, key=names.natural):
+            if name.endswith(".error.txt"):
+                file = Path(top, name)
+                reason = file.read_text("utf-8", "replace").partition("\n")[0]
+                stem = name.removesuffix(".error.txt")
+                original = next((f for f in files if names.stem(f) == stem and f != name), stem)
+                found.append((Path(top, original).relative_to(failed).as_posix(), reason))
+    return found
+
+
+class Report:
+    """REPORT.csv of one folder: a line an ended job, each once, also after a crash."""
+
+    def __init__(self, root: Root) -> None:
+        self._file = root.path / "REPORT.csv"
+        self._new: dict[str, list[str]] = {}
+        self._known: dict[str, str] | None = None
+
+    @property
+    def done(self) -> int:
+        """Jobs that are done, as far back as the file goes."""
+        return sum(status == "done" for status in (self._known or {}).values())
+
+    def add(self, job: Job, file: str, results: Sequence[str]) -> None:
+        """Note a job that has ended."""
+        ended = (job.ended or job.created).astimezone()
+        seconds = "" if job.elapsed_s is None else f"{job.elapsed_s:.1f}"
+        message = job.error.message if job.error else ""
+        self._add(ended, file, str(job.status), "; ".join(results), seconds, message, job.id)
+
+    def add_refused(self, claim: str, file: str, message: str) -> None:
+        """Note files that became no job."""
+        self._add(datetime.now().astimezone(), file, "refused", "", "", message, claim)
+
+    def _add(self, at: datetime, *cells: str) -> None:
+        row = [f"{at:%Y-%m-%d %H:%M:%S}", *map(_harmless, cells)]
+        self._new.setdefault(cells[-1], row)
+
+    def knows(self, job_id: str) -> bool:
+        """Whether a job has its line."""
+        return job_id in self._new or job_id in (self._known or {})
+
+    def read(self) -> None:
+        """Learn which jobs have their line; blocking."""
+        if self._known is None:
+            self._known = {}
+            if self._file.exists():
+                with self._file.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+                    for row in csv.reader(file):
+                        if len(row) == len(COLUMNS):
+                            self._known[row[-1]] = row[2]
+                self._known.pop(COLUMNS[-1], None)
+
+    def write(self) -> None:
+        """Append what is new; blocking. Raises OSError, as where a spreadsheet locks it."""
+        self.read()
+        assert self._known is not None
+        rows = {job: row for job, row in self._new.items() if job not in self._known}
+        if rows:
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\r\n")
+            writer.writerows([] if self._file.exists() else [COLUMNS])
+            writer.writerows(rows.values())
+            mark = "" if self._file.exists() else "\ufeff"
+            with self._file.open("ab") as file:
+                file.write((mark + text.getvalue()).encode("utf-8"))
+        self._known |= {job: row[2] for job, row in rows.items()}
+        self._new.clear()
+
+
+def _harmless(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula (OWASP, CSV injection)."""
+    text = names.shown(cell)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def write_status(root: Root, text: str) -> None:
+    """Put STATUS.txt in place; raises OSError. A mark tells Windows that it is UTF-8."""
+    now = datetime.now().astimezone()
+    body = f"vellumd, {now:%Y-%m-%d %H:%M}\n\n{text}".replace("\n", "\r\n")
+    platform.replace_durably(root.path / "STATUS.txt", body.encode("utf-8-sig"))
