@@ -17,6 +17,8 @@ from vellumd_hotfolder.plan import Kind
 from vellumd_hotfolder.root import Root
 
 PARTIAL = ".partial"
+TOLD_MAX = 224
+"""Most bytes of an error's name: while it is written, its name is longer."""
 
 
 def deliver(
@@ -53,7 +55,7 @@ def refuse(root: Root, claims: Claims, job_id: str, sentence: str) -> str:
     for path in pictures(originals):
         target = root.failed / moves.with_number(path, number)
         target.parent.mkdir(parents=True, exist_ok=True)
-        told = target.with_name(names.suffixed(target.name, "", ".error.txt"))
+        told = target.with_name(names.suffixed(target.name, "", ".error.txt", TOLD_MAX))
         platform.replace_durably(told, sentence.encode())
     moves.place({path: home / path for path in originals}, root.failed)
     claims.close(job_id)

@@ -370,6 +370,8 @@ class HotFolder:
 
     async def _write(self, last: str) -> str:
         """Write both files where they have changed; the status as written."""
+        if not await self._in_thread(self.root.there):
+            return last
         await self._in_thread(self._report.write)
         status = self._status
         status.in_work, status.ready_at = len(self._in_work), await self._ready_at()

@@ -1,0 +1,220 @@
+"""What goes wrong around a folder: disks, writers, people, other daemons."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.plugins.hotfolder.conftest import QUICK, Drop, OpenDrop, encoded
+from vellumd import errors, platform
+from vellumd.daemon import Daemon
+from vellumd.jobs import JobFilter
+from vellumd.settings import Settings
+from vellumd_hotfolder import folder as folder_module
+from vellumd_hotfolder import root as root_module
+from vellumd_hotfolder.moves import move_new
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds that people would wait are not waited for here."""
+    for name in ("HOLD_S", "RETRY_S", "WRITE_S"):
+        monkeypatch.setattr(folder_module, name, 0.2)
+
+
+async def test_a_folder_that_goes_away_and_comes_back(drop: OpenDrop) -> None:
+    """Nothing is made on the empty mount point, nothing is lost, and changes are told again."""
+    async with drop(prompt="p", paper={"step_s": 0.05}, scan_s=0.3) as folder:
+        folder.put("a.png", encoded(1))
+        folder.put("b.png", encoded(2))
+        claims = folder.root / ".work"
+        await folder.until(lambda: len(list(claims.glob("*/*"))) == 2, "two claims")
+        away = folder.root.with_name("away")
+        folder.root.rename(away)
+        folder.root.mkdir()
+        doors = folder.daemon.transports.doors
+
+        await folder.until(lambda: not doors["hotfolder"].ok, "the door's trouble")
+        assert "not there" in doors["hotfolder"].text
+        await asyncio.sleep(1)
+        assert list(folder.root.iterdir()) == []
+        folder.root.rmdir()
+        away.rename(folder.root)
+        await folder.out("a.png", "b.png")
+        await folder.until(lambda: doors["hotfolder"].ok, "the end of the trouble")
+        folder.put("c.png", encoded(3))
+        await folder.out("a.png", "b.png", "c.png")
+        assert len(await folder.jobs()) == 3
+
+
+async def test_a_folder_that_is_away_at_the_start(
+    drop: OpenDrop, tmp_path: Path, make_settings: Callable[..., Settings]
+) -> None:
+    """A known folder that is missing is waited for by the next daemon, too."""
+    root = tmp_path / "root"
+    async with drop():
+        pass
+    root.rename(tmp_path / "away")
+    root.mkdir()
+    settings = make_settings()
+    settings.plugins["hotfolder"] = {"root": str(root), "prompt": "p", **QUICK}
+    async with Daemon(settings).running() as daemon:
+        folder, doors = Drop(root, daemon), daemon.transports.doors
+        await folder.until(lambda: "not there" in doors["hotfolder"].text, "the trouble")
+        assert list(root.iterdir()) == []
+        root.rmdir()
+        (tmp_path / "away").rename(root)
+        folder.put("a.png", encoded(1))
+        await folder.out("a.png")
+
+
+async def test_a_full_disk_is_waited_for(drop: OpenDrop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No room for the result in the folder: it waits there, told in STATUS.txt, not failed."""
+    real, full = platform.write_durably, True
+
+    def write(path: Path, data: bytes, mode: int = 0o666) -> None:
+        if full and ".partial" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, data, mode)
+
+    monkeypatch.setattr(platform, "write_durably", write)
+    async with drop(prompt="p") as folder:
+        folder.put("a.png", encoded(1))
+        status = folder.root / "STATUS.txt"
+        await folder.until(
+            lambda: status.exists() and "disk is full" in status.read_text("utf-8-sig"), "STATUS"
+        )
+        (job,) = await folder.jobs()
+        assert job.status == "done"
+        assert folder.names("failed") == folder.names("outbox") == set()
+        full = False
+        await folder.out("a.png")
+        await folder.until(lambda: "full" not in status.read_text("utf-8-sig"), "STATUS")
+
+
+async def test_a_closed_outbox_is_waited_for(drop: OpenDrop) -> None:
+    """An outbox that cannot be written to holds results up; nothing fails."""
+    async with drop(prompt="p") as folder:
+        outbox = folder.root / "outbox"
+        outbox.rmdir()
+        outbox.write_text("in the way")  # root writes to read-only folders, but not into a file
+        folder.put("a.png", encoded(1))
+        doors = folder.daemon.transports.doors
+        await folder.until(lambda: "cannot write" in doors["hotfolder"].text, "the trouble")
+        assert folder.names("failed") == folder.names("done") == set()
+        outbox.unlink()
+        outbox.mkdir()
+        await folder.out("a.png")
+
+
+async def test_a_file_deleted_replaced_or_touched_while_queued(drop: OpenDrop) -> None:
+    """The job has its own copy; what comes under the name again is another job."""
+    async with drop(prompt="p", paper={"step_s": 0.05}) as folder:
+        folder.put("a.png", encoded(1))
+        (work,) = (folder.root / ".work").iterdir()
+        await folder.until(lambda: any(work.glob("*/a.png")), "the claim")
+        next(work.glob("*/a.png")).unlink()
+        folder.put("a.png", encoded(2))
+        os.utime(folder.inbox / "a.png")
+        await folder.until(lambda: len(folder.names("outbox")) == 2, "two results")
+        found = {job.request.images[0].sha256 for job in await folder.jobs()}
+        assert len(found) == 2
+
+
+async def test_two_daemons_on_one_folder(
+    drop: OpenDrop, tmp_path: Path, make_settings: Callable[..., Settings]
+) -> None:
+    """Each file is edited by one of them, with its own text."""
+    async with drop(prompt="standing") as folder:
+        other = make_settings(store={"dir": tmp_path / "other"})
+        other.plugins["hotfolder"] = {
+            "root": str(folder.root), "settle_s": 0.1, "scan_s": 0.3, "prompt": "standing",
+        }  # fmt: skip
+        async with Daemon(other).running() as second:
+            for number in range(40):
+                folder.put(f"{number}.txt", f"prompt {number}")
+                folder.put(f"{number}.png", encoded(number))
+            await folder.out(*(f"{number}.png" for number in range(40)))
+            jobs = await folder.jobs() + (await second.jobs.list(JobFilter(), None)).jobs
+            prompts = sorted(job.request.prompt for job in jobs)
+            assert prompts == sorted(f"prompt {number}" for number in range(40))
+
+
+async def test_a_full_queue_leaves_room_for_others(drop: OpenDrop) -> None:
+    """A folder fills half of the queue; what waits longer waits in the inbox."""
+    async with drop(prompt="p", limits={"queue": 6}, paper={"step_s": 0.02}) as folder:
+        for number in range(12):
+            folder.put(f"{number}.png", encoded(number))
+        most = 0
+        while len(folder.names("outbox")) < 12:
+            most = max(most, folder.daemon.jobs.queue()["queued"])
+            await asyncio.sleep(0.02)
+        assert most <= 3
+
+
+async def test_a_full_store_leaves_files_in_the_inbox(
+    drop: OpenDrop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Intake that answers storage_full is asked again later; nothing fails."""
+    async with drop(prompt="p") as folder:
+        room = folder.daemon.jobs._room
+        real = room.check
+
+        def check() -> None:
+            raise errors.StorageFull("The disk has less left than store.reserve_gb.")
+
+        monkeypatch.setattr(room, "check", check)
+        folder.put("a.png", encoded(1))
+        status = folder.root / "STATUS.txt"
+        await folder.until(
+            lambda: status.exists() and "own disk is full" in status.read_text("utf-8-sig"),
+            "STATUS",
+        )
+        assert folder.names("failed") == set()
+        monkeypatch.setattr(room, "check", real)
+        await folder.out("a.png")
+
+
+async def test_a_file_in_use_is_left_alone(drop: OpenDrop) -> None:
+    """A whole picture that somebody still has open for writing is not taken (Linux)."""
+    async with drop(prompt="p") as folder:
+        file = folder.put("a.png", encoded(1))
+        handle = os.open(file, os.O_RDWR)
+        try:
+            folder.put("b.png", encoded(2))
+            await folder.out("b.png")
+            await asyncio.sleep(0.5)
+            assert folder.names("inbox") == {"a.png"}
+        finally:
+            os.close(handle)
+        await folder.out("a.png", "b.png")
+
+
+def test_loops_are_refused(tmp_path: Path) -> None:
+    """A folder in a folder, and an outbox that leads into an inbox, refuse the start."""
+    with pytest.raises(errors.ConfigError, match="lies in"):
+        root_module.check({"a": tmp_path, "b": tmp_path / "inbox"})
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / "outbox").symlink_to(tmp_path / "inbox")
+    with pytest.raises(errors.ConfigError, match="is a link"):
+        root_module.check({"a": tmp_path})
+    with pytest.raises(errors.ConfigError, match="has no folder"):
+        root_module.check({})
+
+
+def test_moving_writes_over_nothing(tmp_path: Path) -> None:
+    """A taken name is refused; a move that was killed half way is ended by the next."""
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "b").write_text("b")
+    with pytest.raises(FileExistsError):
+        move_new(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_text() == "b"
+    os.link(tmp_path / "a", tmp_path / "c")
+    move_new(tmp_path / "a", tmp_path / "c")
+    assert not (tmp_path / "a").exists()
+    assert (tmp_path / "c").read_text() == "a"

@@ -1,0 +1,112 @@
+"""SIGKILL at every step from claim to done: nothing is lost and nothing comes twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.plugins.hotfolder.conftest import encoded
+from vellumd.testing.process import DaemonProcess
+
+KILLER = Path(__file__).parents[2] / "fixtures" / "killer"
+TIMES = {"settle_s": 0.05, "scan_s": 0.2, "incomplete_s": 0.1}
+
+
+class Life:
+    """One order through daemons that die."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.root, self.steps = folder, folder / "root", folder / "steps"
+        self.daemon = DaemonProcess(folder, "hotfolder", {"root": self.root, **TIMES})
+        self._monkeypatch = monkeypatch
+
+    def start(self, fatal: int) -> None:
+        """Start a daemon that dies before its step number `fatal`; 0 lives."""
+        with self._monkeypatch.context() as patch:
+            known = os.environ["PYTHONPATH"]
+            patch.setenv("PYTHONPATH", f"{KILLER}{os.pathsep}{known}")
+            patch.setenv("VELLUMD_KILLER", f"{self.folder}{os.sep}|{fatal}|{self.steps}")
+            self.daemon.start()
+
+    def put(self, prompt: str) -> None:
+        """One picture with its text."""
+        inbox = self.root / "inbox"
+        inbox.mkdir(parents=True, exist_ok=True)
+        (inbox / "a.txt").write_text(prompt)
+        (inbox / "a.png").write_bytes(encoded(1))
+
+    def names(self, part: str) -> set[str]:
+        folder = self.root / part
+        return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+    def over(self) -> bool:
+        """Whether all was brought to its end."""
+        return not self.names("inbox") and not list((self.root / ".work").glob("*/*"))
+
+    def until_dead(self) -> None:
+        self.daemon.until(lambda: not self.daemon.alive or self.over(), "the end of it")
+
+
+@pytest.fixture
+def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Life]:
+    lived = Life(tmp_path, monkeypatch)
+    yield lived
+    lived.daemon.close()
+
+
+def count_steps(life: Life, prompt: str) -> int:
+    """How many steps an order takes; all of it happened once."""
+    life.put(prompt)
+    life.start(0)
+    life.daemon.until(life.over, "the end of it")
+    time.sleep(0.2)
+    life.daemon.kill()
+    return len(life.steps.read_text().splitlines())
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("prompt", ["invert", "fail"])
+def test_a_kill_at_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool, prompt: str
+) -> None:
+    """Each step in full, a tenth of them otherwise: one job, one result, one original."""
+    (tmp_path / "0").mkdir()
+    steps = count_steps(Life(tmp_path / "0", monkeypatch), prompt)
+    assert steps > 20
+    seed = random.SystemRandom().randrange(2**32)
+    chosen = range(1, steps + 1)
+    if not full:
+        chosen = sorted(random.Random(seed).sample(chosen, steps // 10 + 1))
+    for step in chosen:
+        (tmp_path / str(step)).mkdir()
+        life = Life(tmp_path / str(step), monkeypatch)
+        told = f"seed {seed}, step {step} of {steps}"
+        try:
+            life.put(prompt)
+            life.start(step)
+            life.until_dead()
+            died = not life.daemon.alive
+            last = life.steps.read_text().splitlines()[-1]
+            told += f": {last}"
+            if died:
+                life.daemon.kill()
+                life.start(0)
+                life.daemon.until(life.over, f"the end of it ({told})")
+            assert life.daemon.stop(8) == 0, told
+            assert life.daemon.kept() == 1, told
+            assert life.daemon.count("executed") <= 2, told
+            wanted = {"a.png", "a.txt"}
+            if prompt == "fail":
+                assert life.names("failed") == wanted | {"a.error.txt"}, told
+                assert life.names("outbox") == life.names("done") == set(), told
+            else:
+                assert life.names("outbox") == {"a.png"}, told
+                assert life.names("done") == wanted, told
+                assert life.names("failed") == set(), told
+        finally:
+            life.daemon.close()
