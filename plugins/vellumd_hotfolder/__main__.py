@@ -14,7 +14,7 @@ README = """\
 Put pictures into the folder "inbox". Finished ones appear in "outbox".
 
 One picture       IMG_1.jpg, and what to do with it in IMG_1.txt
-                  (without IMG_1.txt: what prompt.txt in "inbox" says{standing})
+                  (without IMG_1.txt: what prompt.txt in "inbox" says)
 Many, the same    a folder with the pictures and a file each.txt
 Several as one    a folder with up to 4 pictures and a file prompt.txt
 
@@ -48,8 +48,7 @@ def make(folder: Path, prompt: str | None, preset: str | None) -> None:
     """A hot folder with a README.txt; what is there already stays. Raises OSError."""
     for part in PARTS:
         (folder / part).mkdir(parents=True, exist_ok=True)
-    standing = ", or here: what the folder was made for" if prompt or preset else ""
-    files = {folder / "README.txt": README.format(standing=standing)}
+    files = {folder / "README.txt": README}
     if prompt:
         files[folder / "inbox" / "prompt.txt"] = f"{prompt}\n"
     if preset:

@@ -89,6 +89,7 @@ class HotFolder:
         self._watch = None if polled else watch.Watch(self.root.inbox, self._wake.set, context.log)
         # Threads of its own: a share that hangs holds up nobody else.
         self._threads = ThreadPoolExecutor(TOGETHER, f"hotfolder-{name}")
+        self._decoding = asyncio.Semaphore(1)  # of 40 megapixels each takes 160 MB and more
         self._owed: asyncio.Queue[Delivery] = asyncio.Queue()
         self._away = self._blocked = ""
 
@@ -127,8 +128,7 @@ class HotFolder:
                 self._tell(away="")
             except OSError as error:
                 self._standing, pause, took = False, self._scan_s, 0.0
-                self._context.log.info("folder %s: %s", self.name, error)
-                self._tell(away=AWAY)
+                self._tell(away=self._trouble_of(error))
             self._changed.set()
             await asyncio.sleep(max(GAP_S, took * GAP_SHARE))
             with suppress(TimeoutError):
@@ -207,7 +207,9 @@ class HotFolder:
                 return
             state = whole.State.WHOLE
             for picture in order.pictures if problem is None else ():
-                state, problem = await self._in_thread(whole.look, self.root.inbox / picture.path)
+                async with self._decoding:
+                    file = self.root.inbox / picture.path
+                    state, problem = await self._in_thread(whole.look, file)
                 if state is not whole.State.WHOLE:
                     break
         except OSError:  # gone, replaced or not to be read: the next look tells
@@ -224,7 +226,7 @@ class HotFolder:
         fields: wire.Fields = {
             key: value
             for key in ("preset", "prompt", "priority")
-            if (value := getattr(self._settings, key)) is not None
+            if (value := getattr(self._settings, key))
         }
         presets = self._context.info()["presets"]
         try:
@@ -252,8 +254,25 @@ class HotFolder:
             taken = await self._in_thread(self._claims.take, order, job_id)
         except Changed:
             self._in_work.discard(job_id)
+            self._tracker.postpone(order.key, time.monotonic())
             return
         self._tracker.forget(order.key)
+        try:
+            await self._accept(order, job_id, taken, fields, problem)
+        except OSError as error:
+            self._in_work.discard(job_id)
+            self._standing = False  # the next look puts the claim back
+            self._tell(blocked=self._trouble_of(error))
+
+    async def _accept(
+        self,
+        order: Order,
+        job_id: str,
+        taken: list[Path],
+        fields: wire.Fields,
+        problem: errors.VellumError | None,
+    ) -> None:
+        """Make a job of a claim; move it to failed, or back if only its time has not come."""
         try:
             if problem is not None:
                 raise problem
@@ -310,9 +329,7 @@ class HotFolder:
             await self._put_back(job, delivery.reply[1])
             self._tell(blocked="")
         except OSError as error:
-            self._context.log.info("folder %s: %s", self.name, error)
-            no_room = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            self._tell(blocked=FULL if no_room else CLOSED)
+            self._tell(blocked=self._trouble_of(error))
             await delivery.retry(RETRY_S)
         else:
             await delivery.delivered()
@@ -338,6 +355,13 @@ class HotFolder:
         self._report.add(job, file or _name(job), placed)
 
     # reporting
+
+    def _trouble_of(self, error: OSError) -> str:
+        """What stands in the way, as people can mend it; the log has the rest."""
+        self._context.log.info("folder %s: %s", self.name, error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return FULL
+        return CLOSED if self.root.inbox.is_dir() else AWAY
 
     def _tell(self, away: str | None = None, blocked: str | None = None) -> None:
         before = self.trouble

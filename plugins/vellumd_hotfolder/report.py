@@ -36,7 +36,7 @@ class Status:
         counts = [
             f"{done} done",
             f"{self.in_work} in work" if self.in_work else "",
-            f"{self.arriving} arriving" if self.arriving else "",
+            f"{self.arriving} in the inbox" if self.arriving else "",
             f"{len(self.waiting)} waiting" if self.waiting else "",
             f"{len(failed)} failed" if failed else "",
         ]

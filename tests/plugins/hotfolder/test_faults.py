@@ -218,3 +218,18 @@ def test_moving_writes_over_nothing(tmp_path: Path) -> None:
     move_new(tmp_path / "a", tmp_path / "c")
     assert not (tmp_path / "a").exists()
     assert (tmp_path / "c").read_text() == "a"
+
+
+async def test_a_failure_that_cannot_be_told_harms_nobody(drop: OpenDrop) -> None:
+    """What cannot be moved to failed goes back and is tried again; others go on."""
+    async with drop(prompt="p", incomplete_s=0) as folder:
+        in_the_way = folder.root / "failed" / "set"
+        in_the_way.write_text("a file where a folder has to be")
+        folder.put("set/bad.png", b"no picture at all, and long enough")
+        doors = folder.daemon.transports.doors
+        await folder.until(lambda: "cannot write" in doors["hotfolder"].text, "the trouble")
+        folder.put("good.png", encoded(1))
+        await folder.out("good.png")
+        in_the_way.unlink()
+        await folder.until(lambda: "set/bad.png" in folder.names("failed"), "the failure")
+        assert doors["hotfolder"].crashes == 0
