@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vellumd import platform
 from vellumd_hotfolder import root
 from vellumd_hotfolder.folder import HotFolder
+from vellumd_hotfolder.site import Site
 
 if TYPE_CHECKING:
     from vellumd import TransportContext
@@ -29,32 +30,33 @@ class HotfolderTransport:
         root.check({name: folder.root for name, folder in found.items() if folder.root})
         store = store_id(context.dir)
         self.folders = {
-            name: HotFolder(name, folder, context, store, self._tell)
+            name: HotFolder(Site(name, folder, context, store, self._tell))
             for name, folder in found.items()
         }
 
     async def run(self) -> None:
         """Work until cancelled."""
         for folder in self.folders.values():
-            self._context.announce(folder.root.inbox.as_uri())
+            self._context.announce(folder.site.root.inbox.as_uri())
         self._tell()
         async with asyncio.TaskGroup() as group:
             for folder in self.folders.values():
-                group.create_task(folder.run(), name=f"folder {folder.name}")
+                group.create_task(folder.run(), name=f"folder {folder.site.name}")
             group.create_task(self._hand_out(), name="deliveries")
 
     async def _hand_out(self) -> None:
         async for delivery in self._context.deliveries():
             name = delivery.reply[0]
             if name in self.folders:
-                self.folders[name].owe(delivery)
+                self.folders[name].outlet.owe(delivery)
             else:
                 await delivery.retry(UNKNOWN_S)
 
     def _tell(self) -> None:
         """Say how the folders are."""
-        troubles = [f"{f.name}: {f.trouble}" for f in self.folders.values() if f.trouble]
-        count = len(self.folders)
+        sites = [folder.site for folder in self.folders.values()]
+        troubles = [f"{site.name}: {site.trouble}" for site in sites if site.trouble]
+        count = len(sites)
         well = f"looks after {count} folder{'s' if count > 1 else ''}"
         self._context.report(not troubles, " ".join(troubles) or well)
 

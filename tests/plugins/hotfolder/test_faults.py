@@ -15,7 +15,7 @@ from vellumd import errors, platform
 from vellumd.daemon import Daemon
 from vellumd.jobs import JobFilter
 from vellumd.settings import Settings
-from vellumd_hotfolder import folder as folder_module
+from vellumd_hotfolder import intake, outlet, reporter
 from vellumd_hotfolder import root as root_module
 from vellumd_hotfolder.moves import move_new
 
@@ -23,8 +23,8 @@ from vellumd_hotfolder.moves import move_new
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds that people would wait are not waited for here."""
-    for name in ("HOLD_S", "RETRY_S", "WRITE_S"):
-        monkeypatch.setattr(folder_module, name, 0.2)
+    for module, name in ((intake, "HOLD_S"), (outlet, "RETRY_S"), (reporter, "WRITE_S")):
+        monkeypatch.setattr(module, name, 0.2)
 
 
 async def test_a_folder_that_goes_away_and_comes_back(drop: OpenDrop) -> None:
