@@ -183,13 +183,16 @@ class Supervisor:
                 await self._hurry.wait()
 
     async def ready(self) -> None:
-        """Wait until an edit could start; an unloaded engine is loaded for it."""
-        self._wanted.set()
+        """Wait until an edit could start."""
         await self._ready.wait()
+
+    def want(self) -> None:
+        """Start an unloaded engine."""
+        self._wanted.set()
 
     def load(self) -> None:
         """Start an unloaded engine; try a failed one again without waiting."""
-        self._wanted.set()
+        self.want()
         self._hurry.set()
 
     def unload(self) -> None:
