@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -114,8 +114,9 @@ class TransportContext:
         info: Callable[[], dict[str, Any]],
         control: Control,
         keys: Keyring,
+        metrics: Callable[[], Awaitable[bytes]],
         on_report: Callable[[str, bool, str], None],
-        on_announce: Callable[[str, str], None],
+        on_announce: Callable[[str, str, Path | None], None],
     ) -> None:
         self.name = name
         self.settings: Any = settings
@@ -127,6 +128,7 @@ class TransportContext:
         """The named keys of `vellumd keys`: a door that strangers can reach asks for one."""
         self._jobs = jobs
         self._info = info
+        self._metrics = metrics
         self._on_report = on_report
         self._on_announce = on_announce
 
@@ -139,11 +141,16 @@ class TransportContext:
         comes now is edited, `loaded` bool: at once, `reason`, `phase`, `done`, `of`,
         `restarts`, `capabilities` or null), `queue` (`queued`, `running`, `held`: why no job
         is started, empty | paused | storage_full), `transports` (name → `{ok, text, urls,
-        crashes}`), `store` (`open` bool, `writable` bool, `reason`, `used_bytes`), `warnings`
-        (list of `{code, message}`), `loop` (`alarms`, `worst_s`, `last`: how often something
-        blocked the daemon, the longest, what it was).
+        crashes}`), `store` (`open` bool, `writable` bool, `reason`, `used_bytes`,
+        `limit_bytes`, `free_bytes`, `reserve_bytes`), `warnings` (list of `{code, message}`),
+        `loop` (`alarms`, `worst_s`, `last`: how often something blocked the daemon, the
+        longest, what it was).
         """
         return self._info()
+
+    async def metrics(self) -> bytes:
+        """The daemon's figures in Prometheus' text format 0.0.4 (docs/operations.md)."""
+        return await self._metrics()
 
     def report(self, ok: bool, text: str) -> None:
         """Tell in one sentence how this door is; shown by `/readyz`, `info` and the log."""
@@ -151,11 +158,14 @@ class TransportContext:
             raise TypeError(f"report(ok, text): text must be a str, not {type(text).__name__}")
         self._on_report(self.name, bool(ok), text)
 
-    def announce(self, url: str) -> None:
-        """Tell the address under which this door is open."""
+    def announce(self, url: str, key_file: Path | None = None) -> None:
+        """Tell the address under which this door is open, and what file holds its key.
+
+        Commands on this machine find both, and use the key if they may read the file.
+        """
         if not isinstance(url, str):
             raise TypeError(f"announce(url): url must be a str, not {type(url).__name__}")
-        self._on_announce(self.name, url)
+        self._on_announce(self.name, url, key_file)
 
     async def stage(self, picture: bytes | Path | AsyncIterator[bytes], name: str = "") -> ImageRef:
         """Put a picture into the spool: checked for format, limits and wholeness.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
 import logging
 import os
-import shlex
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import cached_property
@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel
 
 import vellumd
-from vellumd import errors, logs, model_card, platform, plugins
+from vellumd import errors, logs, model_card, platform, plugins, watchdog
 from vellumd.context import TransportContext
 from vellumd.events import EventBus
 from vellumd.executor import STORE_RETRY_S, Executor
@@ -27,6 +27,7 @@ from vellumd.hookspecs import EngineSpec, Transport, TransportSpec
 from vellumd.jobs import Jobs
 from vellumd.keys import FILE, Keyring
 from vellumd.lag import LagAlarm
+from vellumd.metrics import Metrics
 from vellumd.model_card import ModelCard
 from vellumd.models import JobEvent, notice
 from vellumd.plugins import Plugins
@@ -38,6 +39,7 @@ from vellumd.store.spool import Spool
 from vellumd.store.store import Store
 from vellumd.supervisor import EngineState, Supervisor
 from vellumd.transports import Transports
+from vellumd.watchdog import Part
 
 log = logging.getLogger("vellumd")
 
@@ -63,7 +65,9 @@ class Daemon:
         self._sections = validate_sections(settings, self.plugins)
         self.card = read_card(settings)
         self.transports = Transports(self.plugins.transports.values(), self._open)
+        self.keys = Keyring(settings.store.dir / FILE)
         self.lag = LagAlarm(self.plugins.packages())
+        self.metrics = Metrics()
         self._stop = asyncio.Event()
 
     @property
@@ -107,6 +111,7 @@ class Daemon:
     async def _serve(self, folder: Path) -> None:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "vellumd-io"))
         self.bus = EventBus()
+        self.bus.observers.append(self.metrics.observe)
         spool = Spool(folder / "spool", self.settings.limits)
         store = await Store.open(folder / "jobs.sqlite", self.bus.publish, spool=spool)
         self.room = Room(spool.root, spool.usage, self.settings.store)
@@ -124,12 +129,14 @@ class Daemon:
         try:
             if left := await self.jobs.recover():
                 log.info("%d job(s) were running when the last daemon ended", left)
+            self.metrics.waiting(await store.waiting())
             async with asyncio.TaskGroup() as tasks:
                 work = [
                     tasks.create_task(self.supervisor.run(), name="supervisor"),
                     tasks.create_task(self.executor.run(), name="executor"),
                     tasks.create_task(retention.run(), name="retention"),
                     tasks.create_task(store.watch(), name="store"),
+                    tasks.create_task(self.metrics.watch_loop(), name="metrics"),
                 ]
                 if self.plugins.observers:
                     work.append(tasks.create_task(self._observe(), name="observers"))
@@ -160,6 +167,14 @@ class Daemon:
             limits=self.settings.limits.model_dump(mode="json"),
         )
 
+    def parts(self) -> list[Part]:
+        """What must not stand still while the daemon runs."""
+        stall_s = self.settings.engine.stall_s
+        return [
+            Part("executor", self.executor.sign, stall_s),
+            Part("supervisor", self.supervisor.sign, self.supervisor.silent_s),
+        ]
+
     # the transports
 
     def _open(self, spec: TransportSpec) -> Transport:
@@ -172,15 +187,19 @@ class Daemon:
             jobs=self.jobs,
             info=self.info,
             control=self.executor,
-            keys=Keyring(self.settings.store.dir / FILE),
+            keys=self.keys,
+            metrics=lambda: self.metrics.text(self.info()),
             on_report=self.transports.report,
             on_announce=self._announce,
         )
         return spec.factory(context)
 
-    def _announce(self, name: str, url: str) -> None:
-        self.transports.announce(name, url)
-        announcement = {"pid": os.getpid(), "url": self.urls[0]}
+    def _announce(self, name: str, url: str, key_file: Path | None) -> None:
+        self.transports.announce(name, url, key_file)
+        first = self.urls[0]
+        announcement = {"pid": os.getpid(), "url": first}
+        if file := self.transports.key_files.get(first):
+            announcement["key_file"] = str(file.absolute())
         platform.replace_durably(
             self.settings.store.dir / "daemon.json", json.dumps(announcement).encode()
         )
@@ -248,7 +267,7 @@ class Daemon:
                 name: preset.model_dump(mode="json", exclude_none=True)
                 for name, preset in self.jobs.presets.named.items()
             },
-            "default_preset": self.settings.engine.preset,
+            "default_preset": self.jobs.presets.default,
             "loras": sorted({*self.card.loras, *self.settings.engine.loras}),
             "limits": self.settings.limits.model_dump(mode="json"),
             "public_url": self.settings.daemon.public_url,
@@ -305,15 +324,20 @@ def log_state(state: EngineState) -> None:
     log.info("engine %s%s", state.state, f": {state.reason}" if state.reason else "")
 
 
-def run(settings: Settings, warnings: Iterable[str] = ()) -> int:
-    """Serve in the foreground until a signal; the exit status. Raises `ConfigError`."""
+def run(settings: Settings, warnings: Iterable[str], on_open: Callable[[Daemon], None]) -> int:
+    """Serve in the foreground until a signal; the exit status. Raises `ConfigError`.
+
+    `on_open` is called once the doors are open.
+    """
     logs.start(settings.log)
+    if sys.stderr:  # a watchdog's SIGABRT then says where each thread was
+        faulthandler.enable()
     for warning in warnings:
         log.warning("%s", warning)
-    return asyncio.run(_run(settings))
+    return asyncio.run(_run(settings, on_open))
 
 
-async def _run(settings: Settings) -> int:
+async def _run(settings: Settings, on_open: Callable[[Daemon], None]) -> int:
     daemon = Daemon(settings)
     loop = asyncio.get_running_loop()
 
@@ -325,9 +349,9 @@ async def _run(settings: Settings) -> int:
     platform.on_stop(stop)
     try:
         async with daemon.running():
-            for line in daemon_lines(daemon):
-                print(line, flush=True)
-            await daemon.stopped()
+            on_open(daemon)
+            async with watchdog.serving(daemon.parts()):
+                await daemon.stopped()
     except* errors.VellumError as group:
         raise first(group) from None
     finally:
@@ -357,30 +381,3 @@ def first(group: BaseExceptionGroup[Any]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def daemon_lines(daemon: Daemon) -> list[str]:
-    """What `serve` says first: address, model, folder, doors and one example."""
-    url = next(iter(daemon.urls), "")
-    model = f"{daemon.card.name} ({daemon.card.note})" if daemon.card.note else daemon.card.name
-    return [
-        f"vellumd {vellumd.__version__} on {url or 'no address'}",
-        f"  model  {model}",
-        f"  data   {daemon.settings.store.dir}",
-        f"  doors  {', '.join(daemon.plugins.transports) or 'none'}",
-        *([f"  try    {example(daemon, url)}"] if url else []),
-    ]
-
-
-def example(daemon: Daemon, url: str) -> str:
-    """A command that sends a picture to this daemon: the model's own one, if it has one."""
-    image, prompt = "photo.jpg", "make it snow"
-    if shown := daemon.card.example:
-        file = model_card.folder(daemon.settings.engine.model) / shown.image
-        with suppress(ValueError):
-            file = file.relative_to(Path.cwd())
-        image, prompt = str(file), shown.prompt
-    return (
-        f"curl -F {shlex.quote(f'images=@{image}')} -F prompt='{prompt}' -H 'Accept: image/png' "
-        f"-o out.png {url}/generate"
-    )

@@ -35,6 +35,7 @@ class Executor:
         self._lane = lane
         self._draining = False
         self._full = False
+        self._acts = 0
         self._resumed = asyncio.Event()
         self._resumed.set()
         self._changed = asyncio.Event()
@@ -42,6 +43,7 @@ class Executor:
         self._idle = asyncio.Event()
         self._idle.set()
         jobs.cancel_running = self.cancel
+        jobs.is_held = lambda: bool(self.held)
 
     @property
     def held(self) -> Literal["", "paused", "storage_full"]:
@@ -50,12 +52,22 @@ class Executor:
             return "storage_full"
         return "" if self._resumed.is_set() else "paused"
 
+    def sign(self) -> tuple[int, int | None] | None:
+        """Another value after each thing it did; None while it rightly waits.
+
+        During an edit the engine's signs of life are its own.
+        """
+        if self._idle.is_set() and not (self._jobs.queue()["queued"] and self._may_start()):
+            return None
+        return self._acts, self._supervisor.sign() if self._supervisor.editing else None
+
     async def run(self) -> None:
         """Work until drained or cancelled. A job is claimed only by a loaded engine."""
         self._show_paused(await self._kept(partial(self._jobs.is_paused, self._lane)))
         while not self._draining:
-            await self._jobs.queued()
-            await self._resumed.wait()
+            await self._kept(partial(self._jobs.queued, self._lane))
+            while not self._resumed.is_set():
+                await self._resumed.wait()
             await self._engine()
             self._idle.clear()
             if self._may_start():
@@ -67,6 +79,7 @@ class Executor:
     async def _engine(self) -> None:
         """Wait for the engine, until somebody pauses the lane or unloads the engine."""
         self._changed.clear()
+        self._supervisor.want()  # at once: a task's turn comes only after who unloads it then
         async with asyncio.TaskGroup() as tasks:
             waits = (self._supervisor.ready(), self._changed.wait())
             waiting = [tasks.create_task(wait) for wait in waits]
@@ -75,7 +88,7 @@ class Executor:
                 task.cancel()
 
     def _may_start(self) -> bool:
-        return self._supervisor.loaded and self._resumed.is_set() and not self._draining
+        return self._supervisor.loaded and not self.held and not self._draining
 
     async def _work(self) -> None:
         job = await self._kept(partial(self._jobs.claim, self._lane))
@@ -190,6 +203,7 @@ class Executor:
     async def _kept(self, change: Callable[[], Awaitable[T]]) -> T:
         """Make a change of the store, again and again while its disk is full or locked."""
         while True:
+            self._acts += 1
             try:
                 return await change()
             except (errors.StorageFull, errors.EngineUnavailable) as error:

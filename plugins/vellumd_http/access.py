@@ -23,14 +23,14 @@ COOKIE_S = 90 * 24 * 3600
 class Access:
     """The key of `api_key_file`, or the one made at the first start, and the named ones.
 
-    An address that others can reach makes a key in `folder` where there is none: it lies in
-    `file`, and `made` is the key while it has been told to nobody. Raises `ConfigError` for
-    a file without a key.
+    An address that others can reach makes a key in `folder` where there is none; `made` is
+    that key while it has been told to nobody. `file` is where the door's own key lies, if it
+    has one. Raises `ConfigError` for a file without a key.
     """
 
     def __init__(self, settings: HttpSettings, ring: Keyring, folder: Path) -> None:
         self._ring = ring
-        self._open_to_others = not is_loopback(settings.host)
+        self.open_to_others = not is_loopback(settings.host)
         self._secret = keyfile.make_or_read(folder / "cookie_secret").encode()
         self.file: Path | None = None
         self.made: str | None = None
@@ -40,8 +40,9 @@ class Access:
 
     def _find(self, settings: HttpSettings, file: Path) -> str | None:
         if settings.api_key_file is not None:
+            self.file = settings.api_key_file
             return keyfile.read(settings.api_key_file)
-        if not self._open_to_others:
+        if not self.open_to_others:
             return None
         if not file.exists():
             if self._ring.keys:
@@ -53,7 +54,7 @@ class Access:
     @property
     def needed(self) -> bool:
         """Whether there is a key at all; without one, only this machine can ask."""
-        return self._open_to_others or self._own is not None or bool(self._ring.keys)
+        return self.open_to_others or self._own is not None or bool(self._ring.keys)
 
     def opens(self, request: web.Request) -> bool:
         """Whether the request shows a key, or a cookie that was given for one."""

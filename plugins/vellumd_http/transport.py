@@ -112,14 +112,14 @@ class HttpTransport:
         servers.append(await listen(connection, host, self._settings.port, self._tls))
         port = port_of(servers[0])
         self._tell(port)
-        context.announce(url(host, port, self._tls))
+        context.announce(url(host, port, self._tls), self._access.file)
         if host == DEFAULT_HOST:
             try:
                 servers.append(await listen(connection, "::1", port, self._tls))
             except (OSError, errors.ConfigError) as error:
                 context.log.info("not on [::1]: %s", error)
             else:
-                context.announce(url("::1", port, self._tls))
+                context.announce(url("::1", port, self._tls), self._access.file)
         context.report(True, f"listens on port {port}")
 
     def _tell(self, port: int) -> None:
@@ -133,7 +133,7 @@ class HttpTransport:
                 "This door does not answer for the name in daemon.public_url, so its links are "
                 "refused. Add the name to plugins.http.allowed_hosts."
             )
-        if access.file:
+        if access.file and access.open_to_others:
             log.info("others can reach this door; the key they need lies in %s", access.file)
         if access.made:
             address = public_url or url_for_others(settings.host, port, self._tls)

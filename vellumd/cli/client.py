@@ -27,6 +27,8 @@ PROBE_S = 3
 WAIT_S = 30
 """Seconds of one long poll for a job's end."""
 
+UNAUTHORIZED = 401
+
 Json = dict[str, Any]
 
 
@@ -35,7 +37,7 @@ def find(settings: Settings, args: argparse.Namespace) -> Client | None:
 
     Raises `Unavailable` if the one of `--url` does not answer.
     """
-    key = args.key or (args.key_file.read_text("utf-8").strip() if args.key_file else None)
+    key = args.key or (read_key(args.key_file) if args.key_file else None)
     if args.url:
         client = Client(args.url, key)
         if not client.alive():
@@ -45,13 +47,25 @@ def find(settings: Settings, args: argparse.Namespace) -> Client | None:
 
 
 def announced(settings: Settings, key: str | None = None) -> Client | None:
-    """The daemon that runs on `store.dir`, which it announces in `daemon.json`."""
+    """The daemon that runs on `store.dir`, which it announces in `daemon.json`.
+
+    Without `key`, the one in the file that the daemon names, if this user may read it.
+    """
     try:
-        url = json.loads((settings.store.dir / "daemon.json").read_text("utf-8"))["url"]
+        said = json.loads((settings.store.dir / "daemon.json").read_text("utf-8"))
+        url = said["url"]
     except (OSError, ValueError, KeyError):
         return None
+    if key is None and "key_file" in said:
+        with contextlib.suppress(OSError, ValueError):
+            key = read_key(Path(said["key_file"]))
     client = Client(url, key)
     return client if client.alive() else None
+
+
+def read_key(file: Path) -> str:
+    """The key that a file holds; editors of Windows put a mark in front of it."""
+    return file.read_text("utf-8-sig").strip()
 
 
 def require(settings: Settings, args: argparse.Namespace) -> Client:
@@ -187,10 +201,11 @@ def _tls(url: str) -> ssl.SSLContext:
 
 def _reason(error: urllib.error.HTTPError) -> str:
     """What the daemon says is wrong; RFC 9457's detail, else the status."""
+    remedy = " Give --key-file FILE." if error.code == UNAUTHORIZED else ""
     with error, contextlib.suppress(ValueError, OSError):
         problem = json.load(error)
         if isinstance(problem, dict) and problem.get("detail"):
-            return f"{problem['detail']} ({problem.get('code', error.code)})"
+            return f"{problem['detail']} ({problem.get('code', error.code)}){remedy}"
     return f"The daemon answered {error.code} {error.reason}."
 
 

@@ -62,6 +62,9 @@ SELECT number, position FROM (
         WHERE status = 'queued' AND lane = :lane))
 WHERE number BETWEEN :first AND :last;
 
+-- name: has_queued
+SELECT EXISTS (SELECT 1 FROM turns WHERE lane = ?);
+
 -- name: claim
 UPDATE jobs SET status = 'running', started = :now, attempt = attempt + 1
 WHERE status = 'queued' AND number = (
@@ -109,6 +112,9 @@ SELECT count(*) FROM paused WHERE lane = ?;
 
 -- name: forget
 DELETE FROM jobs WHERE id = ? AND status IN ('done', 'failed', 'cancelled');
+
+-- name: waiting
+SELECT id, created FROM jobs WHERE status = 'queued' ORDER BY number;
 
 -- name: running
 SELECT * FROM jobs WHERE status = 'running';

@@ -56,6 +56,14 @@ def test_an_open_address_makes_a_key_once(tmp_path: Path) -> None:
     assert again.opens(ask(Authorization=f"Bearer {first.made}"))
 
 
+def test_the_file_of_the_key_is_known(tmp_path: Path) -> None:
+    """So that commands of its user find it: the operator's, or the one that was made."""
+    (tmp_path / "key").write_text("right\n", encoding="utf-8")
+    assert access(tmp_path).file is None
+    assert access(tmp_path, api_key_file=tmp_path / "key").file == tmp_path / "key"
+    assert access(tmp_path, host="0.0.0.0").file == tmp_path / "api_key"
+
+
 def test_named_keys_are_keys_enough(tmp_path: Path) -> None:
     """None is made besides them; without the last one an open address lets nobody in."""
     key = Keyring(tmp_path / "keys.json").add("phone")
