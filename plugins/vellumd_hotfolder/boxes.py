@@ -17,8 +17,6 @@ from vellumd_hotfolder.plan import Kind
 from vellumd_hotfolder.root import Root
 
 PARTIAL = ".partial"
-TOLD_MAX = 224
-"""Most bytes of an error's name: while it is written, its name is longer."""
 
 
 def deliver(
@@ -30,9 +28,9 @@ def deliver(
     is gone: then all was done before. Raises OSError where the disk is full, away or
     read-only; what was done by then is not done again.
     """
-    home = claims.home(job_id)
-    if not home.is_dir():
+    if claims.over(job_id):
         return "", []
+    home = claims.home(job_id)
     originals = claims.originals(job_id)
     waiting = _write(claims.results(job_id), results)
     placed = _place(root.outbox, waiting, originals, kind, len(results))
@@ -47,16 +45,16 @@ def refuse(root: Root, claims: Claims, job_id: str, sentence: str) -> str:
 
     Nothing happens where the claim is gone. Raises OSError.
     """
-    home = claims.home(job_id)
-    if not home.is_dir():
+    if claims.over(job_id):
         return ""
+    home = claims.home(job_id)
     originals = claims.originals(job_id)
     number = _free(root.failed, home, originals)
     for path in pictures(originals):
         target = root.failed / moves.with_number(path, number)
         target.parent.mkdir(parents=True, exist_ok=True)
-        told = target.with_name(names.suffixed(target.name, "", ".error.txt", TOLD_MAX))
-        platform.replace_durably(told, sentence.encode())
+        told = target.with_name(names.suffixed(target.name, "", ".error.txt"))
+        moves.put(sentence.encode(), claims.told(job_id), told)
     moves.place({path: home / path for path in originals}, root.failed)
     claims.close(job_id)
     return next(iter(pictures(originals)), "")

@@ -32,9 +32,21 @@ class Claims:
         """The folder of a claim."""
         return self._root.work / job_id
 
+    def over(self, job_id: str) -> bool:
+        """Whether a claim is gone; raises FileNotFoundError where that is all of the disk."""
+        if self.home(job_id).is_dir():
+            return False
+        if not self._root.there():
+            raise FileNotFoundError("inbox")
+        return True
+
     def results(self, job_id: str) -> Path:
         """The folder in which results wait for their place in the outbox."""
         return self._root.work / f"{job_id}{RESULTS}"
+
+    def told(self, job_id: str) -> Path:
+        """Where a NAME.error.txt is written before it gets its name."""
+        return self._root.work / f"{job_id}.error.txt"
 
     def originals(self, job_id: str) -> list[str]:
         """Paths of a claim's files as they were in the inbox; pictures last."""
@@ -83,7 +95,7 @@ class Claims:
         moves.remove_empty(self.results(job_id))
 
     def all(self) -> list[str]:
-        """The jobs that have a claim, oldest first; results without one are removed."""
+        """The jobs that have a claim, oldest first; what is left of others is removed."""
         found = sorted(os.listdir(self._root.work))
         jobs = [name for name in found if "." not in name]
         for name in found:
@@ -92,6 +104,8 @@ class Claims:
         return jobs
 
     def _sweep(self, folder: Path) -> None:
+        if folder.is_file():
+            folder.unlink()
         for path in moves.files_below(folder):
             (folder / path).unlink()
         moves.remove_empty(folder)

@@ -71,7 +71,7 @@ class Intake:
                 self._site.tell(away="")
             except OSError as error:
                 self._site.standing, pause, took = False, self._scan_s, 0.0
-                self._site.tell(away=self._site.trouble_of(error))
+                self._site.tell(away=await self._site.trouble_of(error))
             self._site.changed.set()
             await asyncio.sleep(max(GAP_S, took * GAP_SHARE))
             with suppress(TimeoutError):
@@ -100,8 +100,9 @@ class Intake:
         memory = self._site.context.dir / "seen"
         memory.mkdir(exist_ok=True)
         await self._site.in_thread(self._site.root.prepare, memory)
+        known = set(self._site.in_work)  # before the look: some are delivered meanwhile
         for job_id in await self._site.in_thread(self._site.claims.all):
-            if job_id not in self._site.in_work:
+            if job_id not in known:
                 try:
                     await self._site.context.jobs.get(job_id)
                     self._site.in_work.add(job_id)
@@ -193,17 +194,15 @@ class Intake:
         self._site.in_work.add(job_id)
         try:
             taken = await self._site.in_thread(self._site.claims.take, order, job_id)
+            self._tracker.forget(order.key)
+            await self._accept(order, job_id, taken, fields, problem)
         except Changed:
             self._site.in_work.discard(job_id)
             self._tracker.postpone(order.key, time.monotonic())
-            return
-        self._tracker.forget(order.key)
-        try:
-            await self._accept(order, job_id, taken, fields, problem)
         except OSError as error:
             self._site.in_work.discard(job_id)
             self._site.standing = False  # the next look puts the claim back
-            self._site.tell(blocked=self._site.trouble_of(error))
+            self._site.tell(blocked=await self._site.trouble_of(error))
 
     async def _accept(
         self,

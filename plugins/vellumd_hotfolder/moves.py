@@ -35,6 +35,14 @@ def move_new(source: Path, target: Path) -> None:
     source.unlink()
 
 
+def put(text: bytes, aside: Path, target: Path) -> None:
+    """Put a text in place of `target`, durably; what a kill leaves lies at `aside`."""
+    aside.unlink(missing_ok=True)
+    platform.write_durably(aside, text)
+    os.replace(aside, target)
+    platform.fsync_dir(target.parent)
+
+
 def files_below(folder: Path) -> list[str]:
     """Paths of all files below `folder`, with `/`; texts before pictures, in natural order."""
     found = [

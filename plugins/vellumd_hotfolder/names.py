@@ -100,8 +100,8 @@ def numbered(name: str, number: int) -> str:
     return name if number == 1 else suffixed(name, f" ({number})", PurePath(name).suffix)
 
 
-def suffixed(name: str, addition: str, ending: str, most: int = NAME_MAX) -> str:
-    """The stem of `name`, `addition` and `ending`, cut to `most` bytes: a disk takes no more."""
+def suffixed(name: str, addition: str, ending: str) -> str:
+    """The stem of `name`, `addition` and `ending`, cut so that a disk takes it."""
     tail = addition + ending
-    room = most - len(tail.encode("utf-8"))
+    room = NAME_MAX - len(tail.encode("utf-8"))
     return stem(name).encode("utf-8")[:room].decode("utf-8", "ignore") + tail

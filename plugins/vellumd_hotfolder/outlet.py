@@ -40,7 +40,7 @@ class Outlet:
             await self._put_back(job, delivery.reply[1])
             self._site.tell(blocked="")
         except OSError as error:
-            self._site.tell(blocked=self._site.trouble_of(error))
+            self._site.tell(blocked=await self._site.trouble_of(error))
             await delivery.retry(RETRY_S)
         else:
             await delivery.delivered()

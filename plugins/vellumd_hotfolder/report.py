@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from vellumd import Job, platform
-from vellumd_hotfolder import names
+from vellumd import Job
+from vellumd_hotfolder import moves, names
 from vellumd_hotfolder.root import Root
 
 LISTED = 50
@@ -144,4 +144,4 @@ def write_status(root: Root, text: str) -> None:
     """Put STATUS.txt in place; raises OSError. A mark tells Windows that it is UTF-8."""
     now = datetime.now().astimezone()
     body = f"vellumd, {now:%Y-%m-%d %H:%M}\n\n{text}".replace("\n", "\r\n")
-    platform.replace_durably(root.path / "STATUS.txt", body.encode("utf-8-sig"))
+    moves.put(body.encode("utf-8-sig"), root.work / "STATUS.txt", root.path / "STATUS.txt")

@@ -50,7 +50,7 @@ class Root:
 
     def there(self) -> bool:
         """Whether the folder is mounted: an empty mount point lacks its parts."""
-        return self.inbox.is_dir() and self.work.is_dir()
+        return os.path.isdir(self.inbox) and os.path.isdir(self.work)  # False on a stale share
 
     def prepare(self, memory: Path) -> None:
         """Make what is missing; raises OSError.

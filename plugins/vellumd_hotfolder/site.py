@@ -70,12 +70,12 @@ class Site:
         """What keeps this folder from working; empty if nothing does."""
         return self.away or self.blocked
 
-    def trouble_of(self, error: OSError) -> str:
+    async def trouble_of(self, error: OSError) -> str:
         """What stands in the way, as people can mend it; the log has the rest."""
         self.context.log.info("folder %s: %s", self.name, error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return FULL
-        return CLOSED if self.root.inbox.is_dir() else AWAY
+        return CLOSED if await self.in_thread(self.root.there) else AWAY
 
     def tell(self, away: str | None = None, blocked: str | None = None) -> None:
         """Note what is in the way, of looking and of writing; empty where nothing is."""

@@ -15,16 +15,11 @@ from vellumd import errors, platform
 from vellumd.daemon import Daemon
 from vellumd.jobs import JobFilter
 from vellumd.settings import Settings
-from vellumd_hotfolder import intake, outlet, reporter
+from vellumd_hotfolder import boxes
 from vellumd_hotfolder import root as root_module
+from vellumd_hotfolder.claims import Claims
 from vellumd_hotfolder.moves import move_new
-
-
-@pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seconds that people would wait are not waited for here."""
-    for module, name in ((intake, "HOLD_S"), (outlet, "RETRY_S"), (reporter, "WRITE_S")):
-        monkeypatch.setattr(module, name, 0.2)
+from vellumd_hotfolder.plan import Order
 
 
 async def test_a_folder_that_goes_away_and_comes_back(drop: OpenDrop) -> None:
@@ -50,6 +45,39 @@ async def test_a_folder_that_goes_away_and_comes_back(drop: OpenDrop) -> None:
         folder.put("c.png", encoded(3))
         await folder.out("a.png", "b.png", "c.png")
         assert len(await folder.jobs()) == 3
+
+
+async def test_a_disk_that_goes_away_in_the_middle_of_taking(
+    drop: OpenDrop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was half taken is found again; the door goes on."""
+    real, broken = Claims.take, iter([True])
+
+    def take(self: Claims, order: Order, job_id: str) -> list[Path]:
+        taken = real(self, order, job_id)
+        if next(broken, False):
+            raise OSError(errno.EIO, "Input/output error")
+        return taken
+
+    monkeypatch.setattr(Claims, "take", take)
+    async with drop(prompt="p") as folder:
+        folder.put("a.png", encoded(1))
+        await folder.out("a.png")
+        assert folder.daemon.transports.doors["hotfolder"].crashes == 0
+        assert len(await folder.jobs()) == 1
+
+
+def test_a_disk_that_is_away_is_no_claim_that_is_over(tmp_path: Path) -> None:
+    """A result whose folder is gone with its disk is still owed."""
+    root = root_module.Root(tmp_path / "root", "store")
+    root.prepare(tmp_path)
+    claims = Claims(root)
+    assert boxes.deliver(root, claims, "job", "file", [], keep=True) == ("", [])
+    (tmp_path / "root").rename(tmp_path / "away")
+    with pytest.raises(FileNotFoundError):
+        boxes.deliver(root, claims, "job", "file", [], keep=True)
+    with pytest.raises(FileNotFoundError):
+        boxes.refuse(root, claims, "job", "why")
 
 
 async def test_a_folder_that_is_away_at_the_start(

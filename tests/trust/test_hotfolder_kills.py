@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
-from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from tests.plugins.hotfolder.conftest import encoded
 from vellumd.testing.process import DaemonProcess
 
-KILLER = Path(__file__).parents[2] / "fixtures" / "killer"
+KILLER = Path(__file__).parents[1] / "fixtures" / "killer"
+RESULTS = Path(__file__).parent / "results"
 TIMES = {"settle_s": 0.05, "scan_s": 0.2, "incomplete_s": 0.1}
 
 
@@ -52,13 +54,6 @@ class Life:
         self.daemon.until(lambda: not self.daemon.alive or self.over(), "the end of it")
 
 
-@pytest.fixture
-def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Life]:
-    lived = Life(tmp_path, monkeypatch)
-    yield lived
-    lived.daemon.close()
-
-
 def count_steps(life: Life, prompt: str) -> int:
     """How many steps an order takes; all of it happened once."""
     life.put(prompt)
@@ -72,7 +67,11 @@ def count_steps(life: Life, prompt: str) -> int:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("prompt", ["invert", "fail"])
 def test_a_kill_at_every_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool, prompt: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    full: bool,
+    prompt: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Each step in full, a tenth of them otherwise: one job, one result, one original."""
     (tmp_path / "0").mkdir()
@@ -110,3 +109,9 @@ def test_a_kill_at_every_step(
                 assert life.names("failed") == set(), told
         finally:
             life.daemon.close()
+    figures = {"seed": seed, "prompt": prompt, "steps": steps, "kills": len(chosen)}
+    with capsys.disabled():
+        print(f"\nhotfolder-kills: {json.dumps(figures)}")
+    if full:
+        record = {"at": datetime.now().astimezone().isoformat(), **figures}
+        (RESULTS / f"hotfolder-kills-{prompt}.json").write_text(json.dumps(record, indent=1) + "\n")
