@@ -240,7 +240,6 @@ async def test_unloading_ends_the_process(tmp_path: Path, job: str) -> None:
         await until(supervisor, "unloaded")
         assert supervisor.state.ready and not supervisor.state.loaded
         assert not alive(first)
-        supervisor.want()
         await supervisor.ready()
         assert isinstance((await collect(supervisor, job, edit()))[-1], Done)
         assert supervisor.state.restarts == 0

@@ -66,8 +66,7 @@ class Executor:
         self._show_paused(await self._kept(partial(self._jobs.is_paused, self._lane)))
         while not self._draining:
             await self._kept(partial(self._jobs.queued, self._lane))
-            while not self._resumed.is_set():
-                await self._resumed.wait()
+            await self._resumed.wait()
             await self._engine()
             self._idle.clear()
             if self._may_start():
@@ -79,7 +78,6 @@ class Executor:
     async def _engine(self) -> None:
         """Wait for the engine, until somebody pauses the lane or unloads the engine."""
         self._changed.clear()
-        self._supervisor.want()  # at once: a task's turn comes only after who unloads it then
         async with asyncio.TaskGroup() as tasks:
             waits = (self._supervisor.ready(), self._changed.wait())
             waiting = [tasks.create_task(wait) for wait in waits]
