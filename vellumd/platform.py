@@ -76,13 +76,17 @@ class FileLock:
 def fsync_dir(folder: Path) -> None:
     """Make new and renamed names in `folder` survive a power cut.
 
-    Windows has no such call; NTFS journals names itself.
+    Windows has no such call; NTFS journals names itself. Nor have some shares, which say
+    that it is invalid (fsync(2), EINVAL): there it is the server's concern.
     """
     if WINDOWS:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
 
@@ -113,14 +117,17 @@ def replace_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
     fsync_dir(path.parent)
 
 
-def being_written(path: Path) -> bool:
+def being_written(path: Path, *, on_share: bool = False) -> bool:
     """Whether a program has the file open for writing, as far as the system tells.
 
-    Linux grants a read lease only on a file that nobody writes (fcntl(2), F_SETLEASE; local
-    disks). Windows shares no file with a reader that its writer does not share. Elsewhere
-    False: size and times have to tell.
+    Linux grants a read lease only on a file that nobody writes (fcntl(2), F_SETLEASE). Not so
+    on shares: NFS and CIFS refuse it wherever the server has granted no delegation. Windows
+    shares no file with a reader that its writer does not share. Elsewhere False: size and
+    times have to tell.
     """
     if sys.platform == "linux":
+        if on_share:
+            return False
         import fcntl
 
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from vellumd import platform
-from vellumd_hotfolder import moves, names
+from vellumd_hotfolder import moves, names, report
 from vellumd_hotfolder.claims import Claims, pictures
 from vellumd_hotfolder.plan import Kind
 from vellumd_hotfolder.root import Root
@@ -53,7 +53,7 @@ def refuse(root: Root, claims: Claims, job_id: str, sentence: str) -> str:
     for path in pictures(originals):
         target = root.failed / moves.with_number(path, number)
         target.parent.mkdir(parents=True, exist_ok=True)
-        told = target.with_name(names.suffixed(target.name, "", ".error.txt"))
+        told = target.with_name(names.suffixed(target.name, "", report.TOLD))
         moves.put(sentence.encode(), claims.told(job_id), told)
     moves.place({path: home / path for path in originals}, root.failed)
     claims.close(job_id)

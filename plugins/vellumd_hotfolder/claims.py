@@ -7,6 +7,7 @@ that is gone is a job that was delivered.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -18,8 +19,16 @@ RESULTS = ".results"
 """Ending of the folder beside a claim that holds results on their way to the outbox."""
 
 
+ELSEWHERE = "it lies on another disk than .work; a hot folder has to lie on one"
+CLOSED = "it cannot be moved; give vellumd the right to, or close it elsewhere"
+
+
 class Changed(Exception):
     """The file is not what was looked at, or somebody else has it."""
+
+
+class Stuck(Exception):
+    """The file cannot be moved; says why, as people can mend it."""
 
 
 class Claims:
@@ -56,7 +65,7 @@ class Claims:
         """Move an order's files out of the inbox; where its pictures are now.
 
         Texts go first and pictures last, so that no picture is ever seen without the text
-        that belongs to it. Raises `Changed` with all files back where they were.
+        that belongs to it. Raises `Changed` or `Stuck` with all files back where they were.
         """
         home = self.home(job_id)
         home.mkdir()
@@ -67,12 +76,14 @@ class Claims:
                 os.rename(source, target)
                 if not entry.still(target.lstat()):
                     raise Changed(entry.path)
-        except OSError as error:
+        except (Changed, FileNotFoundError) as error:
             self.give_back(job_id)
             raise Changed(order.key) from error
-        except Changed:
+        except OSError as error:
             self.give_back(job_id)
-            raise
+            if error.errno in moves.NO_ROOM:
+                raise
+            raise Stuck(ELSEWHERE if error.errno == errno.EXDEV else CLOSED) from error
         taken = [home / entry.path for entry in order.pictures]
         moves.sync([*taken, self._root.inbox / order.pictures[0].path, home])
         if order.kind == "folder":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from pydantic import JsonValue
 
 from vellumd import JobStatus, errors, new_job_id
 from vellumd_hotfolder import boxes, names, plan, report, scan, watch, whole, wire
-from vellumd_hotfolder.claims import Changed
+from vellumd_hotfolder.claims import Changed, Stuck
 from vellumd_hotfolder.plan import Order, Plan
 from vellumd_hotfolder.reporter import Reporter
 from vellumd_hotfolder.settle import StabilityTracker
@@ -31,12 +32,16 @@ costs a fifth of a core at most."""
 HOLD_S = 5.0
 """Seconds until files are offered again that found the queue or the disk full."""
 
+STUCK_S = 30.0
+"""Seconds until a file is tried again that could not be read or moved."""
+
 HELD = {
     "queue_full": "The queue is full: files stay in the inbox until there is room.",
     "storage_full": "vellumd's own disk is full: files stay in the inbox until there is room.",
 }
-NO_PROMPT = "no prompt; write NAME.txt beside it, or prompt.txt into the inbox"
-NOT_READY = f"the file {names.READY} is missing"
+NO_PROMPT = "waiting for a prompt; write NAME.txt beside it, or prompt.txt into the inbox"
+NOT_READY = f"waiting for the file {names.READY}"
+UNREADABLE = "it cannot be read; give vellumd the right to"
 
 
 class Intake:
@@ -54,6 +59,8 @@ class Intake:
         self._held_until = 0.0
         log = site.context.log
         self._watch = None if polled else watch.Watch(site.root.inbox, site.wake.set, log)
+        self._on_share = watch.on_network(site.root.path)
+        self._stuck: dict[str, str] = {}
         self._decoding = asyncio.Semaphore(1)  # of 40 megapixels each takes 160 MB and more
 
     def close(self) -> None:
@@ -120,7 +127,8 @@ class Intake:
         planned = plan.make(found.inbox, limit, require_ready=self._site.settings.require_ready)
         for path, name in planned.renames.items():
             file = self._site.root.inbox / path
-            file.rename(file.with_name(name))
+            with suppress(OSError):  # then it is still called so at the next look
+                file.rename(file.with_name(name))
         return found, planned
 
     async def _take(self, planned: Plan, now: float) -> None:
@@ -151,17 +159,26 @@ class Intake:
             for picture in order.pictures if problem is None else ():
                 async with self._decoding:
                     file = self._site.root.inbox / picture.path
-                    state, problem = await self._site.in_thread(whole.look, file)
+                    look = partial(whole.look, file, on_share=self._on_share)
+                    state, problem = await self._site.in_thread(look)
                 if state is not whole.State.WHOLE:
                     break
-        except OSError:  # gone, replaced or not to be read: the next look tells
+        except FileNotFoundError:  # or replaced: the next look tells
             self._tracker.postpone(order.key, time.monotonic())
+            return
+        except OSError:
+            self._stick(order.key, UNREADABLE)
             return
         now = time.monotonic()
         if state is whole.State.IN_USE:
             self._tracker.postpone(order.key, now)
         elif problem is None or self._tracker.incomplete(order.key, now):
             await self._claim(order, fields, problem)
+
+    def _stick(self, key: str, why: str) -> None:
+        """Leave an order alone for a while, and say why."""
+        self._stuck[key] = why
+        self._tracker.postpone(key, time.monotonic(), STUCK_S)
 
     def _read(self, order: Order) -> tuple[wire.Fields, errors.VellumError | None]:
         """What an order's texts say, over what the settings say; blocking."""
@@ -195,10 +212,14 @@ class Intake:
         try:
             taken = await self._site.in_thread(self._site.claims.take, order, job_id)
             self._tracker.forget(order.key)
+            self._stuck.pop(order.key, None)
             await self._accept(order, job_id, taken, fields, problem)
         except Changed:
             self._site.in_work.discard(job_id)
             self._tracker.postpone(order.key, time.monotonic())
+        except Stuck as stuck:
+            self._site.in_work.discard(job_id)
+            self._stick(order.key, str(stuck))
         except OSError as error:
             self._site.in_work.discard(job_id)
             self._site.standing = False  # the next look puts the claim back
@@ -259,11 +280,12 @@ class Intake:
     def _note(self, found: scan.Survey, planned: Plan, now: float) -> None:
         """What STATUS.txt will say of this look."""
         waiting = {key: NO_PROMPT for key in self._tracker.parked() if key in planned.orders}
+        self._stuck = {key: why for key, why in self._stuck.items() if key in planned.orders}
         held = now < self._held_until
         self._site.status = report.Status(
-            arriving=len(planned.orders) - len(waiting),
+            arriving=len(planned.orders) - len(waiting) - len(self._stuck),
             waiting={**waiting, **dict.fromkeys(planned.unready, NOT_READY)},
-            refused=found.refused,
+            refused={**found.refused, **self._stuck},
             others=sum(folder.others for folder in found.inbox.walk()),
             trouble=self._site.status.trouble if held else "",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,6 +11,9 @@ from pathlib import Path, PurePosixPath
 
 from vellumd import platform
 from vellumd_hotfolder import names
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""What a full disk answers."""
 
 
 def move_new(source: Path, target: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from vellumd import Job
 from vellumd_hotfolder import moves, names
@@ -16,6 +17,8 @@ from vellumd_hotfolder.root import Root
 
 LISTED = 50
 """Names that a list in STATUS.txt has; the rest is counted."""
+TOLD = ".error.txt"
+"""Ending of the text beside an original that failed."""
 COLUMNS = ("time", "file", "status", "result", "seconds", "message", "job")
 
 
@@ -45,7 +48,7 @@ class Status:
             first += f" Ready about {self.ready_at:%H:%M}."
         lists = [
             _list("Failed (each lies in the folder failed; move it back to try again):", failed),
-            _list("Waiting:", self.waiting.items()),
+            _list("Not begun:", self.waiting.items()),
             _list("Not touched:", self.refused.items()),
             f"{self.others} other files stay where they are." if self.others else "",
         ]
@@ -61,17 +64,21 @@ def _list(title: str, items: Iterable[tuple[str, str]]) -> str:
 
 
 def failures(failed: Path) -> list[tuple[str, str]]:
-    """What lies in the folder failed: names and the first line of what is said of each."""
-    found = []
+    """What lies in the folder failed: names, and what is said of those that are listed."""
+    found: list[tuple[str, str]] = []
     for top, _, files in os.walk(failed):
+        originals = {names.stem(name): name for name in files if names.media_type(name)}
         for name in sorted(files, key=names.natural):
-            if name.endswith(".error.txt"):
-                file = Path(top, name)
-                reason = file.read_text("utf-8", "replace").partition("\n")[0]
-                stem = name.removesuffix(".error.txt")
-                original = next((f for f in files if names.stem(f) == stem and f != name), stem)
-                found.append((Path(top, original).relative_to(failed).as_posix(), reason))
+            if name.endswith(TOLD):
+                stem = name.removesuffix(TOLD)
+                file = Path(top, originals.get(stem, stem))
+                reason = _first_line(Path(top, name)) if len(found) < LISTED else ""
+                found.append((file.relative_to(failed).as_posix(), reason))
     return found
+
+
+def _first_line(file: Path) -> str:
+    return file.read_text("utf-8", "replace").partition("\n")[0]
 
 
 class Report:
@@ -125,13 +132,21 @@ class Report:
         if rows:
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\r\n")
-            writer.writerows([] if self._file.exists() else [COLUMNS])
-            writer.writerows(rows.values())
-            mark = "" if self._file.exists() else "\ufeff"
-            with self._file.open("ab") as file:
-                file.write((mark + text.getvalue()).encode("utf-8"))
+            with self._file.open("ab+") as file:
+                if file.tell() == 0:
+                    text.write("\ufeff")
+                    writer.writerow(COLUMNS)
+                elif _last_byte(file) != b"\n":  # a line that a crash cut off
+                    text.write("\r\n")
+                writer.writerows(rows.values())
+                file.write(text.getvalue().encode("utf-8"))
         self._known |= {job: row[2] for job, row in rows.items()}
         self._new.clear()
+
+
+def _last_byte(file: BinaryIO) -> bytes:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1)
 
 
 def _harmless(cell: str) -> str:

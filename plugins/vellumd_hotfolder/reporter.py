@@ -37,7 +37,8 @@ class Reporter:
         """Write both files where they have changed; the status as written."""
         if not await self._site.in_thread(self._site.root.there):
             return last
-        await self._site.in_thread(self._site.report.write)
+        with suppress(OSError):  # a spreadsheet may hold it
+            await self._site.in_thread(self._site.report.write)
         status = self._site.status
         status.in_work, status.ready_at = len(self._site.in_work), await self._ready_at()
         failed = await self._site.in_thread(report.failures, self._site.root.failed)

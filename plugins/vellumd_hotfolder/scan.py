@@ -13,6 +13,9 @@ from vellumd_hotfolder import names
 DEPTH_MAX = 32
 """Folders in folders; deeper ones are loops of mounts, or nobody's pictures."""
 
+PATH_MAX = 3500
+"""Bytes of a path: Linux takes 4,096, and in .work and failed it is longer than here."""
+
 Signature = tuple[int, int, int, int]
 
 
@@ -36,9 +39,13 @@ class Entry:
         return self.size, self.mtime_ns, self.ctime_ns, self.inode
 
     def still(self, found: os.stat_result) -> bool:
-        """Whether this is what was seen, though it may have got another name since."""
-        regular = stat.S_ISREG(found.st_mode)
-        return regular and (found.st_size, found.st_mtime_ns) == (self.size, self.mtime_ns)
+        """Whether this is what was seen, though it has got another name since.
+
+        Listings of Windows hold no inode.
+        """
+        same = not self.inode or found.st_ino == self.inode
+        looks = (found.st_size, found.st_mtime_ns) == (self.size, self.mtime_ns)
+        return same and looks and stat.S_ISREG(found.st_mode)
 
 
 @dataclass(slots=True)
@@ -104,6 +111,8 @@ def _refusal(item: os.DirEntry[str], depth: int) -> str:
     """Why an entry is not touched; empty if it may be."""
     if not names.valid(item.name):
         return "its name is not UTF-8; rename it"
+    if len(item.path.encode()) > PATH_MAX:
+        return "its path is too long"
     if item.is_symlink():
         return "it is a link; put the file itself here"
     if item.is_dir(follow_symlinks=False):

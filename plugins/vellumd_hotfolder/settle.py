@@ -59,10 +59,10 @@ class StabilityTracker:
         times = (watched.next for watched in self._watched.values() if watched.next is not None)
         return min(times, default=None)
 
-    def postpone(self, key: str, now: float) -> None:
-        """Ask again later: somebody has it in hand."""
+    def postpone(self, key: str, now: float, least_s: float = 0.1) -> None:
+        """Ask again after `least_s` or more: somebody has it in hand."""
         if watched := self._watched.get(key):
-            watched.next = now + max(self._settle_s, 0.1)
+            watched.next = now + max(self._settle_s, least_s)
 
     def incomplete(self, key: str, now: float) -> bool:
         """It settled but is not whole; whether its time is over. Else it is asked again."""

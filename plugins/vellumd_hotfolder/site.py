@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vellumd_hotfolder import report
+from vellumd_hotfolder import moves, report
 from vellumd_hotfolder.claims import Claims
 from vellumd_hotfolder.root import Root
 
@@ -73,7 +72,7 @@ class Site:
     async def trouble_of(self, error: OSError) -> str:
         """What stands in the way, as people can mend it; the log has the rest."""
         self.context.log.info("folder %s: %s", self.name, error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in moves.NO_ROOM:
             return FULL
         return CLOSED if await self.in_thread(self.root.there) else AWAY
 

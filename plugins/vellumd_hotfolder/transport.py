@@ -36,8 +36,8 @@ class HotfolderTransport:
 
     async def run(self) -> None:
         """Work until cancelled."""
-        for folder in self.folders.values():
-            self._context.announce(folder.site.root.inbox.as_uri())
+        for name, folder in self.folders.items():
+            self._context.log.info("folder %s: put pictures into %s", name, folder.site.root.inbox)
         self._tell()
         async with asyncio.TaskGroup() as group:
             for folder in self.folders.values():

@@ -14,6 +14,9 @@ from typing import Literal
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
+# It calls it an error that its own thread ends.
+logging.getLogger("watchdog.observers.inotify").setLevel(logging.CRITICAL)
+
 NETWORK = {
     "9p", "afs", "afpfs", "ceph", "cifs", "davfs", "fuse.davfs2", "fuse.glusterfs",
     "fuse.rclone", "fuse.s3fs", "fuse.sshfs", "fuse.vmhgfs-fuse", "glusterfs", "lustre", "ncpfs",

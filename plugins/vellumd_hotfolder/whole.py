@@ -19,13 +19,13 @@ class State(Enum):
     INCOMPLETE = "incomplete"
 
 
-def look(picture: Path) -> tuple[State, errors.VellumError | None]:
+def look(picture: Path, *, on_share: bool = False) -> tuple[State, errors.VellumError | None]:
     """Look at a file, to its end and its last row; why it is not whole.
 
     A file that is of no known format counts as incomplete: some writers set its size
     first and leave zeros. Raises OSError where it cannot be read.
     """
-    if platform.being_written(picture):
+    if platform.being_written(picture, on_share=on_share):
         return State.IN_USE, None
     try:
         images.load(picture, target=SMALL)

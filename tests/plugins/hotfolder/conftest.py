@@ -54,6 +54,11 @@ class Drop:
         folder = self.root / part
         return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
+    def status(self) -> str:
+        """What STATUS.txt says; empty as long as there is none."""
+        file = self.root / "STATUS.txt"
+        return file.read_text("utf-8-sig") if file.exists() else ""
+
     async def until(self, happened: Callable[[], bool], what: str) -> None:
         """Wait for something that has to come."""
         end = time.monotonic() + DEADLINE_S

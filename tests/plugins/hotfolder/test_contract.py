@@ -12,6 +12,7 @@ from PIL import Image
 
 from vellumd.testing import Refused, Reply, TransportContract
 
+END_S = 5.0
 TAKEN_S = 15.0
 PAUSE_S = 0.01
 
@@ -21,6 +22,19 @@ class TestHotfolder(TransportContract):
 
     # Who takes a file out of the outbox tells nobody: it is delivered when it lies there.
     test_a_confirmed_reply_is_no_longer_owed: Any = None
+
+    def test_what_was_taken_out_does_not_come_again(self) -> None:
+        """What lay in the outbox is no longer owed, and is not put there again."""
+        self.daemon.start()
+        self.hand_in("one")
+        self.reply("one")
+        (self.root / "outbox" / "one.png").unlink()
+        assert self.daemon.stop(END_S) == 0
+        assert self.daemon.owed() == 0
+        self.daemon.start()
+        self.hand_in("two")
+        self.reply("two")
+        assert [file.name for file in (self.root / "outbox").iterdir()] == ["two.png"]
 
     def settings(self, folder: Path) -> dict[str, object]:
         self.root = folder / "root"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import errno
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +17,12 @@ from vellumd import errors, platform
 from vellumd.daemon import Daemon
 from vellumd.jobs import JobFilter
 from vellumd.settings import Settings
-from vellumd_hotfolder import boxes
+from vellumd_hotfolder import boxes, intake, plan, scan, watch
 from vellumd_hotfolder import root as root_module
-from vellumd_hotfolder.claims import Claims
+from vellumd_hotfolder.claims import Changed, Claims
 from vellumd_hotfolder.moves import move_new
 from vellumd_hotfolder.plan import Order
+from vellumd_hotfolder.report import failures
 
 
 async def test_a_folder_that_goes_away_and_comes_back(drop: OpenDrop) -> None:
@@ -142,10 +145,11 @@ async def test_a_closed_outbox_is_waited_for(drop: OpenDrop) -> None:
 
 async def test_a_file_deleted_replaced_or_touched_while_queued(drop: OpenDrop) -> None:
     """The job has its own copy; what comes under the name again is another job."""
-    async with drop(prompt="p", paper={"step_s": 0.05}) as folder:
+    async with drop(prompt="p", paper={"step_s": 0.1}) as folder:
         folder.put("a.png", encoded(1))
         (work,) = (folder.root / ".work").iterdir()
-        await folder.until(lambda: any(work.glob("*/a.png")), "the claim")
+        while not await folder.jobs():
+            await asyncio.sleep(0.02)
         next(work.glob("*/a.png")).unlink()
         folder.put("a.png", encoded(2))
         os.utime(folder.inbox / "a.png")
@@ -221,6 +225,121 @@ async def test_a_file_in_use_is_left_alone(drop: OpenDrop) -> None:
         finally:
             os.close(handle)
         await folder.out("a.png", "b.png")
+
+
+async def test_a_share_is_no_reason_to_wait(
+    drop: OpenDrop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS and CIFS refuse leases on files that nobody writes: there they say nothing."""
+    monkeypatch.setattr(watch, "on_network", lambda path: True)
+    async with drop(prompt="p", settle_s=0.1, scan_s=0.2) as folder:
+        handle = os.open(folder.put("a.png", encoded(1)), os.O_RDWR)
+        try:
+            await folder.out("a.png")
+        finally:
+            os.close(handle)
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [(errno.EACCES, "a.png: it cannot be moved"), (errno.EXDEV, "a.png: it lies on another disk")],
+)
+async def test_what_cannot_be_moved_is_told(
+    drop: OpenDrop, monkeypatch: pytest.MonkeyPatch, number: int, told: str
+) -> None:
+    """A file that may not be taken is named in STATUS.txt, holds nobody up, and is tried again."""
+    real, closed = os.rename, True
+
+    def rename(source: Path, target: Path) -> None:
+        if closed and Path(source).name == "a.png":
+            raise OSError(number, os.strerror(number))
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(intake, "STUCK_S", 0.2)
+    async with drop(prompt="p") as folder:
+        folder.put("a.png", encoded(1))
+        folder.put("b.png", encoded(2))
+        await folder.out("b.png")
+        await folder.until(lambda: told in folder.status(), "STATUS")
+        closed = False
+        await folder.out("a.png", "b.png")
+        await folder.until(lambda: told not in folder.status(), "STATUS")
+
+
+async def test_what_cannot_be_read_is_told(drop: OpenDrop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file without the right to read it is named in STATUS.txt; its text is not used up."""
+    real = platform.being_written
+
+    def being_written(path: Path, *, on_share: bool = False) -> bool:
+        if path.name == "a.png":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, on_share=on_share)
+
+    monkeypatch.setattr(platform, "being_written", being_written)
+    async with drop() as folder:
+        folder.put("a.txt", "p")
+        folder.put("a.png", encoded(1))
+        await folder.until(lambda: "a.png: it cannot be read" in folder.status(), "STATUS")
+        assert folder.names("inbox") == {"a.png", "a.txt"}
+
+
+async def test_a_path_that_is_too_long(drop: OpenDrop) -> None:
+    """It stays where it is, and is told."""
+    async with drop(prompt="p") as folder:
+        deep = folder.inbox
+        while len(str(deep)) < 3400:
+            deep = deep / ("d" * 200)
+        deep.mkdir(parents=True)
+        (deep / f"{'k' * 150}.png").write_bytes(encoded(1))
+        folder.put("b.png", encoded(2))
+        await folder.out("b.png")
+        await folder.until(lambda: "its path is too long" in folder.status(), "STATUS")
+
+
+def test_a_file_put_in_the_place_of_another(tmp_path: Path) -> None:
+    """Another file of the same size and time is not what was looked at."""
+    root = root_module.Root(tmp_path / "root", "store")
+    root.prepare(tmp_path)
+    file = root.inbox / "a.png"
+    file.write_bytes(b"one")
+    os.utime(file, (1, 1))
+    order = plan.make(scan.survey(root.inbox).inbox, 4, require_ready=False).orders["a.png"]
+    file.rename(tmp_path / "kept")
+    file.write_bytes(b"two")
+    os.utime(file, (1, 1))
+    with pytest.raises(Changed):
+        Claims(root).take(order, "job")
+    assert file.read_bytes() == b"two"
+
+
+async def test_a_report_that_is_held_and_one_that_was_cut_off(drop: OpenDrop) -> None:
+    """STATUS.txt does not wait for REPORT.csv; after a crash in a line the next begins anew."""
+    async with drop(prompt="p") as folder:
+        report = folder.root / "REPORT.csv"
+        report.mkdir()  # what cannot be opened for writing
+        folder.put("a.png", encoded(1))
+        await folder.out("a.png")
+        await folder.until(lambda: folder.status() != "", "STATUS")
+        report.rmdir()
+        report.write_bytes("\ufefftime,file,status,result,seconds,message,job\r\n2026-01".encode())
+        folder.put("b.png", encoded(2))
+        await folder.until(lambda: "b.png" in report.read_text("utf-8-sig"), "the line")
+        with report.open(encoding="utf-8-sig", newline="") as file:
+            rows = [row for row in csv.reader(file) if len(row) == 7]
+        assert sorted(row[1] for row in rows) == ["a.png", "b.png", "file"]
+
+
+def test_many_failures_are_told_quickly(tmp_path: Path) -> None:
+    """Only those that are listed are read."""
+    for number in range(3000):
+        (tmp_path / f"{number}.png").touch()
+        (tmp_path / f"{number}.error.txt").write_text(f"reason {number}\nmore")
+    began = time.process_time()
+    found = failures(tmp_path)
+    assert time.process_time() - began < 1
+    assert len(found) == 3000
+    assert found[2] == ("2.png", "reason 2")
 
 
 def test_loops_are_refused(tmp_path: Path) -> None:

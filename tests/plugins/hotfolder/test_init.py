@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.plugins.hotfolder.conftest import OpenDrop, encoded
+from vellumd.daemon import Daemon
+from vellumd.settings import Settings
 from vellumd_hotfolder import watch
 from vellumd_hotfolder.__main__ import main
 from vellumd_hotfolder.checks import check_roots
@@ -66,6 +69,17 @@ async def test_several_folders(drop: OpenDrop, tmp_path: Path) -> None:
         await folder.out("a.png")
         asked = {(j.client_id, j.request.prompt) for j in await folder.jobs()}
         assert asked == {("main", "main"), ("x", "x"), ("y", "y")}
+
+
+async def test_commands_find_the_daemon_beside_a_folder(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """What a daemon announces is where HTTP answers, not where a folder lies."""
+    settings = make_settings(http={})
+    settings.plugins["hotfolder"] = {"root": str(tmp_path / "root")}
+    async with Daemon(settings).running() as daemon:
+        assert daemon.urls
+        assert all(url.startswith("http://") for url in daemon.urls)
 
 
 async def test_doctor_looks_at_folders(tmp_path: Path) -> None:

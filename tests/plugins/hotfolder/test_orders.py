@@ -9,10 +9,12 @@ import os
 import unicodedata
 from pathlib import Path
 
+import pillow_heif
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms, PngImagePlugin
 
 from tests.plugins.hotfolder.conftest import OpenDrop, encoded
+from vellumd.images import header, metadata
 
 
 async def prompts(folder) -> dict[str, str]:
@@ -35,11 +37,7 @@ async def test_a_text_may_come_later(drop: OpenDrop) -> None:
     """Until then the picture waits, and STATUS.txt says for what."""
     async with drop() as folder:
         folder.put("a.png", encoded(1))
-        status = folder.root / "STATUS.txt"
-        await folder.until(
-            lambda: status.exists() and "a.png: no prompt" in status.read_text("utf-8-sig"),
-            "STATUS",
-        )
+        await folder.until(lambda: "a.png: waiting for a prompt" in folder.status(), "STATUS")
         assert await folder.jobs() == []
         folder.put("a.txt", "make it blue")
         await folder.out("a.png")
@@ -264,27 +262,86 @@ async def test_formats(drop: OpenDrop, format: str) -> None:
         await folder.out(f"a.{becomes}")
 
 
-async def test_metadata_is_kept_and_no_prompt_delivered(drop: OpenDrop) -> None:
-    """EXIF and profile go along; GPS, orientation and the prompt do not."""
-    from PIL import ImageCms
-
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+def photographed(format: str) -> bytes:
+    """A picture as cameras and Lightroom leave it: all that may stay, and all that may not."""
     exif = Image.Exif()
     exif[0x010F], exif[0x0112] = "Maker", 6
     exif.get_ifd(0x8825)[1] = "N"
+    exif.get_ifd(0x8769)[0x9003] = "2026:05:23 12:00:00"
+    caption = b"\x1c\x02\x78\x00\x05Bride"
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", XMP.decode())
+    own = {
+        "JPEG": {"xmp": XMP, "extra": metadata.iptc_segment(caption)},
+        "PNG": {"pnginfo": text},
+        "WEBP": {"xmp": XMP},
+    }[format]
     file = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").resize((64, 48)).save(
-        file, "JPEG", exif=exif, icc_profile=profile
+        file, format, exif=exif, icc_profile=PROFILE, **own
     )
+    return file.getvalue()
+
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF
+xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""
+xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:exif="http://ns.adobe.com/exif/1.0/"
+xmp:Rating="4" exif:GPSLatitude="48,8.2N"/></rdf:RDF></x:xmpmeta>"""
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+async def test_metadata_is_kept_and_no_prompt_delivered(drop: OpenDrop, format: str) -> None:
+    """EXIF, XMP, IPTC and profile go along; GPS, orientation and the prompt do not."""
+    name = f"a.{format.lower()}"
     async with drop(prompt="the secret wish") as folder:
-        folder.put("a.jpg", file.getvalue())
-        await folder.out("a.jpg")
-        data = (folder.root / "outbox/a.jpg").read_bytes()
-        with Image.open(io.BytesIO(data)) as result:
-            found = result.getexif()
-            assert found[0x010F] == "Maker"
-            assert found.get(0x0112, 1) == 1
-            assert not found.get_ifd(0x8825)
-            assert result.info["icc_profile"] == profile
-            assert result.size == (48, 64)
-        assert b"secret wish" not in data
+        folder.put(name, photographed(format))
+        await folder.out(name)
+        data = (folder.root / "outbox" / name).read_bytes()
+    with Image.open(io.BytesIO(data)) as result:
+        exif = result.getexif()
+        assert exif[0x010F] == "Maker"
+        assert exif.get_ifd(0x8769)[0x9003] == "2026:05:23 12:00:00"
+        assert exif.get(0x0112, 1) == 1
+        assert not exif.get_ifd(0x8825)
+        assert result.info["icc_profile"] == PROFILE
+        xmp = result.info["xmp"]
+        assert b'xmp:Rating="4"' in xmp
+        assert b"GPS" not in xmp
+        assert result.size == (48, 64)
+    assert (b"Bride" in data) == (format == "JPEG")
+    assert b"secret wish" not in data
+
+
+async def test_phones_pictures(drop: OpenDrop) -> None:
+    """HEIC, with the extra, comes out as JPEG of the same name, with EXIF and profile."""
+    image = Image.linear_gradient("L").convert("RGB").resize((64, 48))
+    exif = Image.Exif()
+    exif[0x010F] = "Phone"
+    file = io.BytesIO()
+    heif = pillow_heif.from_pillow(image)
+    heif.save(file, exif=exif.tobytes(), icc_profile=PROFILE)
+    async with drop(prompt="p") as folder:
+        folder.put("IMG_0001.HEIC", file.getvalue())
+        folder.put("IMG_0001.MOV", b"the film of a live photo")
+        await folder.out("IMG_0001.jpg")
+        with Image.open(folder.root / "outbox/IMG_0001.jpg") as result:
+            assert result.format == "JPEG"
+            assert result.size == (64, 48)
+            assert result.getexif()[0x010F] == "Phone"
+            assert result.info["icc_profile"] == PROFILE
+        assert folder.names("inbox") == {"IMG_0001.MOV"}
+
+
+async def test_phones_pictures_without_the_extra(
+    drop: OpenDrop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They fail, and the text beside them says what is missing."""
+    file = io.BytesIO()
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48))).save(file)
+    monkeypatch.setattr(header, "heif_readable", lambda: False)
+    async with drop(prompt="p", incomplete_s=0) as folder:
+        folder.put("a.heic", file.getvalue())
+        await folder.until(lambda: "a.error.txt" in folder.names("failed"), "the failure")
+        told = (folder.root / "failed/a.error.txt").read_text("utf-8")
+        assert "heif extra" in told
