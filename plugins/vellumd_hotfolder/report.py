@@ -64,16 +64,17 @@ def _list(title: str, items: Iterable[tuple[str, str]]) -> str:
 
 
 def failures(failed: Path) -> list[tuple[str, str]]:
-    """What lies in the folder failed: names, and what is said of those that are listed."""
+    """What lies in the folder failed: names, and what is said of those that are listed.
+
+    A text whose picture was moved back into the inbox no longer counts.
+    """
     found: list[tuple[str, str]] = []
     for top, _, files in os.walk(failed):
-        originals = {names.stem(name): name for name in files if names.media_type(name)}
-        for name in sorted(files, key=names.natural):
-            if name.endswith(TOLD):
-                stem = name.removesuffix(TOLD)
-                file = Path(top, originals.get(stem, stem))
-                reason = _first_line(Path(top, name)) if len(found) < LISTED else ""
-                found.append((file.relative_to(failed).as_posix(), reason))
+        texts = {name for name in files if name.endswith(TOLD)}
+        for name in sorted(filter(names.media_type, files), key=names.natural):
+            if (told := names.suffixed(name, "", TOLD)) in texts:
+                reason = _first_line(Path(top, told)) if len(found) < LISTED else ""
+                found.append((Path(top, name).relative_to(failed).as_posix(), reason))
     return found
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -25,7 +26,6 @@ NETWORK = {
 """File systems on which others write unseen, as /proc/mounts names them."""
 TELLING = ("created", "modified", "closed", "moved")
 """Events that can mean a new file; what we read and take away wakes nobody."""
-JOIN_S = 2.0
 
 
 def on_network(path: Path) -> bool:
@@ -57,7 +57,8 @@ class _Handler(FileSystemEventHandler):
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         if event.event_type in TELLING:
-            self._wake()
+            with suppress(RuntimeError):  # the loop has ended first
+                self._wake()
 
 
 class Watch:
@@ -92,8 +93,7 @@ class Watch:
         self._armed = (found.st_dev, found.st_ino)
 
     def disarm(self) -> None:
-        """Watch no more; blocking."""
+        """Watch no more."""
         if self._observer is not None:
-            self._observer.stop()
-            self._observer.join(JOIN_S)
+            self._observer.stop()  # its threads end by themselves, at their next wait's end
         self._observer, self._armed = None, None

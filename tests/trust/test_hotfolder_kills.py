@@ -6,6 +6,7 @@ import json
 import os
 import random
 import time
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -17,6 +18,32 @@ from vellumd.testing.process import DaemonProcess
 KILLER = Path(__file__).parents[1] / "fixtures" / "killer"
 RESULTS = Path(__file__).parent / "results"
 TIMES = {"settle_s": 0.05, "scan_s": 0.2, "incomplete_s": 0.1}
+
+
+@dataclass(frozen=True)
+class Order:
+    """Files of an inbox, and what has to lie where in the end."""
+
+    name: str
+    files: dict[str, bytes]
+    outbox: set[str]
+    failed: set[str]
+
+
+ORDERS = [
+    Order("picture", {"a.txt": b"invert", "a.png": encoded(1)}, {"a.png"}, set()),
+    Order("failure", {"a.txt": b"fail", "a.png": encoded(1)}, set(), {"a.error.txt"}),
+    Order(
+        "folder",
+        {
+            "set/job.json": b'{"prompt": "invert", "n": 2}',
+            "set/1.png": encoded(1),
+            "set/2.png": encoded(2),
+        },
+        {"set_1.png", "set_2.png"},
+        set(),
+    ),
+]
 
 
 class Life:
@@ -35,12 +62,12 @@ class Life:
             patch.setenv("VELLUMD_KILLER", f"{self.folder}{os.sep}|{fatal}|{self.steps}")
             self.daemon.start()
 
-    def put(self, prompt: str) -> None:
-        """One picture with its text."""
-        inbox = self.root / "inbox"
-        inbox.mkdir(parents=True, exist_ok=True)
-        (inbox / "a.txt").write_text(prompt)
-        (inbox / "a.png").write_bytes(encoded(1))
+    def put(self, order: Order) -> None:
+        """The files of an order."""
+        for path in order.files:
+            file = self.root / "inbox" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(order.files[path])
 
     def names(self, part: str) -> set[str]:
         folder = self.root / part
@@ -54,9 +81,9 @@ class Life:
         self.daemon.until(lambda: not self.daemon.alive or self.over(), "the end of it")
 
 
-def count_steps(life: Life, prompt: str) -> int:
+def count_steps(life: Life, order: Order) -> int:
     """How many steps an order takes; all of it happened once."""
-    life.put(prompt)
+    life.put(order)
     life.start(0)
     life.daemon.until(life.over, "the end of it")
     time.sleep(0.2)
@@ -65,28 +92,28 @@ def count_steps(life: Life, prompt: str) -> int:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("prompt", ["invert", "fail"])
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: order.name)
 def test_a_kill_at_every_step(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     full: bool,
-    prompt: str,
+    order: Order,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Each step in full, a tenth of them otherwise: one job, one result, one original."""
     (tmp_path / "0").mkdir()
-    steps = count_steps(Life(tmp_path / "0", monkeypatch), prompt)
+    steps = count_steps(Life(tmp_path / "0", monkeypatch), order)
     assert steps > 20
     seed = random.SystemRandom().randrange(2**32)
     chosen = range(1, steps + 1)
     if not full:
-        chosen = sorted(random.Random(seed).sample(chosen, steps // 10 + 1))
+        chosen = sorted(random.Random(seed).sample(chosen, steps // 10))
     for step in chosen:
         (tmp_path / str(step)).mkdir()
         life = Life(tmp_path / str(step), monkeypatch)
         told = f"seed {seed}, step {step} of {steps}"
         try:
-            life.put(prompt)
+            life.put(order)
             life.start(step)
             life.until_dead()
             died = not life.daemon.alive
@@ -99,19 +126,17 @@ def test_a_kill_at_every_step(
             assert life.daemon.stop(8) == 0, told
             assert life.daemon.kept() == 1, told
             assert life.daemon.count("executed") <= 2, told
-            wanted = {"a.png", "a.txt"}
-            if prompt == "fail":
-                assert life.names("failed") == wanted | {"a.error.txt"}, told
-                assert life.names("outbox") == life.names("done") == set(), told
-            else:
-                assert life.names("outbox") == {"a.png"}, told
-                assert life.names("done") == wanted, told
-                assert life.names("failed") == set(), told
+            originals = set(order.files)
+            assert life.names("outbox") == order.outbox, told
+            assert life.names("failed") == (order.failed and order.failed | originals), told
+            assert life.names("done") == (set() if order.failed else originals), told
         finally:
             life.daemon.close()
-    figures = {"seed": seed, "prompt": prompt, "steps": steps, "kills": len(chosen)}
+    figures = {"seed": seed, "order": order.name, "steps": steps, "kills": len(chosen)}
     with capsys.disabled():
         print(f"\nhotfolder-kills: {json.dumps(figures)}")
     if full:
         record = {"at": datetime.now().astimezone().isoformat(), **figures}
-        (RESULTS / f"hotfolder-kills-{prompt}.json").write_text(json.dumps(record, indent=1) + "\n")
+        (RESULTS / f"hotfolder-kills-{order.name}.json").write_text(
+            json.dumps(record, indent=1) + "\n"
+        )
