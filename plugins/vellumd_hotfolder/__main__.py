@@ -52,7 +52,9 @@ def make(folder: Path, prompt: str | None, preset: str | None) -> None:
     if prompt:
         files[folder / "inbox" / "prompt.txt"] = f"{prompt}\n"
     if preset:
-        files[folder / "inbox" / "_preset.toml"] = f"preset = {json.dumps(preset)}\n"
+        files[folder / "inbox" / "_preset.toml"] = (
+            f"preset = {json.dumps(preset, ensure_ascii=False)}\n"
+        )
     for file, text in files.items():
         if not file.exists():
             file.write_text(text, "utf-8", newline="\r\n")

@@ -50,9 +50,15 @@ class Status:
             _list("Failed (each lies in the folder failed; move it back to try again):", failed),
             _list("Not begun:", self.waiting.items()),
             _list("Not touched:", self.refused.items()),
-            f"{self.others} other files stay where they are." if self.others else "",
+            _others(self.others),
         ]
         return "\n\n".join(filter(None, [first, trouble, *lists])) + "\n"
+
+
+def _others(count: int) -> str:
+    return {0: "", 1: "1 other file stays where it is."}.get(
+        count, f"{count} other files stay where they are."
+    )
 
 
 def _list(title: str, items: Iterable[tuple[str, str]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def test_it_makes_a_folder_that_explains_itself(tmp_path: Path) -> None:
     """The command, as typed: parts, README.txt, the prompt and preset; and what to do next."""
     command = [sys.executable, "-m", "vellumd_hotfolder", "init", str(tmp_path / "f")]
     done = subprocess.run(
-        [*command, "--prompt", "snow", "--preset", "fastest"],
+        [*command, "--prompt", "snow", "--preset", "눈 😀"],
         capture_output=True, text=True, timeout=30, check=True,
     )  # fmt: skip
     assert "vellumd serve --plugins.hotfolder.root" in done.stdout
@@ -33,7 +34,8 @@ def test_it_makes_a_folder_that_explains_itself(tmp_path: Path) -> None:
     }  # fmt: skip
     assert "inbox" in (tmp_path / "f/README.txt").read_text("utf-8")
     assert (tmp_path / "f/inbox/prompt.txt").read_text("utf-8") == "snow\n"
-    assert (tmp_path / "f/inbox/_preset.toml").read_text("utf-8") == 'preset = "fastest"\n'
+    preset = (tmp_path / "f/inbox/_preset.toml").read_text("utf-8")
+    assert tomllib.loads(preset) == {"preset": "눈 😀"}
 
 
 def test_it_changes_nothing_that_is_there(tmp_path: Path) -> None:

@@ -43,6 +43,14 @@ async def test_a_text_may_come_later(drop: OpenDrop) -> None:
         await folder.out("a.png")
 
 
+async def test_when_it_will_be_ready(drop: OpenDrop) -> None:
+    """STATUS.txt counts what is in work and says about when the last will be done."""
+    async with drop(prompt="p", paper={"step_s": 0.03}) as folder:
+        for tone in range(12):
+            folder.put(f"{tone}.png", encoded(tone))
+        await folder.until(lambda: "in work. Ready about " in folder.status(), "STATUS")
+
+
 async def test_where_a_prompt_comes_from(drop: OpenDrop) -> None:
     """A picture's own text, else its folder's, else the inbox's, else the settings'."""
     async with drop(prompt="settings") as folder:
