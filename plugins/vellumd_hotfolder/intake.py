@@ -60,6 +60,7 @@ class Intake:
         log = site.context.log
         self._watch = None if polled else watch.Watch(site.root.inbox, site.wake.set, log)
         self._on_share = watch.on_network(site.root.path)
+        self._trouble = ""
         self._stuck: dict[str, str] = {}
         self._decoding = asyncio.Semaphore(1)  # of 40 megapixels each takes 160 MB and more
 
@@ -74,11 +75,12 @@ class Intake:
             began = time.monotonic()
             self._site.wake.clear()
             try:
+                self._trouble = ""
                 pause, took = await self._look()
-                self._site.tell(away="")
             except OSError as error:
                 self._site.standing, pause, took = False, self._scan_s, 0.0
-                self._site.tell(away=await self._site.trouble_of(error))
+                self._trouble = await self._site.trouble_of(error)
+            self._site.tell(closed_in=self._trouble)
             self._site.changed.set()
             await asyncio.sleep(max(GAP_S, took * GAP_SHARE))
             with suppress(TimeoutError):
@@ -223,7 +225,7 @@ class Intake:
         except OSError as error:
             self._site.in_work.discard(job_id)
             self._site.standing = False  # the next look puts the claim back
-            self._site.tell(blocked=await self._site.trouble_of(error))
+            self._trouble = await self._site.trouble_of(error)
 
     async def _accept(
         self,

@@ -34,13 +34,13 @@ class Outlet:
     async def _deliver(self, delivery: Delivery) -> None:
         job = delivery.job
         if not self._site.standing or not await self._site.in_thread(self._site.root.there):
-            await delivery.retry(RETRY_S if self._site.away else UNSETTLED_S)
+            await delivery.retry(RETRY_S if self._site.closed_in else UNSETTLED_S)
             return
         try:
             await self._put_back(job, delivery.reply[1])
-            self._site.tell(blocked="")
+            self._site.tell(closed_out="")
         except OSError as error:
-            self._site.tell(blocked=await self._site.trouble_of(error))
+            self._site.tell(closed_out=await self._site.trouble_of(error))
             await delivery.retry(RETRY_S)
         else:
             await delivery.delivered()

@@ -28,9 +28,8 @@ class Reporter:
         while True:
             await self._site.changed.wait()
             self._site.changed.clear()
-            if self._site.standing:
-                with suppress(OSError):  # it tells how things are; things go on without
-                    last = await self._write(last)
+            with suppress(OSError):  # it tells how things are; things go on without
+                last = await self._write(last)
             await asyncio.sleep(WRITE_S)
 
     async def _write(self, last: str) -> str:
@@ -42,7 +41,7 @@ class Reporter:
         status = self._site.status
         status.in_work, status.ready_at = len(self._site.in_work), await self._ready_at()
         failed = await self._site.in_thread(report.failures, self._site.root.failed)
-        trouble = " ".join(filter(None, [status.trouble, self._site.blocked]))
+        trouble = " ".join(filter(None, [status.trouble, self._site.trouble]))
         text = status.text(self._site.report.done, failed, trouble)
         if text != last:
             await self._site.in_thread(report.write_status, self._site.root, text)

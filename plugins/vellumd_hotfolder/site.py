@@ -51,7 +51,7 @@ class Site:
         self.in_work: set[str] = set()
         self.newest = ""
         self.wake, self.changed = asyncio.Event(), asyncio.Event()
-        self.away = self.blocked = ""
+        self.closed_in = self.closed_out = ""
         self._on_change = on_change
         # Threads of its own: a share that hangs holds up nobody else.
         self._threads = ThreadPoolExecutor(THREADS, f"hotfolder-{name}")
@@ -67,7 +67,7 @@ class Site:
     @property
     def trouble(self) -> str:
         """What keeps this folder from working; empty if nothing does."""
-        return self.away or self.blocked
+        return self.closed_in or self.closed_out
 
     async def trouble_of(self, error: OSError) -> str:
         """What stands in the way, as people can mend it; the log has the rest."""
@@ -76,10 +76,10 @@ class Site:
             return FULL
         return CLOSED if await self.in_thread(self.root.there) else AWAY
 
-    def tell(self, away: str | None = None, blocked: str | None = None) -> None:
-        """Note what is in the way, of looking and of writing; empty where nothing is."""
+    def tell(self, closed_in: str | None = None, closed_out: str | None = None) -> None:
+        """Note what is in the way of taking and of delivering; empty where nothing is."""
         before = self.trouble
-        self.away = self.away if away is None else away
-        self.blocked = self.blocked if blocked is None else blocked
+        self.closed_in = self.closed_in if closed_in is None else closed_in
+        self.closed_out = self.closed_out if closed_out is None else closed_out
         if self.trouble != before:
             self._on_change()

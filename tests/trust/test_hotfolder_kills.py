@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.hotfolder.conftest import encoded
+from tests.plugins.hotfolder.conftest import encoded, files_of
 from vellumd.testing.process import DaemonProcess
 
 KILLER = Path(__file__).parents[1] / "fixtures" / "killer"
@@ -70,8 +70,7 @@ class Life:
             file.write_bytes(order.files[path])
 
     def names(self, part: str) -> set[str]:
-        folder = self.root / part
-        return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+        return files_of(self.root / part)
 
     def over(self) -> bool:
         """Whether all was brought to its end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -31,6 +32,15 @@ def encoded(tone: int = 0, format: str = "PNG", size: tuple[int, int] = (64, 48)
     return file.getvalue()
 
 
+def files_of(folder: Path) -> set[str]:
+    """Paths of all files below a folder, while others come and go."""
+    return {
+        Path(top, name).relative_to(folder).as_posix()
+        for top, _, files in os.walk(folder)
+        for name in files
+    }
+
+
 @dataclass
 class Drop:
     """A hot folder, seen from outside."""
@@ -51,8 +61,7 @@ class Drop:
 
     def names(self, part: str) -> set[str]:
         """Paths of all files below a part."""
-        folder = self.root / part
-        return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+        return files_of(self.root / part)
 
     def status(self) -> str:
         """What STATUS.txt says; empty as long as there is none."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from tests.plugins.hotfolder.conftest import files_of
 from vellumd.testing import Refused, Reply, TransportContract
 
 END_S = 5.0
@@ -64,8 +65,8 @@ class TestHotfolder(TransportContract):
         if (self.root / "inbox" / f"{key}.png").exists():
             return False
         known = self.daemon.jobs()
-        claims = list((self.root / ".work").glob(f"*/*/{key}.png"))
-        return all(claim.parent.name in known for claim in claims)
+        held = [path for path in files_of(self.root / ".work") if path.endswith(f"/{key}.png")]
+        return all(path.split("/")[1] in known for path in held)
 
     def receive(self, key: str) -> Reply:
         error = self.root / "failed" / f"{key}.error.txt"

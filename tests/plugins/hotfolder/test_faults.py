@@ -375,8 +375,10 @@ async def test_a_failure_that_cannot_be_told_harms_nobody(drop: OpenDrop) -> Non
         folder.put("set/bad.png", b"no picture at all, and long enough")
         doors = folder.daemon.transports.doors
         await folder.until(lambda: "cannot write" in doors["hotfolder"].text, "the trouble")
+        await folder.until(lambda: "cannot write" in folder.status(), "STATUS")
         folder.put("good.png", encoded(1))
         await folder.out("good.png")
         in_the_way.unlink()
         await folder.until(lambda: "set/bad.png" in folder.names("failed"), "the failure")
+        await folder.until(lambda: "cannot write" not in doors["hotfolder"].text, "its end")
         assert doors["hotfolder"].crashes == 0
