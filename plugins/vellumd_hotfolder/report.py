@@ -123,19 +123,21 @@ class Report:
     def read(self) -> None:
         """Learn which jobs have their line; blocking."""
         if self._known is None:
-            self._known = {}
+            known: dict[str, str] = {}
             if self._file.exists():
                 with self._file.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-                    for row in csv.reader(file):
-                        if len(row) == len(COLUMNS):
-                            self._known[row[-1]] = row[2]
-                self._known.pop(COLUMNS[-1], None)
+                    known = {
+                        row[-1]: row[2] for row in csv.reader(file) if len(row) == len(COLUMNS)
+                    }
+                known.pop(COLUMNS[-1], None)
+            self._known = known
 
     def write(self) -> None:
         """Append what is new; blocking. Raises OSError, as where a spreadsheet locks it."""
         self.read()
         assert self._known is not None
-        rows = {job: row for job, row in self._new.items() if job not in self._known}
+        new = self._new.copy()  # the loop adds to it meanwhile
+        rows = {job: row for job, row in new.items() if job not in self._known}
         if rows:
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\r\n")
@@ -148,7 +150,8 @@ class Report:
                 writer.writerows(rows.values())
                 file.write(text.getvalue().encode("utf-8"))
         self._known |= {job: row[2] for job, row in rows.items()}
-        self._new.clear()
+        for job in new:
+            del self._new[job]
 
 
 def _last_byte(file: BinaryIO) -> bytes:

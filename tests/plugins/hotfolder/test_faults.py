@@ -6,6 +6,7 @@ import asyncio
 import csv
 import errno
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from vellumd_hotfolder import root as root_module
 from vellumd_hotfolder.claims import Changed, Claims
 from vellumd_hotfolder.moves import move_new
 from vellumd_hotfolder.plan import Order
-from vellumd_hotfolder.report import failures
+from vellumd_hotfolder.report import Report, failures
 
 
 async def test_a_folder_that_goes_away_and_comes_back(drop: OpenDrop) -> None:
@@ -328,6 +329,24 @@ async def test_a_report_that_is_held_and_one_that_was_cut_off(drop: OpenDrop) ->
         with report.open(encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file) if len(row) == 7]
         assert sorted(row[1] for row in rows) == ["a.png", "b.png", "file"]
+
+
+def test_a_report_is_added_to_while_it_is_written(tmp_path: Path) -> None:
+    """No line is lost between the loop and the thread that writes."""
+    report = Report(root_module.Root(tmp_path, "store"))
+
+    def add() -> None:
+        for number in range(3000):
+            report.add_refused(str(number), "a.png", "why")
+
+    adding = threading.Thread(target=add)
+    adding.start()
+    while adding.is_alive():
+        report.write()
+    report.write()
+    with (tmp_path / "REPORT.csv").open(encoding="utf-8-sig", newline="") as file:
+        jobs = [row[-1] for row in csv.reader(file)]
+    assert jobs == ["job", *map(str, range(3000))]
 
 
 def test_many_failures_are_told_quickly(tmp_path: Path) -> None:
