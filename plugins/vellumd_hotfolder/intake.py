@@ -119,7 +119,8 @@ class Intake:
                     await self._site.in_thread(self._refuse, job_id, error)
                 except errors.NotFound:
                     await self._site.in_thread(self._site.claims.give_back, job_id)
-        await self._site.in_thread(self._site.report.read)
+        with suppress(OSError):  # a spreadsheet may hold it: it is read before it is written
+            await self._site.in_thread(self._site.report.read)
         await self._reporter.catch_up()
         self._site.standing = True
 

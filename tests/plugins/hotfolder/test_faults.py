@@ -314,11 +314,13 @@ def test_a_file_put_in_the_place_of_another(tmp_path: Path) -> None:
     assert file.read_bytes() == b"two"
 
 
-async def test_a_report_that_is_held_and_one_that_was_cut_off(drop: OpenDrop) -> None:
-    """STATUS.txt does not wait for REPORT.csv; after a crash in a line the next begins anew."""
+async def test_a_report_that_is_held_and_one_that_was_cut_off(
+    drop: OpenDrop, tmp_path: Path
+) -> None:
+    """Nothing waits for REPORT.csv; after a crash in a line the next begins anew."""
+    report = tmp_path / "root" / "REPORT.csv"
+    report.mkdir(parents=True)  # what can be neither read nor written
     async with drop(prompt="p") as folder:
-        report = folder.root / "REPORT.csv"
-        report.mkdir()  # what cannot be opened for writing
         folder.put("a.png", encoded(1))
         await folder.out("a.png")
         await folder.until(lambda: folder.status() != "", "STATUS")
