@@ -37,7 +37,7 @@ lint: $(TESTS_READY)  ## ruff, mypy for Linux and Windows, bandit
 	$(BIN)/bandit --quiet --recursive --severity-level high vellumd plugins
 
 test: lint  ## everything, within 12 minutes on 2 cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 trust: $(TESTS_READY)  ## the fault tests with full counts; results in tests/trust/results
 	$(BIN)/python -m pytest tests/trust --full

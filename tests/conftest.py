@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,48 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def full(request: pytest.FixtureRequest) -> bool:
     """Whether full counts are wanted (`make trust`)."""
     return bool(request.config.getoption("--full"))
+
+
+RESULTS = Path(__file__).parent / "trust" / "results"
+Record = Callable[[str, dict[str, Any]], None]
+
+
+@pytest.fixture
+def record(
+    request: pytest.FixtureRequest, full: bool, capsys: pytest.CaptureFixture[str]
+) -> Record:
+    """`record(name, figures)` tells figures, and keeps those of full counts as NAME.json.
+
+    Full counts take hours, so theirs are told at once; others when all tests are over.
+    """
+
+    def record(name: str, figures: dict[str, Any]) -> None:
+        text = f"{name}: {json.dumps(figures)}"
+        if not full:
+            request.node.user_properties.append(("figures", text))
+            return
+        with capsys.disabled():
+            print(f"\n{text}")
+        kept = {"at": datetime.now().astimezone().isoformat(), **figures}
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The figures of all tests, with their seeds."""
+    reports = [report for same in terminalreporter.stats.values() for report in same]
+    told = [
+        text
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for name, text in report.user_properties
+        if name == "figures"
+    ]
+    if told:
+        terminalreporter.section("figures")
+        terminalreporter.write_line("\n".join(told))
 
 
 PAPER = Path(__file__).parent / "fixtures" / "paper_engine"

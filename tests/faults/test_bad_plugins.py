@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.bench.serving import free_port, p99, until_answer
+from tests.conftest import Record
 
 HEAD = """
 import asyncio, os, time
@@ -174,9 +175,7 @@ def until(happened: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-def test_a_crashing_door_costs_the_others_nothing(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_crashing_door_costs_the_others_nothing(site: Site, record: Record) -> None:
     """While one crashes for ever, HTTP answers as fast as beside a good one, and tells it."""
     site.install("good", GOOD + DOOR.format(name="good", factory="Door"))
     site.install("bad", HURRY + CRASHES + DOOR.format(name="bad", factory="Door"))
@@ -191,10 +190,7 @@ def test_a_crashing_door_costs_the_others_nothing(
         listed = subprocess.run(
             shown, capture_output=True, text=True, timeout=60, check=True, **site.options
         ).stdout
-    with capsys.disabled():
-        print(
-            f"\nHTTP beside a crashing door: p99 {1000 * harried:.1f} ms, without {1000 * calm:.1f}"
-        )
+    record("crashing-door", {"http_p99_ms": 1000 * harried, "without_ms": 1000 * calm})
     assert harried <= max(3 * calm, 0.02)
     assert "stranger_bad.py" in site.log() and "ValueError: no paper" in site.log()
     assert "bad" in listed and "http         open: listens on port" in listed
@@ -395,9 +391,7 @@ LATER_S = 0.05
 """Seconds that a refusal may come later than a good start."""
 
 
-def test_a_broken_plugin_refuses_the_start_at_once(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_broken_plugin_refuses_the_start_at_once(site: Site, record: Record) -> None:
     """Exit 78, distribution, what and remedy, no later than a good start; nothing is made."""
     site.install("good", GOOD + DOOR.format(name="good", factory="Door"))
     started = min(seconds_to_first_line(site, "--plugins.good.line", "1") for _ in range(3))
@@ -419,8 +413,7 @@ def test_a_broken_plugin_refuses_the_start_at_once(
             assert "stranger-bad 2.0" in done.stderr and says in done.stderr
             assert not (broken.folder / "data").exists()
         figures[kind] = min(took)
-    with capsys.disabled():
-        print("\n" + ", ".join(f"{kind}: {1000 * s:.0f} ms" for kind, s in figures.items()))
+    record("broken-plugins", {kind: round(1000 * s) for kind, s in figures.items()})
     assert max(figures.values()) <= started + LATER_S
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from tests.conftest import Record
 from tests.plugins.hotfolder.conftest import encoded
 from tests.trust import writers
 from vellumd.daemon import Daemon
@@ -28,18 +27,7 @@ from vellumd.testing.process import DaemonProcess
 from vellumd_hotfolder import plan, reporter, scan
 from vellumd_hotfolder.settle import StabilityTracker
 
-RESULTS = Path(__file__).parent / "results"
 PATIENCE_S = 900.0
-
-
-def record(name: str, figures: dict[str, Any], full: bool, show: Callable[[], Any]) -> None:
-    """Show figures; keep those of full counts."""
-    with show():
-        print(f"\n{name}: {json.dumps(figures)}")
-    if full:
-        RESULTS.mkdir(exist_ok=True)
-        figures = {"at": datetime.now().astimezone().isoformat(), **figures}
-        (RESULTS / f"hotfolder-{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
 @asynccontextmanager
@@ -73,7 +61,7 @@ async def outcome(outbox: Path, count: int) -> None:
 
 @pytest.mark.timeout(1800)
 async def test_nine_kinds_of_writer(
-    tmp_path: Path, make_settings: Any, full: bool, capsys: Any
+    tmp_path: Path, make_settings: Any, full: bool, record: Record
 ) -> None:
     """1,000 files (a tenth otherwise): one right job each, none partial, none twice."""
     count, seed = 1000 if full else 100, random.SystemRandom().randrange(2**32)
@@ -106,7 +94,7 @@ async def test_nine_kinds_of_writer(
         "p50_s": round(took[len(took) // 2], 3),
         "p99_s": round(took[int(len(took) * 0.99) - 1], 3), "worst_s": round(took[-1], 3),
     }  # fmt: skip
-    record("writers", figures, full, capsys.disabled)
+    record("hotfolder-writers", figures)
     wrong = [n for n, job in taken.items() if job.request.images[0].sha256 != written[n]]
     assert wrong == []
     assert len(jobs) == len(taken) == count
@@ -123,7 +111,7 @@ def fill(inbox: Path, count: int) -> None:
         (folder / f"{number}.png").write_bytes(data + b"%d" % number)
 
 
-def test_a_scan_is_cheap(tmp_path: Path, full: bool, capsys: Any) -> None:
+def test_a_scan_is_cheap(tmp_path: Path, full: bool, record: Record) -> None:
     """20,000 settled files (a tenth otherwise): a second of CPU at most."""
     count = 20_000 if full else 2_000
     fill(tmp_path, count)
@@ -136,12 +124,12 @@ def test_a_scan_is_cheap(tmp_path: Path, full: bool, capsys: Any) -> None:
         settled = tracker.settled(1.0)
         took.append(round(time.process_time() - began, 3))
         assert len(settled) == count
-    record("scan", {"files": count, "cpu_s": took}, full, capsys.disabled)
+    record("hotfolder-scan", {"files": count, "cpu_s": took})
     assert min(took) <= count / 20_000
 
 
 @pytest.mark.timeout(1800)
-def test_all_at_once(tmp_path: Path, full: bool, capsys: Any) -> None:
+def test_all_at_once(tmp_path: Path, full: bool, record: Record) -> None:
     """20,000 files (a tenth otherwise) dropped while the daemon is stopped: all are found.
 
     All are edited in full, those of one folder otherwise.
@@ -178,7 +166,7 @@ def test_all_at_once(tmp_path: Path, full: bool, capsys: Any) -> None:
         grown = round((most - before) / 1e6, 1)
         took = round(time.monotonic() - end + PATIENCE_S, 1)
         figures = {"files": count, "rss_growth_mb": grown, "all_done_s": took}
-        record("at_once", figures, full, capsys.disabled)
+        record("hotfolder-at_once", figures)
         assert grown <= 100
     finally:
         daemon.close()
@@ -186,7 +174,7 @@ def test_all_at_once(tmp_path: Path, full: bool, capsys: Any) -> None:
 
 @pytest.mark.timeout(1800)
 async def test_a_wedding(
-    tmp_path: Path, make_settings: Any, monkeypatch: pytest.MonkeyPatch, full: bool, capsys: Any
+    tmp_path: Path, make_settings: Any, monkeypatch: pytest.MonkeyPatch, full: bool, record: Record
 ) -> None:
     """300 JPEGs with each.txt: 300 results with names, EXIF and profile; the broken one named."""
     from PIL import ImageCms
@@ -217,12 +205,12 @@ async def test_a_wedding(
             found[file.name] = result.getexif()[0x0132]
             assert result.info["icc_profile"] == profile
     assert sorted(found, key=found.__getitem__) == [f"IMG_{n:04}.JPG" for n in range(count)]
-    record("wedding", {"files": count, "results": len(found)}, full, capsys.disabled)
+    record("hotfolder-wedding", {"files": count, "results": len(found)})
 
 
 @pytest.mark.timeout(1800)
 async def test_others_do_not_wait_for_a_folder(
-    tmp_path: Path, make_settings: Any, full: bool, capsys: Any
+    tmp_path: Path, make_settings: Any, full: bool, record: Record
 ) -> None:
     """A folder of 5,000 (500 otherwise): a user's job starts after two others at most."""
     count = 5_000 if full else 500
@@ -246,5 +234,5 @@ async def test_others_do_not_wait_for_a_folder(
             assert job["status"] == "done"
             order = [line.split()[0] for line in ledger.read_text().splitlines()]
             ahead.append(order.index(job["id"]) - before)
-        record("fairness", {"files": count, "jobs_ahead": ahead}, full, capsys.disabled)
+        record("hotfolder-fairness", {"files": count, "jobs_ahead": ahead})
     assert max(ahead) <= 2

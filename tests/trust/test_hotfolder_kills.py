@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import time
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import Record
 from tests.plugins.hotfolder.conftest import encoded, files_of
 from vellumd.testing.process import DaemonProcess
 
 KILLER = Path(__file__).parents[1] / "fixtures" / "killer"
-RESULTS = Path(__file__).parent / "results"
 TIMES = {"settle_s": 0.05, "scan_s": 0.2, "incomplete_s": 0.1}
 
 
@@ -97,7 +95,7 @@ def test_a_kill_at_every_step(
     monkeypatch: pytest.MonkeyPatch,
     full: bool,
     order: Order,
-    capsys: pytest.CaptureFixture[str],
+    record: Record,
 ) -> None:
     """Each step in full, a tenth of them otherwise: one job, one result, one original."""
     (tmp_path / "0").mkdir()
@@ -132,10 +130,4 @@ def test_a_kill_at_every_step(
         finally:
             life.daemon.close()
     figures = {"seed": seed, "order": order.name, "steps": steps, "kills": len(chosen)}
-    with capsys.disabled():
-        print(f"\nhotfolder-kills: {json.dumps(figures)}")
-    if full:
-        record = {"at": datetime.now().astimezone().isoformat(), **figures}
-        (RESULTS / f"hotfolder-kills-{order.name}.json").write_text(
-            json.dumps(record, indent=1) + "\n"
-        )
+    record(f"hotfolder-kills-{order.name}", figures)

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import Record
 from tests.trust import soak
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @pytest.mark.timeout(3600)
-async def test_nothing_grows_with_the_jobs(
-    tmp_path: Path, full: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_nothing_grows_with_the_jobs(tmp_path: Path, full: bool, record: Record) -> None:
     """1,000 jobs (10,000 in full): memory, descriptors, threads and tasks stay, the loop is quick.
 
     At most 1 MB per 1,000 jobs, and a loop lag below 50 ms in 99 of 100 looks.
     """
     result = await soak.Soak(tmp_path, 10_000 if full else 1_000).run()
-    with capsys.disabled():
-        print(f"\n{json.dumps(result)}")
-    if full:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "soak.json").write_text(json.dumps(result, indent=1) + "\n")
+    record("soak", result)
     assert result["statuses"] == {"done": result["jobs"], "failed": 0, "cancelled": 0}
     assert result["engine_restarts"] == 0
     assert float(str(result["rss_mb_per_1000_jobs"])) <= (1 if full else 4)
