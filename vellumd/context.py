@@ -33,7 +33,8 @@ class TransportJobs:
         `key` is the sender's idempotency key: the same key with an equal request gives
         the same job, with another request raises `IdempotencyMismatch`. `job_id` is a
         UUIDv7 made beforehand (`vellumd.new_job_id`), deduplicating likewise. `reply`
-        (≤ 4 KiB of JSON, private) asks for a `Delivery` when the job has ended.
+        (≤ 4 KiB of JSON, private) asks for a `Delivery` when the job has ended; for a job
+        that is known already, too: another reply is owed as well, the same one again.
         Raises the errors of the request, `QueueFull` and `StorageFull`.
         """
         return await self._jobs.submit(request, self._source, key=key, job_id=job_id, reply=reply)
@@ -41,6 +42,10 @@ class TransportJobs:
     async def get(self, job_id: str) -> Job:
         """The job; raises `NotFound`, and `Expired` once retention removed it."""
         return await self._jobs.get(job_id)
+
+    async def find(self, key: str) -> Job:
+        """The job that this transport submitted under `key`; raises `NotFound`."""
+        return await self._jobs.find(self._source, key)
 
     async def list(self, wanted: JobFilter | None = None, cursor: str | None = None) -> Page:
         """Jobs, newest first; `Page.next` is the cursor of the following page."""

@@ -52,7 +52,7 @@ class Deliveries:
             due = now_ms() + round(after * 1000)
             await self._store.settle_delivery(row.number, state, code, due)
             out.discard(row.number)
-            self._wake()
+            self.wake()
             self.on_settled()
 
         try:
@@ -62,9 +62,10 @@ class Deliveries:
 
     def _observe(self, event: JobEvent) -> None:
         if event.type in ENDS:
-            self._wake()
+            self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Look whether more is owed."""
         for woken in self._waiting:
             woken.set()
 
