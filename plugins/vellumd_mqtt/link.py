@@ -84,43 +84,43 @@ class Link:
 
     async def run(self) -> None:
         """Keep connected until cancelled; then say goodbye."""
-        unwelcome = 0
+        loop = asyncio.get_running_loop()
+        away = cuts = 0
         while True:
+            opened = loop.time()
             connection: Connection | None = None
-            began = asyncio.get_running_loop().time()
             try:
                 connection = await self._open()
                 reason = await asyncio.shield(connection.lost)
+                away, welcome = 0, not connection.taken_over
             except (OSError, Refusal) as error:
                 reason = str(error) or type(error).__name__
-                refused = isinstance(error, Refusal)
+                away, welcome = away + 1, not isinstance(error, Refusal)
             except asyncio.CancelledError:
                 await self._goodbye()
                 raise
-            else:
-                refused = connection.taken_over
             self._current = None
-            steady = asyncio.get_running_loop().time() - began > STEADY_S
-            cut = connection is not None and not steady
-            unwelcome = unwelcome + 1 if refused or cut else 0
-            await self._pause(reason, refused, unwelcome, connection)
+            cut = connection is not None and loop.time() - opened < STEADY_S
+            if welcome and cut:  # a broker that ended itself does not answer
+                welcome = not await self._answers()
+            cuts = 0 if welcome else cuts + 1
+            if cuts > 1 and connection is not None:
+                reason = (
+                    f"it ends our connections, as if another client connects as "
+                    f"{self._client_id()!r}: give each daemon its own plugins.mqtt.instance"
+                )
+            self._context.report(False, f"{self._where()}: {reason}; tried again by itself")
+            await asyncio.sleep(pause(away, cuts))
 
-    async def _pause(
-        self, reason: str, refused: bool, unwelcome: int, connection: Connection | None
-    ) -> None:
-        """Wait before the next try: longer each time where the broker does not want us."""
-        if connection is not None and connection.taken_over:
-            reason = (
-                f"another client connects as {self._client_id()!r}: give each daemon at a broker "
-                "its own plugins.mqtt.instance"
-            )
-        self._context.report(False, f"{self._where()}: {reason}; tried again by itself")
-        # A single cut is no unwelcome: it may be a restart.
-        ceiling = 2.0 ** (unwelcome if refused else unwelcome - 3)
-        ceiling = min(AGAIN_S, max(RETRY_S, ceiling))
-        if connection is not None:
-            ceiling /= 2  # it answered a moment ago
-        await asyncio.sleep(random.uniform(0.3, 1) * ceiling)
+    async def _answers(self) -> bool:
+        """Whether somebody listens there right now."""
+        try:
+            async with asyncio.timeout(1):
+                _, writer = await asyncio.open_connection(self._settings.host, self._settings.port)
+        except (OSError, TimeoutError):
+            return False
+        writer.close()
+        return True
 
     async def _open(self) -> Connection:
         await self._check_password()
@@ -183,6 +183,18 @@ class Link:
                 "its address is a public one, where the password could be read on the way. Set "
                 "plugins.mqtt.tls = true, or allow it with plugins.mqtt.allow_plaintext = true"
             )
+
+
+def pause(away: int, cuts: int) -> float:
+    """Seconds to wait, jittered: a broker that returns is not met by all at once.
+
+    `away`: tries in a row that found nobody; `cuts`: connections in a row that the broker
+    did not want, or ended soon.
+    """
+    most = min(RETRY_S, 0.5 * 2.0**away)
+    if cuts > 1:
+        most = min(AGAIN_S, 2.0 ** (cuts + 1))
+    return random.uniform(most / 2, most)
 
 
 def _is_readable(file: Path | None) -> bool:

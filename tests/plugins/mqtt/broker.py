@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ persistence_location {folder}/
 autosave_on_changes true
 autosave_interval 1
 log_dest none
+user {user}
 {more}
 """
 
@@ -34,7 +36,10 @@ class Broker:
         self.folder = folder / "broker"
         self.folder.mkdir()
         self._conf = self.folder / "mosquitto.conf"
-        self._conf.write_text(CONF.format(port=self.port, folder=self.folder, more=more))
+        # As root it would otherwise become another user, who may not write here.
+        self._conf.write_text(
+            CONF.format(port=self.port, folder=self.folder, user=getpass.getuser(), more=more)
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 

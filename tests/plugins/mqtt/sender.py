@@ -116,6 +116,9 @@ class Sender:
             told = Properties(PacketTypes.PUBLISH)
             for name, value in properties.items():
                 setattr(told, name, value)
+        end = time.monotonic() + WAIT_S
+        while wait and not self._client.is_connected() and time.monotonic() < end:
+            time.sleep(0.005)
         info = self._client.publish(f"{self.base}/{topic}", payload, qos, retain, told)
         if not wait:
             return
