@@ -19,27 +19,29 @@ CONF = """
 listener {port} 127.0.0.1
 allow_anonymous true
 persistence true
-persistence_location {folder}/
 autosave_on_changes true
 autosave_interval 1
 log_dest none
-user {user}
-{more}
+
 """
 
 
 class Broker:
-    """Started by the constructor; `more` are further lines of its configuration."""
+    """Started by the constructor; `more` are further lines of its configuration.
 
-    def __init__(self, folder: Path, more: str = "") -> None:
-        self.port = free_port()
+    `whole` takes the configuration's place, with the `port` that it names.
+    """
+
+    def __init__(self, folder: Path, more: str = "", *, whole: str = "", port: int = 0) -> None:
+        self.port = port or free_port()
         self.folder = folder / "broker"
         self.folder.mkdir()
         self._conf = self.folder / "mosquitto.conf"
         # As root it would otherwise become another user, who may not write here.
-        self._conf.write_text(
-            CONF.format(port=self.port, folder=self.folder, user=getpass.getuser(), more=more)
-        )
+        user = f"\nuser {getpass.getuser()}\n"
+        where = f"persistence_location {self.folder}/\n"
+        lines = whole + where if whole else CONF.format(port=self.port) + where + more
+        self._conf.write_text(lines + user)
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 

@@ -23,9 +23,15 @@ from vellumd.testing import DaemonProcess
 class House:
     """All of them, running."""
 
-    def __init__(self, folder: Path, broker: Broker, settings: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        broker: Broker,
+        settings: Mapping[str, object],
+        sender: Sender | None = None,
+    ) -> None:
         self.broker = broker
-        self.sender = Sender(broker.port)
+        self.sender = sender or Sender(broker.port)
         self.daemon = DaemonProcess(folder, "mqtt", {"port": broker.port, **settings})
         self.daemon.start()
         self.online()

@@ -44,7 +44,15 @@ class Got:
 class Sender:
     """Connected by the constructor, and again by itself whenever the broker was away."""
 
-    def __init__(self, port: int, *, five: bool = True, name: str = "", base: str = "vellumd/main"):
+    def __init__(
+        self,
+        port: int,
+        *,
+        five: bool = True,
+        name: str = "",
+        base: str = "vellumd/main",
+        user: tuple[str, str] | None = None,
+    ):
         self.base = base
         self._five = five
         self._queues: dict[str, queue.SimpleQueue[Got]] = defaultdict(queue.SimpleQueue)
@@ -57,6 +65,8 @@ class Sender:
             protocol=protocol,
             clean_session=None if five else False,
         )
+        if user:
+            self._client.username_pw_set(*user)
         self._client.reconnect_delay_set(1, 1)
         self._client.on_connect = self._connected
         self._client.on_subscribe = lambda *_: self._ready.set()
