@@ -31,11 +31,12 @@ $(TESTS_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[engine,dev]'
 	@touch $@
 
-lint: $(TESTS_READY)  ## ruff, and mypy for Linux and Windows
+lint: $(TESTS_READY)  ## ruff, mypy for Linux and Windows, bandit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --platform linux
 	$(BIN)/mypy --platform win32
+	$(BIN)/bandit --quiet --recursive --severity-level high vellumd plugins
 
 mosquitto:  # the broker of the tests: Debian's where apt-get may install it
 	@PATH="$$PATH:/usr/sbin" command -v mosquitto >/dev/null || \

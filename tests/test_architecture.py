@@ -18,14 +18,17 @@ PLUGINS = sorted(path for path in (ROOT / "plugins").iterdir() if (path / "plugi
 
 LAYERS = (
     {"errors", "models"},
-    {"settings", "sources", "presets", "images", "platform", "protocol", "model_card", "logs"},
+    {
+        "settings", "sources", "presets", "images", "platform", "protocol", "model_card", "logs",
+        "keys",
+    },
     {"store"},
     {"events", "deliveries", "jobs", "context"},
     {"circuit", "child", "supervisor", "executor"},
     {"hookspecs", "plugins", "transports", "lag"},
     {"daemon", "local", "testing"},
     {"cli"},
-)
+)  # fmt: skip
 """Modules of vellumd from the bottom up; each imports its own layer and those before it."""
 
 APART = {"engine", "demo"}

@@ -141,6 +141,16 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+def test_named_tests_exist() -> None:
+    """Each row of docs/security.md has its test, and each test it names is there."""
+    rows = read("docs/security.md").partition("| What others had")[2].partition("\n\n")[0]
+    for row in rows.splitlines()[2:]:
+        named = re.findall(r"\[(test_\w+)\]\(\.\./(tests/[\w/]+\.py)\)", row)
+        assert named, row
+        for name, file in named:
+            assert re.search(rf"^(async )?def {name}\(", read(file), re.MULTILINE), name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_examples_are_whole(page: Path) -> None:
     """Python examples compile, TOML examples load."""

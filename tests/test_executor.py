@@ -42,6 +42,17 @@ async def first_step(daemon: Daemon, job: Job) -> None:
             return
 
 
+async def test_an_executor_waits_for_its_own_lane(run_daemon: Run, picture: Picture) -> None:
+    """A job of another lane is none of its business, whenever that one came."""
+    async with run_daemon() as daemon:
+        await daemon.executor.pause()
+        await submit(daemon, picture())
+        await daemon.jobs.queued(0)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await daemon.jobs.queued(1)
+
+
 async def test_a_pause_holds_what_waits_and_not_what_runs(
     run_daemon: Run, picture: Picture, ledger: Ledger
 ) -> None:

@@ -93,6 +93,13 @@ def test_an_error_names_the_field_not_the_value() -> None:
     assert "steps" in str(caught.value) and "hunter2" not in json.dumps(caught.value.public())
 
 
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt", "batch", "client_id"])
+def test_no_text_holds_nul(field: str) -> None:
+    """On every door a NUL is a bad request that names its field."""
+    with pytest.raises(errors.BadRequest, match=f"{field}: must not hold a NUL"):
+        EditRequest.parse({"images": [PICTURE], "prompt": "x", field: "a\0b"})
+
+
 def test_a_job_is_shown_in_rfc3339() -> None:
     """Times in UTC with milliseconds."""
     job = Job(id="j", status=JobStatus.QUEUED, model="m", source="s", created=moment(1500))

@@ -7,6 +7,7 @@ import random
 import sqlite3
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from vellumd.models import ImageRef, Job, JobStatus, ResolvedEdit, Result, new_job_id
-from vellumd.store import database
+from vellumd.store import schema
 from vellumd.store.store import NewJob, Store
 
 LIMIT = 20_000
@@ -70,6 +71,16 @@ async def drained_as(store: Store, jobs: list[Job], first: list[Job]) -> list[Jo
     ids = [job.id for job in await drained(store)]
     assert ids[: len(first)] == [job.id for job in first]
     return [by_id[job_id] for job_id in ids[len(first) :]]
+
+
+async def test_each_lane_has_its_own_queue(store: Store) -> None:
+    """A job of another lane wakes no executor of this one."""
+    assert not await store.has_queued(0)
+    await store.add(replace(new(), lane=1), LIMIT)
+    assert (await store.has_queued(0), await store.has_queued(1)) == (False, True)
+    assert await store.claim(0) is None
+    assert (await store.claim(1)) is not None
+    assert not await store.has_queued(1)
 
 
 async def test_one_name_at_two_doors_is_two_clients(store: Store) -> None:
@@ -173,7 +184,7 @@ async def test_nobody_is_remembered_who_waits_no_more(store: Store, tmp_path: Pa
 
 async def test_a_queue_of_an_older_version_takes_turns_too(tmp_path: Path) -> None:
     """Jobs that waited before the upgrade are there after it, the running one first."""
-    connection = database.connect(tmp_path / "jobs.sqlite")
+    connection = schema.connect(tmp_path / "jobs.sqlite")
     first = resources.files("vellumd.store") / "migrations" / "0001.sql"
     connection.executescript(first.read_text(encoding="utf-8") + "PRAGMA user_version = 1;")
     for name, client, requeued in (("1", "a", 0), ("2", "a", 0), ("3", None, 0), ("4", "b", 1)):

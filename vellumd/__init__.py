@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vellumd.hookspecs import hookimpl as hookimpl
     from vellumd.jobs import JobFilter as JobFilter
     from vellumd.jobs import Page as Page
+    from vellumd.keys import Keyring as Keyring
     from vellumd.models import Delivery as Delivery
     from vellumd.models import EditRequest as EditRequest
     from vellumd.models import ImageRef as ImageRef
@@ -43,6 +44,7 @@ _FACE = {
     "engine.library": ("QwenImageEditEngine",),
     "hookspecs": ("Check", "EngineSpec", "Transport", "TransportSpec", "hookimpl"),
     "jobs": ("JobFilter", "Page"),
+    "keys": ("Keyring",),
     "models": (
         "Delivery", "EditRequest", "ImageRef", "Job", "JobEvent", "JobStatus", "new_job_id",
     ),

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, JsonValue
 
 from vellumd.jobs import JobFilter, Jobs, Page
+from vellumd.keys import Keyring
 from vellumd.models import Delivery, EditRequest, ImageRef, Job, JobEvent
 
 
@@ -117,8 +118,9 @@ class TransportContext:
         jobs: Jobs,
         info: Callable[[], dict[str, Any]],
         control: Control,
+        keys: Keyring,
         on_report: Callable[[str, bool, str], None],
-        on_announce: Callable[[str, str], None],
+        on_announce: Callable[[str, str, Path | None], None],
     ) -> None:
         self.name = name
         self.settings: Any = settings
@@ -126,6 +128,8 @@ class TransportContext:
         self.dir = dir
         self.jobs = TransportJobs(jobs, name)
         self.control = control
+        self.keys = keys
+        """The named keys of `vellumd keys`: a door that strangers can reach asks for one."""
         self._jobs = jobs
         self._info = info
         self._on_report = on_report
@@ -152,11 +156,14 @@ class TransportContext:
             raise TypeError(f"report(ok, text): text must be a str, not {type(text).__name__}")
         self._on_report(self.name, bool(ok), text)
 
-    def announce(self, url: str) -> None:
-        """Tell the address under which this door is open."""
+    def announce(self, url: str, key_file: Path | None = None) -> None:
+        """Tell the address under which this door is open, and what file holds its key.
+
+        Commands on this machine find both, and use the key if they may read the file.
+        """
         if not isinstance(url, str):
             raise TypeError(f"announce(url): url must be a str, not {type(url).__name__}")
-        self._on_announce(self.name, url)
+        self._on_announce(self.name, url, key_file)
 
     async def stage(self, picture: bytes | Path | AsyncIterator[bytes], name: str = "") -> ImageRef:
         """Put a picture into the spool: checked for format, limits and wholeness.

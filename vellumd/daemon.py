@@ -6,10 +6,9 @@ import asyncio
 import json
 import logging
 import os
-import shlex
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import cached_property
@@ -25,6 +24,7 @@ from vellumd.events import EventBus
 from vellumd.executor import STORE_RETRY_S, Executor
 from vellumd.hookspecs import EngineSpec, Transport, TransportSpec
 from vellumd.jobs import Jobs
+from vellumd.keys import FILE, Keyring
 from vellumd.lag import LagAlarm
 from vellumd.model_card import ModelCard
 from vellumd.models import JobEvent, notice
@@ -62,6 +62,7 @@ class Daemon:
         self._sections = validate_sections(settings, self.plugins)
         self.card = read_card(settings)
         self.transports = Transports(self.plugins.transports.values(), self._open)
+        self.keys = Keyring(settings.store.dir / FILE)
         self.lag = LagAlarm(self.plugins.packages())
         self._stop = asyncio.Event()
 
@@ -171,14 +172,18 @@ class Daemon:
             jobs=self.jobs,
             info=self.info,
             control=self.executor,
+            keys=self.keys,
             on_report=self.transports.report,
             on_announce=self._announce,
         )
         return spec.factory(context)
 
-    def _announce(self, name: str, url: str) -> None:
-        self.transports.announce(name, url)
-        announcement = {"pid": os.getpid(), "url": self.urls[0]}
+    def _announce(self, name: str, url: str, key_file: Path | None) -> None:
+        self.transports.announce(name, url, key_file)
+        first = self.urls[0]
+        announcement = {"pid": os.getpid(), "url": first}
+        if file := self.transports.key_files.get(first):
+            announcement["key_file"] = str(file.absolute())
         platform.replace_durably(
             self.settings.store.dir / "daemon.json", json.dumps(announcement).encode()
         )
@@ -303,15 +308,18 @@ def log_state(state: EngineState) -> None:
     log.info("engine %s%s", state.state, f": {state.reason}" if state.reason else "")
 
 
-def run(settings: Settings, warnings: Iterable[str] = ()) -> int:
-    """Serve in the foreground until a signal; the exit status. Raises `ConfigError`."""
+def run(settings: Settings, warnings: Iterable[str], on_open: Callable[[Daemon], None]) -> int:
+    """Serve in the foreground until a signal; the exit status. Raises `ConfigError`.
+
+    `on_open` is called once the doors are open.
+    """
     logs.start(settings.log)
     for warning in warnings:
         log.warning("%s", warning)
-    return asyncio.run(_run(settings))
+    return asyncio.run(_run(settings, on_open))
 
 
-async def _run(settings: Settings) -> int:
+async def _run(settings: Settings, on_open: Callable[[Daemon], None]) -> int:
     daemon = Daemon(settings)
     loop = asyncio.get_running_loop()
 
@@ -323,8 +331,7 @@ async def _run(settings: Settings) -> int:
     platform.on_stop(stop)
     try:
         async with daemon.running():
-            for line in daemon_lines(daemon):
-                print(line, flush=True)
+            on_open(daemon)
             await daemon.stopped()
     except* errors.VellumError as group:
         raise first(group) from None
@@ -355,30 +362,3 @@ def first(group: BaseExceptionGroup[Any]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def daemon_lines(daemon: Daemon) -> list[str]:
-    """What `serve` says first: address, model, folder, doors and one example."""
-    url = next(iter(daemon.urls), "")
-    model = f"{daemon.card.name} ({daemon.card.note})" if daemon.card.note else daemon.card.name
-    return [
-        f"vellumd {vellumd.__version__} on {url or 'no address'}",
-        f"  model  {model}",
-        f"  data   {daemon.settings.store.dir}",
-        f"  doors  {', '.join(daemon.plugins.transports) or 'none'}",
-        *([f"  try    {example(daemon, url)}"] if url else []),
-    ]
-
-
-def example(daemon: Daemon, url: str) -> str:
-    """A command that sends a picture to this daemon: the model's own one, if it has one."""
-    image, prompt = "photo.jpg", "make it snow"
-    if shown := daemon.card.example:
-        file = model_card.folder(daemon.settings.engine.model) / shown.image
-        with suppress(ValueError):
-            file = file.relative_to(Path.cwd())
-        image, prompt = str(file), shown.prompt
-    return (
-        f"curl -F {shlex.quote(f'images=@{image}')} -F prompt='{prompt}' -H 'Accept: image/png' "
-        f"-o out.png {url}/generate"
-    )

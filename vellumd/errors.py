@@ -7,6 +7,9 @@ The table in docs/errors.md is generated from `ALL`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class VellumError(Exception):
     """Base of every error a user can meet.
@@ -156,6 +159,15 @@ class ImageTooLarge(VellumError):
 
     code, status = "image_too_large", 413
     remedy = "Reduce it below limits.max_pixels and limits.max_side."
+
+
+@contextmanager
+def about(field: str) -> Iterator[None]:
+    """Let what is wrong with a picture, or unknown under its hash, say which one it is."""
+    try:
+        yield
+    except (BadImage, UnsupportedFormat, ImageTooLarge, NotFound) as error:
+        raise type(error)(f"{field}: {error.message}") from None
 
 
 class PayloadTooLarge(VellumError):

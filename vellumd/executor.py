@@ -42,6 +42,7 @@ class Executor:
         self._idle = asyncio.Event()
         self._idle.set()
         jobs.cancel_running = self.cancel
+        jobs.is_held = lambda: bool(self.held)
 
     @property
     def held(self) -> Literal["", "paused", "storage_full"]:
@@ -54,7 +55,7 @@ class Executor:
         """Work until drained or cancelled. A job is claimed only by a loaded engine."""
         self._show_paused(await self._kept(partial(self._jobs.is_paused, self._lane)))
         while not self._draining:
-            await self._jobs.queued()
+            await self._kept(partial(self._jobs.queued, self._lane))
             await self._resumed.wait()
             await self._engine()
             self._idle.clear()

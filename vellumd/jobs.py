@@ -71,8 +71,9 @@ class Page:
 class Jobs:
     """All jobs of one daemon.
 
-    `cancel_running` is set by the executor: it stops a running edit. While `closing`,
-    nothing more is accepted.
+    `cancel_running` and `is_held` are set by the executor: the one stops a running edit,
+    the other says whether waiting jobs are kept from starting. While `closing`, nothing
+    more is accepted.
     """
 
     def __init__(
@@ -93,9 +94,10 @@ class Jobs:
         self._accepting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._progress: dict[str, Progress] = {}
         self._durations: deque[float] = deque(maxlen=16)
-        self._queued = asyncio.Event()
+        self._queued: dict[int, asyncio.Event] = {}
         self.closing = False
         self.cancel_running: Callable[[str], None] = lambda job_id: None
+        self.is_held: Callable[[], bool] = lambda: False
         self.deliveries = Deliveries(store, bus, self.get)
         bus.observers.append(self._observe)
 
@@ -322,11 +324,14 @@ class Jobs:
         """The next job of a lane, now running; None if none waits."""
         return await self._store.claim(lane)
 
-    async def queued(self) -> None:
-        """Wait until a job waits."""
-        while not self._store.tally["queued"]:
-            self._queued.clear()
-            await self._queued.wait()
+    async def queued(self, lane: int) -> None:
+        """Wait until a job of a lane waits; for the one executor of that lane."""
+        changed = self._queued.setdefault(lane, asyncio.Event())
+        while True:
+            changed.clear()
+            if await self._store.has_queued(lane):
+                return
+            await changed.wait()
 
     async def is_paused(self, lane: int) -> bool:
         """Whether a lane was paused, by this daemon or an earlier one."""
@@ -394,7 +399,8 @@ class Jobs:
 
     def _observe(self, event: JobEvent) -> None:
         if event.type == "queued":
-            self._queued.set()
+            for changed in self._queued.values():
+                changed.set()
         elif event.type in ENDS:
             self._progress.pop(event.job_id, None)
 
@@ -408,7 +414,7 @@ class Jobs:
             progress = self._progress.get(job.id)
             eta = progress.eta_s if progress else None
             return job.model_copy(update={"progress": progress, "eta_s": eta})
-        if job.position is not None and self._durations:
+        if job.position is not None and self._durations and not self.is_held():
             mean = sum(self._durations) / len(self._durations)
             return job.model_copy(update={"eta_s": round(mean * (job.position + 1), 1)})
         return job

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     BeforeValidator,
@@ -157,6 +158,17 @@ def _one_or_many(value: object) -> object:
     return value if isinstance(value, (list, tuple)) else [value]
 
 
+def _no_nul(text: str | None) -> str | None:
+    """Refuse NUL, which C libraries, tokenizers' too, take for the end of a text."""
+    if text and "\0" in text:
+        raise ValueError("must not hold a NUL character")
+    return text
+
+
+Text = Annotated[str | None, AfterValidator(_no_nul)]
+"""A text without NUL, or none."""
+
+
 def _random_seed(value: object) -> object:
     """-1, as other tools write it, asks for a random seed."""
     return None if value in (-1, "-1") else value
@@ -165,8 +177,8 @@ def _random_seed(value: object) -> object:
 class EditOptions(Frozen):
     """All of an edit but its pictures: what a preset may fix and a request override."""
 
-    prompt: str | None = None
-    negative_prompt: str | None = None
+    prompt: Text = None
+    negative_prompt: Text = None
     steps: int | None = Field(
         default=None,
         ge=1,
@@ -211,8 +223,8 @@ class EditRequest(EditOptions):
     mask: ImageRef | None = Field(
         default=None, description="White (or transparent) where the picture may change."
     )
-    batch: str | None = Field(default=None, max_length=128)
-    client_id: str | None = Field(default=None, max_length=128)
+    batch: Text = Field(default=None, max_length=128)
+    client_id: Text = Field(default=None, max_length=128)
     meta: JsonValue = None
 
     @field_validator("meta")

@@ -86,12 +86,14 @@ def fsync_dir(folder: Path) -> None:
         os.close(handle)
 
 
-def write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a new file and fsync it; the caller fsyncs the folder.
 
-    A failed fsync leaves the file unknown, so it is never repeated on the same file.
+    `mode` are its rights, less the umask; Windows goes by the folder's. A failed fsync
+    leaves the file unknown, so it is never repeated on the same file.
     """
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0))
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    handle = os.open(path, flags, mode)
     try:
         left = memoryview(data)
         while left:
@@ -101,11 +103,11 @@ def write_durably(path: Path, data: bytes) -> None:
         os.close(handle)
 
 
-def replace_durably(path: Path, data: bytes) -> None:
+def replace_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Put `data` in place of `path`: readers see the old file or the new one, whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
-    write_durably(temporary, data)
+    write_durably(temporary, data, mode)
     os.replace(temporary, path)
     fsync_dir(path.parent)
 
@@ -141,6 +143,20 @@ def offer_to_oom_killer() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # a sandbox may hide /proc
             Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), encoding="ascii")
+
+
+def more_files() -> None:
+    """Allow as many open files as the system lets this process have.
+
+    The customary 1,024 are used up by as many silent connections. Windows has no such limit.
+    """
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            with contextlib.suppress(OSError, ValueError):  # macOS names limits it does not allow
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def own_group() -> dict[str, Any]:

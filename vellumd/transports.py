@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vellumd import errors
@@ -37,8 +38,9 @@ class Door:
 class Transports:
     """The transports of one daemon; `open` makes one from its spec.
 
-    `started` is set once each has said how it is. `stuck` names those that `run` had to
-    leave behind, still running, when it ended.
+    `started` is set once each has said how it is. `key_files` are those of announced
+    addresses. `stuck` names those that `run` had to leave behind, still running, when it
+    ended.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Transports:
         self._specs = list(specs)
         self._open = open
         self.doors = {spec.name: Door() for spec in self._specs}
+        self.key_files: dict[str, Path] = {}
         self.started = asyncio.Event()
         self.stuck: list[str] = []
 
@@ -119,9 +122,11 @@ class Transports:
         door.ok, door.text = ok, text
         self._note_started()
 
-    def announce(self, name: str, url: str) -> None:
+    def announce(self, name: str, url: str, key_file: Path | None) -> None:
         """See `TransportContext.announce`."""
         self.doors[name].urls.append(url)
+        if key_file is not None:
+            self.key_files[url] = key_file
 
     def _name_the_silent(self) -> None:
         for name, door in self.doors.items():

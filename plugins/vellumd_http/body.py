@@ -23,16 +23,32 @@ JSON_MAX = 32 << 20
 """Largest JSON body, and text of a form, in bytes: these are held in memory."""
 CHUNK = 64 << 10
 SMALL = 64 << 10
-"""Bodies up to this length need no slot: they cost less than the queue for one."""
+"""Bytes that need no slot, whatever follows."""
 PARTS_MAX = 64
 """Parts of one form."""
 AT_ONCE = 8
-"""Bodies being read at the same time."""
+"""Big bodies worked on at the same time, and big ones held in memory."""
+
+
+class Slots:
+    """What big bodies share, so that many of them cost no more than `at_once` do.
+
+    `work` is for bodies whose bytes are here: one that waits for its sender gives it back,
+    so nobody waits behind a slow one. `memory` is for bodies that are held in memory, and
+    kept to their end: behind slow ones of that kind, others of that kind wait.
+    """
+
+    def __init__(self, at_once: int = AT_ONCE) -> None:
+        self.work = asyncio.Semaphore(at_once)
+        self.memory = asyncio.Semaphore(at_once)
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a body must come: `progress` bytes each `stall_s`, all within `total_s`."""
+    """How fast a body must come: `progress` bytes each `stall_s`, all within `total_s`.
+
+    What we send has to be taken at the same pace, however long it is.
+    """
 
     stall_s: float = 30
     total_s: float = 300
@@ -42,14 +58,17 @@ class Pace:
 class Paced:
     """A request's content that ends when it is too long or too slow.
 
-    Only time spent waiting for the sender counts, not what we do with the bytes. It has
-    the methods of aiohttp's StreamReader that a MultipartReader uses.
+    Beyond `SMALL` bytes it needs its turn in `slots`. Only time spent waiting for the
+    sender counts, not what we do with the bytes. It has the methods of aiohttp's
+    StreamReader that a MultipartReader uses.
     """
 
-    def __init__(self, content: StreamReader, limit: int, pace: Pace) -> None:
+    def __init__(self, content: StreamReader, limit: int, pace: Pace, slots: Slots) -> None:
         self._content = content
         self._limit = limit
         self._pace = pace
+        self._slots = slots
+        self._has: list[asyncio.Semaphore] = []
         self._left = pace.total_s
         self._quiet = pace.stall_s
         self._mark = 0
@@ -60,6 +79,8 @@ class Paced:
         if self._back:
             data, self._back = self._back[:n], self._back[n:]
             return data
+        if self._content.total_bytes > SMALL:
+            await self._take(self._slots.work)
         if ready := self._content.read_nowait(n):  # what is here already needs no deadline
             self._count(0)
             return ready
@@ -91,6 +112,8 @@ class Paced:
         body = bytearray()
         while chunk := await self.read():
             body += chunk
+            if len(body) > SMALL:
+                await self.hold()
         return body
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -98,8 +121,35 @@ class Paced:
         while chunk := await self.read():
             yield chunk
 
+    async def hold(self) -> None:
+        """Take leave to hold what comes in memory, until the end."""
+        if self._slots.memory not in self._has:
+            self._give(self._slots.work)  # or eight in line here would stop everybody
+            await self._take(self._slots.memory)
+
+    def close(self) -> None:
+        """Let the next bodies in line go on."""
+        for slot in (self._slots.work, self._slots.memory):
+            self._give(slot)
+
+    async def _take(self, slot: asyncio.Semaphore) -> None:
+        if slot in self._has:
+            return
+        try:
+            async with asyncio.timeout(self._pace.total_s):
+                await slot.acquire()
+        except TimeoutError:
+            raise errors.BodyTimeout("Too many other uploads were in front.") from None
+        self._has.append(slot)
+
+    def _give(self, slot: asyncio.Semaphore) -> None:
+        if slot in self._has:
+            self._has.remove(slot)
+            slot.release()
+
     @asynccontextmanager
     async def _waiting(self) -> AsyncIterator[None]:
+        self._give(self._slots.work)
         start = time.monotonic()
         try:
             async with asyncio.timeout(min(self._quiet, self._left)):
@@ -126,12 +176,12 @@ def too_large(limit: int) -> errors.PayloadTooLarge:
 
 
 class Bodies:
-    """Opens bodies, at most `at_once` big ones at a time; the others wait in line."""
+    """Opens bodies, which share their slots."""
 
     def __init__(self, max_bytes: int, pace: Pace | None = None, at_once: int = AT_ONCE) -> None:
         self.max_bytes = max_bytes
         self._pace = pace or Pace()
-        self._slots = asyncio.Semaphore(at_once)
+        self._slots = Slots(at_once)
 
     @asynccontextmanager
     async def open(self, request: web.Request, limit: int | None = None) -> AsyncIterator[Paced]:
@@ -141,22 +191,11 @@ class Bodies:
             raise errors.BadRequest("Content-Encoding: compressed bodies are not taken.")
         if (request.content_length or 0) > limit:
             raise too_large(limit)
-        paced = Paced(request.content, limit, self._pace)
-        if request.content_length is not None and request.content_length <= SMALL:
-            yield paced
-            return
-        await self._take_slot()
+        paced = Paced(request.content, limit, self._pace, self._slots)
         try:
             yield paced
         finally:
-            self._slots.release()
-
-    async def _take_slot(self) -> None:
-        try:
-            async with asyncio.timeout(self._pace.total_s):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise errors.BodyTimeout("Too many other uploads were in front.") from None
+            paced.close()
 
     async def json(self, request: web.Request) -> dict[str, Any]:
         """The JSON object in the body, whatever its Content-Type."""

@@ -1,4 +1,4 @@
-"""What `vellumd doctor` asks of this door: is the port free, or does a daemon answer there?"""
+"""What `vellumd doctor` asks of this door: the port, and the certificate."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from vellumd import Check
+from vellumd import Check, errors
 
 if TYPE_CHECKING:
+    import ssl
+
     from vellumd_http.plugin import HttpSettings
 
 ANSWER_S = 3
@@ -21,7 +23,7 @@ async def check_port(settings: HttpSettings) -> Iterable[Check]:
         return []
     try:
         async with asyncio.timeout(ANSWER_S):
-            answer = await _ask(_reachable(settings.host), settings.port)
+            answer = await _ask(settings)
     except ConnectionError:
         return [Check(True, f"http: port {settings.port} is free")]
     except (OSError, TimeoutError):
@@ -32,14 +34,40 @@ async def check_port(settings: HttpSettings) -> Iterable[Check]:
     return [Check(False, text)]
 
 
-async def _ask(host: str, port: int) -> bytes:
+async def _ask(settings: HttpSettings) -> bytes:
     """The first line of the answer to /healthz; no aiohttp, so that doctor starts quickly."""
-    reader, writer = await asyncio.open_connection(host, port)
+    host = _reachable(settings.host)
+    reader, writer = await asyncio.open_connection(host, settings.port, ssl=_tls(settings))
     try:
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         return await reader.readline()
     finally:
         writer.close()
+
+
+def _tls(settings: HttpSettings) -> ssl.SSLContext | None:
+    """How to speak to a daemon of these settings; whose certificate it shows does not matter."""
+    if settings.tls_cert is None:
+        return None
+    import ssl
+
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+async def check_tls(settings: HttpSettings) -> Iterable[Check]:
+    """Whether the certificate can be used, where one is set."""
+    if settings.tls_cert is None:
+        return []
+    from vellumd_http import tls
+
+    try:
+        tls.context(settings)
+    except errors.ConfigError as error:
+        return [Check(False, f"http: {error.message}")]
+    return [Check(True, "http: the TLS certificate and its key are readable and belong together")]
 
 
 def _reachable(host: str) -> str:

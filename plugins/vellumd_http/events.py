@@ -82,27 +82,25 @@ class Events:
             response = web.StreamResponse(headers={"Cache-Control": "no-store"})
             response.content_type = "text/event-stream"
             await response.prepare(request)
-            await self._pump(request, response, events)
+            await self._pump(response, events)
             await response.write_eof()
             return response
         finally:
             self._open -= 1
 
-    async def _pump(
-        self, request: web.Request, response: web.StreamResponse, events: AsyncIterator[JobEvent]
-    ) -> None:
+    async def _pump(self, response: web.StreamResponse, events: AsyncIterator[JobEvent]) -> None:
         try:
             async with _closing(events), asyncio.TaskGroup() as tasks:
-                beating = tasks.create_task(self._beat(request, response), name="sse heartbeat")
+                beating = tasks.create_task(self._beat(response), name="sse heartbeat")
                 async for event in events:
-                    await send_bytes(request, response, encode(event))
+                    await send_bytes(response, encode(event))
                 beating.cancel()
         except* ConnectionError:
             raise ConnectionResetError("the reader left") from None
 
-    async def _beat(self, request: web.Request, response: web.StreamResponse) -> None:
+    async def _beat(self, response: web.StreamResponse) -> None:
         while not self._closing.is_set():
-            await send_bytes(request, response, b":\n\n")
+            await send_bytes(response, b":\n\n")
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_s):
                     await self._closing.wait()

@@ -7,39 +7,25 @@ read the key's file or sits in `trusted_networks` may do everything.
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
-import logging
 import socket
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from vellumd import errors
-from vellumd_http import keyfile
+from vellumd_http.access import Access
+from vellumd_http.listen import is_address
 from vellumd_http.plugin import HttpSettings
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})
-"""Paths that need no key; `/r/…` has its own token."""
+OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})
+"""Paths that need no key; `/` without one shows nothing but a field for it."""
+OPEN_FOLDERS = ("/static/", "/r/")
+"""Likewise; a link `/r/…` has its own token."""
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _SUFFIXES = ("", ".local", ".lan", ".home.arpa")
 _PORTS = {"http": 80, "https": 443}
-
-
-def is_address(host: str) -> bool:
-    """Whether `host` is an IP address: no name, so nothing to rebind."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def machine_names() -> set[str]:
@@ -66,8 +52,8 @@ def split_host(text: str, scheme: str = "http") -> tuple[str, int | None]:
 class Guard:
     """Lets a request pass or raises `ForbiddenHost`, `ForbiddenOrigin`, `Unauthorized`."""
 
-    def __init__(self, settings: HttpSettings, key: str | None) -> None:
-        self._key = key
+    def __init__(self, settings: HttpSettings, access: Access) -> None:
+        self._access = access
         self._networks = settings.trusted_networks
         self._origins = {origin.lower().rstrip("/") for origin in settings.allowed_origins}
         self._names = {"localhost", "host.docker.internal", *machine_names()}
@@ -78,15 +64,23 @@ class Guard:
         self._check_host(request)
         if request.method not in _SAFE:
             self._check_origin(request)
-        if request.path not in OPEN_PATHS and not request.path.startswith("/r/"):
-            self._check_key(request)
+        if request.path in OPEN_PATHS or request.path.startswith(OPEN_FOLDERS):
+            return
+        if not self.admits(request):
+            raise errors.Unauthorized("This daemon needs a key.")
+
+    def admits(self, request: web.Request) -> bool:
+        """Whether the request has the key it needs, or needs none."""
+        access = self._access
+        return not access.needed or self._trusts(request.remote) or access.opens(request)
 
     def _check_host(self, request: web.Request) -> None:
         named = request.headers.getall("Host", [])
-        if len(named) != 1 or not all(self._answers_for(h) for h in (named[0], request.host)):
+        if len(named) != 1 or not all(self.answers_for(h) for h in (named[0], request.host)):
             raise errors.ForbiddenHost("This daemon does not answer for the name it was called by.")
 
-    def _answers_for(self, host: str) -> bool:
+    def answers_for(self, host: str) -> bool:
+        """Whether `host[:port]` is an address or a name of this machine."""
         try:
             name, _port = split_host(host)
         except ValueError:
@@ -106,14 +100,6 @@ class Guard:
         if foreign or len(origins) > 1 or any(not _same(o, request.host) for o in origins):
             raise errors.ForbiddenOrigin("The request comes from another site's page.")
 
-    def _check_key(self, request: web.Request) -> None:
-        if self._key is None or self._trusts(request.remote):
-            return
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        right = hmac.compare_digest(given.strip().encode(), self._key.encode())
-        if scheme.lower() != "bearer" or not right:
-            raise errors.Unauthorized("This daemon needs a key.")
-
     def _trusts(self, remote: str | None) -> bool:
         try:
             address = ipaddress.ip_address((remote or "").partition("%")[0])
@@ -132,25 +118,3 @@ def _same(origin: str, host: str) -> bool:
         return split_host(rest, scheme) == split_host(host, scheme)
     except ValueError:
         return False
-
-
-def find_key(settings: HttpSettings, folder: Path, log: logging.Logger) -> str | None:
-    """The key that clients must send, or None where only this machine can ask.
-
-    An address that others can reach without a configured key makes one in `folder`.
-    """
-    for network in settings.trusted_networks:
-        log.warning("Machines in %s need no key: they see and change every job.", network)
-    if settings.api_key_file is not None:
-        return keyfile.read(settings.api_key_file)
-    if is_loopback(settings.host):
-        return None
-    path = folder / "api_key"
-    key = keyfile.make_or_read(path)
-    log.warning(
-        "Others can reach %s, so a key is needed. It lies in %s; send it as "
-        "`Authorization: Bearer KEY`.",
-        settings.host,
-        path,
-    )
-    return key

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from vellumd import ImageRef, TransportContext, errors
 from vellumd_http import wire
-from vellumd_http.body import JSON_MAX, Bodies, Part, is_form, parts, too_large
+from vellumd_http.body import JSON_MAX, SMALL, Bodies, Paced, Part, is_form, parts, too_large
 
 
 class Intake:
@@ -51,15 +51,15 @@ class Intake:
         return refs
 
     async def _resolve_one(self, picture: Any, field: str) -> ImageRef:
-        if sha256 := wire.staged_hash(picture):
-            return await self._context.staged(sha256)
-        return await self._context.stage(
-            await asyncio.to_thread(wire.decode_picture, picture, field)
-        )
+        with errors.about(field):
+            if sha256 := wire.staged_hash(picture):
+                return await self._context.staged(sha256)
+            data = await asyncio.to_thread(wire.decode_picture, picture, field)
+            return await self._context.stage(data)
 
     async def _from_form(self, request: web.Request) -> dict[str, Any]:
-        form = _Form()
         async with self._bodies.open(request) as paced:
+            form = _Form(paced)
             async for part in parts(paced, request):
                 await self._take(part, form)
         fields = wire.form_fields(form.texts)
@@ -71,9 +71,11 @@ class Intake:
     async def _take(self, part: Part, form: _Form) -> None:
         if part.name in wire.PICTURES:
             self._check_count(len(form.images) + 1)
-            form.images.append(await self._picture(part, form))
+            field = f"images.{len(form.images)}"
+            form.images.append(await self._picture(part, await part.read(), field, form))
         elif part.name == "mask":
-            form.mask = await self._picture(part, form)
+            if first := await part.read():  # a browser sends a file not chosen as an empty one
+                form.mask = await self._picture(part, first, "mask", form)
         elif part.name in wire.LEGACY_FIELDS:
             form.texts[part.name] = await form.text(part.rest(), part.name)
         else:
@@ -81,13 +83,13 @@ class Intake:
                 pass
             form.texts[part.name] = "?"
 
-    async def _picture(self, part: Part, form: _Form) -> ImageRef:
+    async def _picture(self, part: Part, first: bytes, field: str, form: _Form) -> ImageRef:
         """A file, or a text that names or holds one; no picture begins like those."""
-        first = await part.read()
         if first.startswith((b"sha256:", b"data:")):
-            text = (await form.text(part.rest(first), part.name, JSON_MAX)).strip()
-            return await self._resolve_one(text, part.name)
-        return await self._context.stage(part.rest(first), wire.clean_name(part.filename))
+            text = (await form.text(part.rest(first), field, JSON_MAX)).strip()
+            return await self._resolve_one(text, field)
+        with errors.about(field):
+            return await self._context.stage(part.rest(first), wire.clean_name(part.filename))
 
     def _check_count(self, count: int) -> None:
         most = self._context.info()["limits"]["max_images"]
@@ -98,7 +100,8 @@ class Intake:
 class _Form:
     """What a form has brought so far; its texts share one budget of bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, paced: Paced) -> None:
+        self._paced = paced
         self.texts: dict[str, str] = {}
         self.images: list[ImageRef] = []
         self.mask: ImageRef | None = None
@@ -113,6 +116,8 @@ class _Form:
             self._bytes += len(chunk)
             if self._bytes > JSON_MAX:
                 raise too_large(JSON_MAX)
+            if self._bytes > SMALL:
+                await self._paced.hold()
             body += chunk
             if len(body) > most:
                 raise errors.BadRequest(f"{name}: is longer than {most >> 20} MiB.")

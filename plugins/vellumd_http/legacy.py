@@ -17,7 +17,6 @@ ATTACH = timedelta(minutes=10)
 """How long after a job's end its unreceived answer waits for the same body again."""
 WAIT_S = 15
 """Seconds between two looks whether the caller is still there."""
-PATHS = ("/generate", "/health")
 
 
 class Unanswered:

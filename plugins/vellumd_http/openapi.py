@@ -9,6 +9,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from vellumd import EditRequest, Job, JobEvent, JobStatus, errors
+from vellumd_http.answers import LEGACY_PATHS
 from vellumd_http.native import PriorityPatch
 
 _EVERYWHERE = ("forbidden_host", "unauthorized", "internal")
@@ -23,8 +24,7 @@ _ENDED = (
     "cancelled", "expired", "out_of_memory", "engine_crashed", "bad_output", "bad_image",
     "engine_unavailable", "storage_full", "result_too_large",
 )  # fmt: skip
-_OPEN = ("/healthz", "/readyz", "/r/{job}/{n}")
-_LEGACY = ("/generate", "/health")
+_OPEN = ("/", "/static/{file}", "/healthz", "/readyz", "/r/{job}/{n}")
 
 Schema = dict[str, Any]
 
@@ -143,6 +143,9 @@ OPERATIONS = (
         {202: ("It ends, after its edit if it has one.", _HELD)}),
     Operation("get", "/v1/capabilities", "Model, presets, tiers, limits, state.",
         {200: ("What this daemon can do.", _ANY)}),
+    Operation("post", "/v1/session", "Trade the key for a cookie, for pages.",
+        {204: ("The cookie is set, if a key was needed.", {})}),
+    Operation("delete", "/v1/session", "Drop the cookie.", {204: ("Dropped.", {})}),
     Operation("get", "/", "What this is.", {200: ("A page.", {"text/html": {}})}),
     Operation("get", "/docs", "This description, to try out.",
         {200: ("A page.", {"text/html": {}})}),
@@ -215,7 +218,7 @@ def _operation(operation: Operation) -> Schema:
 
 def _tag(path: str) -> str:
     """The group under which a page shows the route."""
-    if path in _LEGACY:
+    if path in LEGACY_PATHS:
         return "as the predecessor"
     return path.split("/")[2] if path.startswith("/v1/") else "service"
 
@@ -235,7 +238,7 @@ def _error_answers(operation: Operation) -> Schema:
     grouped: dict[str, list[str]] = {}
     for code in codes_of(operation):
         grouped.setdefault(str(errors.BY_CODE[code].status), []).append(code)
-    old = operation.path in _LEGACY
+    old = operation.path in LEGACY_PATHS
     schema = _ref("LegacyError" if old else "Problem")
     type = "application/json" if old else "application/problem+json"
     taken = {str(status) for status in operation.answers}

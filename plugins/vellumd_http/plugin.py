@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from vellumd import TransportSpec, hookimpl
-from vellumd_http.checks import check_port
+from vellumd_http.checks import check_port, check_tls
 
 if TYPE_CHECKING:
     from vellumd import Transport, TransportContext
+
+_HOST = re.compile(r"[A-Za-z0-9_.-]+|\[?[0-9A-Fa-f:.]+\]?")
+_ORIGIN = re.compile(r"https?://[^/?#@\s]+/?", re.IGNORECASE)
+"""Never `null`, which any sandboxed page and local file has."""
 
 
 class HttpSettings(BaseModel):
@@ -47,7 +52,16 @@ class HttpSettings(BaseModel):
     api_key_file: Path | None = Field(
         None,
         description="File whose first line is the key that clients send. Without one a "
-        "loopback address needs none, any other makes one at the first start.",
+        "loopback address needs none, any other makes one at the first start. "
+        "`vellumd keys add NAME` makes further ones.",
+    )
+    tls_cert: Path | None = Field(
+        None,
+        description="PEM file of the certificate and its chain; with tls_key the door speaks "
+        "HTTPS only.",
+    )
+    tls_key: Path | None = Field(
+        None, description="PEM file of the certificate's key, without a passphrase."
     )
     max_body_mb: int = Field(
         128,
@@ -62,6 +76,28 @@ class HttpSettings(BaseModel):
         "the input's, auto makes about one megapixel as the predecessor did.",
     )
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _names(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not _HOST.fullmatch(host):
+                raise ValueError(f"{host[:80]!r} is no host: write a name without scheme or port")
+        return hosts
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin[:80]!r} is no origin: write scheme://host[:port]")
+        return origins
+
+    @model_validator(mode="after")
+    def _whole_tls(self) -> HttpSettings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key: set both, or neither")
+        return self
+
 
 def open_transport(context: TransportContext) -> Transport:
     """The door, made when the daemon starts it; only then is aiohttp loaded."""
@@ -73,4 +109,4 @@ def open_transport(context: TransportContext) -> Transport:
 @hookimpl
 def vellumd_transports() -> Iterable[TransportSpec]:
     """One transport, `http`."""
-    return [TransportSpec("http", HttpSettings, open_transport, checks=(check_port,))]
+    return [TransportSpec("http", HttpSettings, open_transport, checks=(check_port, check_tls))]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import string
+from collections.abc import Callable
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,15 @@ _STATIC = Path(__file__).parent / "static"
 _FILES = {
     "page.css": ("page.css", "text/css"),
     "docs.js": ("docs.js", "text/javascript"),
+    "key.js": ("key.js", "text/javascript"),
     "swagger-ui.css": ("swagger/swagger-ui.css", "text/css"),
     "swagger-ui-bundle.js": ("swagger/swagger-ui-bundle.js", "text/javascript"),
 }
 """The only files served: name to place and media type."""
 
 _PAGE_POLICY = (
-    "default-src 'none'; style-src 'self'; form-action 'self'; "
-    "frame-ancestors 'none'; base-uri 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
 _DOCS_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
@@ -35,8 +38,14 @@ _DOCS_POLICY = (
 class Service:
     """`/`, `/docs`, `/openapi.json`, the probes and the links to results."""
 
-    def __init__(self, context: TransportContext, links: links.Links) -> None:
+    def __init__(
+        self,
+        context: TransportContext,
+        links: links.Links,
+        admits: Callable[[web.Request], bool],
+    ) -> None:
         self._context = context
+        self._admits = admits
         self._links = links
         self._openapi = openapi.document(context.info()["version"])
 
@@ -82,7 +91,10 @@ class Service:
         return web.json_response(self._openapi)
 
     async def page(self, request: web.Request) -> web.Response:
-        """What this is, with a form that works without script."""
+        """What this is, with a form that works without script; to strangers, a field for a key."""
+        if not self._admits(request):
+            text = await asyncio.to_thread((_STATIC / "key.html").read_text, encoding="utf-8")
+            return _html(text, _PAGE_POLICY)
         text = await asyncio.to_thread((_STATIC / "index.html").read_text, encoding="utf-8")
         body = string.Template(text).substitute(self._facts(request))
         return _html(body, _PAGE_POLICY)
@@ -95,6 +107,7 @@ class Service:
             "engine": info["engine"]["reason"] or info["engine"]["state"],
             "queued": info["queue"]["queued"],
             "running": info["queue"]["running"],
+            "held": wire.HELD[info["queue"]["held"]],
             "address": f"{request.scheme}://{request.host}",
         }
         shown = {name: escape(str(value)) for name, value in facts.items()}
@@ -108,13 +121,13 @@ class Service:
         text = await asyncio.to_thread((_STATIC / "docs.html").read_text, encoding="utf-8")
         return _html(text, _DOCS_POLICY)
 
-    async def file(self, request: web.Request) -> web.Response:
+    async def file(self, request: web.Request) -> web.StreamResponse:
         """One of the pages' own files."""
         known = _FILES.get(request.match_info["file"])
         if known is None:
             raise errors.NotFound("There is no such file.")
-        data = await asyncio.to_thread((_STATIC / known[0]).read_bytes)
-        return web.Response(body=data, content_type=known[1], charset="utf-8")
+        data = await asyncio.to_thread(_bytes, known[0])
+        return await results.send_data(request, data, f"{known[1]}; charset=utf-8")
 
     async def linked(self, request: web.Request) -> web.StreamResponse:
         """A result opened by its link; a wrong token is no different from no job."""
@@ -124,6 +137,12 @@ class Service:
         return await results.send_result(self._context, request, job_id, n, inline=True)
 
 
+@cache
+def _bytes(name: str) -> bytes:
+    """A file of `_STATIC`, read once: all who are sent it share it."""
+    return (_STATIC / name).read_bytes()
+
+
 def _html(body: str, policy: str) -> web.Response:
-    headers = {"Content-Security-Policy": policy}
+    headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
     return web.Response(text=body, content_type="text/html", headers=headers)

@@ -30,6 +30,13 @@ FIELD_MAX = 1 << 20
 DEPTH_MAX = 32
 """Deepest nesting of a field."""
 
+HELD = {
+    "": "",
+    "paused": "The queue is paused: jobs wait until somebody resumes it.",
+    "storage_full": "The disk has no room for results; the queue waits for some.",
+}
+"""Why the queue starts no job, by `held` of `info`."""
+
 JSON_FIELDS = ("loras", "output", "meta")
 """Fields that stand as JSON text in a form."""
 
@@ -249,9 +256,7 @@ def trouble(info: Mapping[str, Any]) -> str | None:
         return str(info["store"]["reason"])
     if not info["engine"]["ready"]:
         return str(info["engine"]["reason"])
-    if info["queue"]["held"] == "storage_full":
-        return "The disk has no room for results; the queue waits for some."
-    return None
+    return HELD["storage_full"] if info["queue"]["held"] == "storage_full" else None
 
 
 def legacy_answer(

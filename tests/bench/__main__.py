@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from tests.bench import serving
+from tests.bench import crowd, serving
 
 JOBS = 10_000
 CLIENTS = 16
@@ -35,7 +35,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=JOBS, help="jobs of the intake benchmark")
     args = parser.parse_args()
     figures: dict[str, Any] = {}
-    for bench in (help_start, idle_daemon, first_step, lambda: intake_and_restart(args.jobs)):
+    benches = (
+        help_start, idle_daemon, first_step, slow_crowd, lambda: intake_and_restart(args.jobs),
+    )  # fmt: skip
+    for bench in benches:
         measured = bench()
         figures.update(measured)
         for name, value in measured.items():
@@ -109,6 +112,22 @@ def until_lines(file: Path, count: int) -> None:
             return
         time.sleep(0.002)
     raise TimeoutError(file.name)
+
+
+def slow_crowd() -> dict[str, Any]:
+    """Uploads beside idle sockets, slow bodies and slow readers, against uploads alone."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        port = serving.free_port()
+        command = serving.daemon(Path(folder), port, "--plugins.paper.step_s", "0.05")
+        with serving.process(*command):
+            serving.until_answer(port, "/readyz")
+            photos = serving.photos(16)
+            alone, beside = asyncio.run(crowd.compare(port, crowd.Crowd(), photos, 4, 800))
+    return {
+        "upload_alone_ms_p99": round(1000 * alone, 1),
+        "upload_beside_crowd_ms_p99": round(1000 * beside, 1),
+        "crowd_ratio": round(beside / alone, 2),
+    }
 
 
 def intake_and_restart(jobs: int) -> dict[str, Any]:

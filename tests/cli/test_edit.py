@@ -107,6 +107,23 @@ def test_the_daemon_of_the_data_folder_is_found(folder: Path, api: Api) -> None:
     assert len(api.jobs) == 1
 
 
+def test_the_key_of_the_data_folder_is_found(
+    folder: Path, api: Api, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The daemon names the file, here with a byte order mark; --key wins, and none is told."""
+    api.key = KEY
+    (folder / "d").mkdir()
+    announced = {"pid": 1, "url": api.url, "key_file": str(folder / "key")}
+    (folder / "d/daemon.json").write_text(json.dumps(announced))
+    edit = ["edit", "a.jpg", "-p", "x", "--store.dir", "d"]
+    assert main.main(edit) == main.FAILED
+    assert "--key-file" in capsys.readouterr().err
+    (folder / "key").write_text(f"{KEY}\n", "utf-8-sig")
+    assert main.main(edit) == 0
+    assert main.main([*edit, "--key", "other"]) == main.FAILED
+    assert len(api.jobs) == 1
+
+
 def test_a_daemon_that_is_named_must_answer(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,7 +62,7 @@ def environ(folder: Path) -> dict[str, str]:
     (info / "entry_points.txt").write_text("[vellumd]\npaint = vellumd_paint\n")
     return {
         **os.environ,
-        "PYTHONPATH": str(site),
+        "PYTHONPATH": os.pathsep.join([str(site), os.environ["PYTHONPATH"]]),
         "VELLUMD_ENGINE__NAME": "paint",
         "VELLUMD_PLUGINS__PAINT__ENABLED": "true",
         "VELLUMD_PLUGINS__HTTP__PORT": "0",
@@ -86,6 +86,28 @@ def vellumd(folder: Path, environ: dict[str, str]) -> Run:
         )
 
     return command
+
+
+def test_the_key_is_found_and_not_shown(
+    vellumd: Run, folder: Path, environ: dict[str, str]
+) -> None:
+    """`serve` shows where the key lies; the commands of its user find it there."""
+    (folder / "my key").write_text("s3cret\n")
+    environ["VELLUMD_PLUGINS__HTTP__API_KEY_FILE"] = str(folder / "my key")
+    with subprocess.Popen(
+        [sys.executable, "-m", "vellumd", "serve"],
+        cwd=folder,
+        env=environ,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        told = "".join(child.stdout.readline() for _ in range(5))
+        listed = vellumd("jobs")
+        child.terminate()
+    assert """-H "Authorization: Bearer $(cat 'my key')" """ in told
+    assert "s3cret" not in told
+    assert listed.returncode == 0, listed.stderr
 
 
 @pytest.fixture

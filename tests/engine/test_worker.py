@@ -114,6 +114,7 @@ def test_a_broken_input_costs_no_engine_time(child: Child) -> None:
     child.send(frame)
     frames = child.until(protocol.Failed)
     assert frames[-1].code == "bad_image"
+    assert frames[-1].message.startswith("images.1: ")
     assert "denoise" not in {f.phase for f in frames if isinstance(f, protocol.Beat)}
 
 

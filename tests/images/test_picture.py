@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from PIL import Image, ImageChops, ImageOps, ImageStat
 
 from tests.images import samples
 from vellumd import errors, images
+from vellumd.images.picture import FORMATS
+from vellumd.settings import Limits
 
 
 def _load(tmp_path: Path, data: bytes, **options: Any) -> images.Picture:
@@ -208,3 +211,41 @@ def test_black_output_is_refused() -> None:
             images.check_output(picture)
     black.putpixel((3, 3), (0, 0, 1))
     images.check_output(black)
+
+
+RARE = {
+    "PSD": b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 32, 32, 8, 3) + bytes(64),
+    "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n",
+    "FITS": b"SIMPLE  =                    T".ljust(80) + b"BITPIX  =  8".ljust(2800),
+    "JPEG2000": b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14ftypjp2 " + bytes(64),
+    "MCIDAS": bytes(7) + b"\4" + bytes(2048),
+    "GIF": b"GIF89a\x20\0\x20\0\0\0\0;",
+    "SVG": b'<svg xmlns="http://www.w3.org/2000/svg" width="32" height="32"/>',
+}
+
+
+@pytest.mark.parametrize("name", RARE)
+def test_rare_formats_reach_no_decoder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow knows dozens; a file meets none but ours, whatever it holds."""
+    assert FORMATS == ("PNG", "JPEG", "WEBP", "TIFF", "AVIF", "BMP")
+    Image.init()
+    tried: list[str] = []
+
+    def trap(format: str) -> tuple[Any, Any]:
+        return Image.OPEN[format][0], lambda *_: tried.append(format)
+
+    for format in set(Image.OPEN) - set(FORMATS):
+        monkeypatch.setitem(Image.OPEN, format, trap(format))
+    with pytest.raises((errors.UnsupportedFormat, errors.BadImage)):
+        _load(tmp_path, RARE[name])
+    (tmp_path / "known").write_bytes(samples.whole()["png"])
+    header = images.inspect(tmp_path / "known", Limits())
+    monkeypatch.setattr("vellumd.images.picture.inspect", lambda *_: header)
+    with pytest.raises(errors.BadImage):  # also where the first look took it for ours
+        _load(tmp_path, RARE[name])
+    assert tried == []
+    with pytest.raises(OSError, match="cannot identify"):
+        Image.open(io.BytesIO(RARE[name]))
+    assert tried

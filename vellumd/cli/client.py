@@ -11,10 +11,13 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from vellumd.cli.main import Refused, Unavailable
 from vellumd.settings import Settings
+
+if TYPE_CHECKING:
+    import ssl
 
 ENDED = ("done", "failed", "cancelled")
 
@@ -24,6 +27,8 @@ PROBE_S = 3
 WAIT_S = 30
 """Seconds of one long poll for a job's end."""
 
+UNAUTHORIZED = 401
+
 Json = dict[str, Any]
 
 
@@ -32,7 +37,7 @@ def find(settings: Settings, args: argparse.Namespace) -> Client | None:
 
     Raises `Unavailable` if the one of `--url` does not answer.
     """
-    key = args.key or (args.key_file.read_text("utf-8").strip() if args.key_file else None)
+    key = args.key or (read_key(args.key_file) if args.key_file else None)
     if args.url:
         client = Client(args.url, key)
         if not client.alive():
@@ -42,13 +47,25 @@ def find(settings: Settings, args: argparse.Namespace) -> Client | None:
 
 
 def announced(settings: Settings, key: str | None = None) -> Client | None:
-    """The daemon that runs on `store.dir`, which it announces in `daemon.json`."""
+    """The daemon that runs on `store.dir`, which it announces in `daemon.json`.
+
+    Without `key`, the one in the file that the daemon names, if this user may read it.
+    """
     try:
-        url = json.loads((settings.store.dir / "daemon.json").read_text("utf-8"))["url"]
+        said = json.loads((settings.store.dir / "daemon.json").read_text("utf-8"))
+        url = said["url"]
     except (OSError, ValueError, KeyError):
         return None
+    if key is None and "key_file" in said:
+        with contextlib.suppress(OSError, ValueError):
+            key = read_key(Path(said["key_file"]))
     client = Client(url, key)
     return client if client.alive() else None
+
+
+def read_key(file: Path) -> str:
+    """The key that a file holds; editors of Windows put a mark in front of it."""
+    return file.read_text("utf-8-sig").strip()
 
 
 def require(settings: Settings, args: argparse.Namespace) -> Client:
@@ -68,7 +85,10 @@ class Client:
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         # a proxy of the environment is not for a daemon in the house
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        if self.url.startswith("https://"):
+            handlers.append(urllib.request.HTTPSHandler(context=_tls(self.url)))
+        self._opener = urllib.request.build_opener(*handlers)
 
     def alive(self) -> bool:
         """Whether a daemon answers."""
@@ -164,12 +184,28 @@ class Client:
         return answer
 
 
+def _tls(url: str) -> ssl.SSLContext:
+    """How to trust a daemon; the system's authorities, or those of `SSL_CERT_FILE`, decide.
+
+    On this machine's own loopback a certificate, made for another name, proves nothing
+    that the way there does not.
+    """
+    import ssl  # costs 10 ms, which plain HTTP need not wait for
+
+    context = ssl.create_default_context()
+    if urllib.parse.urlsplit(url).hostname in ("127.0.0.1", "::1", "localhost"):
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 def _reason(error: urllib.error.HTTPError) -> str:
     """What the daemon says is wrong; RFC 9457's detail, else the status."""
+    remedy = " Give --key-file FILE." if error.code == UNAUTHORIZED else ""
     with error, contextlib.suppress(ValueError, OSError):
         problem = json.load(error)
         if isinstance(problem, dict) and problem.get("detail"):
-            return f"{problem['detail']} ({problem.get('code', error.code)})"
+            return f"{problem['detail']} ({problem.get('code', error.code)}){remedy}"
     return f"The daemon answered {error.code} {error.reason}."
 
 

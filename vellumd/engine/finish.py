@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 import vellumd
-from vellumd import images, platform
+from vellumd import errors, images, platform
 from vellumd.models import ResolvedEdit, Result, notice
 from vellumd.settings import Limits
 
@@ -36,9 +36,13 @@ def input_files(folder: Path, edit: ResolvedEdit) -> tuple[list[Path], Path | No
 
 def decode(files: Sequence[Path], mask: Path | None, limits: Limits) -> Inputs:
     """Decode all inputs to the last pixel, so that no GPU time goes to a broken one."""
-    pictures = [images.load(file, limits) for file in files]
-    size = pictures[0].image.size
-    return Inputs(pictures, images.load_mask(mask, size, limits) if mask else None)
+    pictures = []
+    for n, file in enumerate(files):
+        with errors.about(f"images.{n}"):
+            pictures.append(images.load(file, limits))
+    with errors.about("mask"):
+        shape = images.load_mask(mask, pictures[0].image.size, limits) if mask else None
+    return Inputs(pictures, shape)
 
 
 def warnings(edit: ResolvedEdit, inputs: Inputs) -> list[str]:

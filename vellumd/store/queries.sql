@@ -62,6 +62,9 @@ SELECT number, position FROM (
         WHERE status = 'queued' AND lane = :lane))
 WHERE number BETWEEN :first AND :last;
 
+-- name: has_queued
+SELECT EXISTS (SELECT 1 FROM turns WHERE lane = ?);
+
 -- name: claim
 UPDATE jobs SET status = 'running', started = :now, attempt = attempt + 1
 WHERE status = 'queued' AND number = (

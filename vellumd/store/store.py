@@ -268,6 +268,11 @@ class Store:
         """Jobs that were running: at start, those a dead daemon left."""
         return await self._db.run(lambda tx: [rows.job(row) for row in tx.execute(SQL["running"])])
 
+    async def has_queued(self, lane: int) -> bool:
+        """Whether a job of the lane waits."""
+        row = await self._db.run(lambda tx: tx.one(SQL["has_queued"], [lane]))
+        return bool(row and row[0])
+
     async def is_paused(self, lane: int) -> bool:
         """Whether somebody paused the lane."""
         row = await self._db.run(lambda tx: tx.one(SQL["is_paused"], [lane]))

@@ -23,7 +23,7 @@ from vellumd.plugins import Plugins
 from vellumd.settings import Settings
 from vellumd_http.body import Pace
 from vellumd_http.plugin import HttpSettings
-from vellumd_http.transport import HttpTransport
+from vellumd_http.transport import KEEP_ALIVE_S, HttpTransport
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "paper_engine"
 
@@ -97,6 +97,7 @@ def open_door(tmp_path: Path, paper: EngineSpec) -> OpenDoor:
         core: dict[str, Any] | None = None,
         engine: dict[str, Any] | None = None,
         pace: Pace | None = None,
+        keep_alive_s: float = KEEP_ALIVE_S,
         **http: Any,
     ) -> AsyncIterator[Door]:
         settings = Settings.model_validate(
@@ -107,7 +108,9 @@ def open_door(tmp_path: Path, paper: EngineSpec) -> OpenDoor:
                 **(core or {}),
             }
         )
-        spec = TransportSpec("http", HttpSettings, lambda context: HttpTransport(context, pace))
+        spec = TransportSpec(
+            "http", HttpSettings, lambda context: HttpTransport(context, pace, keep_alive_s)
+        )
         plugins = Plugins((), {spec.name: spec}, {paper.name: paper}, ())
         async with Daemon(settings, plugins).running() as daemon, ClientSession() as client:
             yield Door(daemon, client, daemon.urls[0])

@@ -6,13 +6,13 @@ import asyncio
 import gzip
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from aiohttp import ClientSession, FormData, web
 
 from vellumd import errors
-from vellumd_http.body import PARTS_MAX, Bodies, Pace, parts
+from vellumd_http.body import PARTS_MAX, SMALL, Bodies, Pace, parts
 
 SLOW = Pace(stall_s=0.3, total_s=1.0, progress=1024)
 
@@ -175,16 +175,16 @@ async def test_a_length_that_lies_is_an_early_end() -> None:
         assert got[1:] in ([], [3])
 
 
-async def test_only_so_many_big_bodies_at_once() -> None:
-    """The others wait, small ones pass, and a slot that is freed is used."""
+async def test_only_so_many_bodies_are_held_in_memory() -> None:
+    """The others wait, small and streamed ones pass, and a slot that is freed is used."""
     bodies = Bodies(1 << 20, at_once=1)
     async with (
         serving(count, bodies) as port,
         ClientSession() as client,
-        raw(port, "Content-Length: 100000\r\n") as (_, holder),
+        raw(port, "Content-Length: 200000\r\n") as (_, holder),
     ):
-        holder.write(bytes(10))
-        await holder.drain()
+        await _send(holder, bytes(100_000))
+        await until(bodies._slots.memory.locked)
         async with client.post(f"http://127.0.0.1:{port}/", data=b"small") as got:
             assert await got.json() == 5
         async with asyncio.TaskGroup() as tasks:
@@ -192,8 +192,52 @@ async def test_only_so_many_big_bodies_at_once() -> None:
             async with client.post(f"http://127.0.0.1:{port}/", data=b"small") as got:
                 assert await got.json() == 5
             assert not waiting.done()
-            holder.write(bytes(99_990))
+            holder.write(bytes(100_000))
         assert waiting.result() == 100_000
+
+
+async def stream(bodies: Bodies, request: web.Request) -> int:
+    async with bodies.open(request) as paced:
+        return sum([len(chunk) async for chunk in paced.chunks()])
+
+
+@pytest.mark.parametrize("sent", [1000, 100_000])
+async def test_slow_bodies_keep_nobody_waiting(sent: int) -> None:
+    """One that waits for its sender has no slot, however much of it has come."""
+    bodies = Bodies(1 << 20, at_once=1)
+    async with AsyncExitStack() as stack:
+        port = await stack.enter_async_context(serving(stream, bodies))
+        client = await stack.enter_async_context(ClientSession())
+        for _ in range(20):
+            _, writer = await stack.enter_async_context(raw(port, "Content-Length: 1000000\r\n"))
+            await _send(writer, bytes(sent))
+        async with asyncio.timeout(10):
+            assert await _post(client, port, bytes(1 << 20)) == 1 << 20
+
+
+async def test_only_so_many_bodies_are_worked_on() -> None:
+    """While one's bytes are being used, another's stay where they are."""
+    at_work, go_on = 0, asyncio.Event()
+
+    async def work(bodies: Bodies, request: web.Request) -> int:
+        nonlocal at_work
+        size = 0
+        async with bodies.open(request) as paced:
+            async for chunk in paced.chunks():
+                size += len(chunk)
+                if size > SMALL:
+                    at_work += 1
+                    await go_on.wait()
+        return size
+
+    bodies = Bodies(1 << 20, at_once=2)
+    async with serving(work, bodies) as port, ClientSession() as client:
+        async with asyncio.TaskGroup() as tasks:
+            sent = [tasks.create_task(_post(client, port, bytes(1 << 20))) for _ in range(4)]
+            await until(bodies._slots.work.locked)
+            assert at_work <= 2
+            go_on.set()
+        assert [one.result() for one in sent] == [1 << 20] * 4
 
 
 async def test_the_line_has_a_deadline() -> None:
@@ -204,15 +248,28 @@ async def test_the_line_has_a_deadline() -> None:
         ClientSession() as client,
         raw(port, "Content-Length: 100000\r\n") as (_, holder),
     ):
-        holder.write(bytes(100_000))
-        await holder.drain()
+        await _send(holder, bytes(100_000))
+        await until(bodies._slots.memory.locked)
         async with asyncio.TaskGroup() as tasks:
             second = tasks.create_task(_post(client, port, bytes(100_000)))
         assert second.result() == {"code": "body_timeout"}
 
 
+async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
+    writer.write(data)
+    await writer.drain()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait until it is so."""
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0.005)
+
+
 async def _hold(bodies: Bodies, request: web.Request) -> object:
-    async with bodies.open(request):
+    async with bodies.open(request) as paced:
+        await paced.all()
         await asyncio.Event().wait()
 
 

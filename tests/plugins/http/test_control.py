@@ -38,6 +38,18 @@ async def test_pause_and_resume(door: Door) -> None:
     assert (await ready_as(door, "ready"))["queue"] == "open"
 
 
+async def test_what_is_held_says_so_and_not_when(door: Door) -> None:
+    """The page tells it; nobody knows when a job ends that does not start."""
+    await door.done()
+    await door.json("POST", "/v1/queue/pause")
+    async with door.ask("GET", "/") as got:
+        assert "The queue is paused" in await got.text()
+    job = await door.json("POST", "/v1/jobs", 202, json=EDIT)
+    assert (job["position"], job["eta_s"]) == (0, None)
+    (listed,) = (await door.json("GET", "/v1/jobs?status=queued"))["jobs"]
+    assert listed["eta_s"] is None
+
+
 async def test_unload_and_load(door: Door) -> None:
     """Unloaded is ready and says so, also as the predecessor said it; a load brings it back."""
     await ready_as(door, "ready")

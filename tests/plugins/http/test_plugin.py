@@ -27,12 +27,25 @@ def test_it_offers_one_transport() -> None:
 
 @pytest.mark.parametrize(
     "section",
-    [{"prot": 1}, {"port": 70000}, {"trusted_networks": ["10.0.0.1/8"]}, {"legacy_size": "big"}],
-)
+    [
+        {"prot": 1}, {"port": 70000}, {"trusted_networks": ["10.0.0.1/8"]}, {"legacy_size": "big"},
+        {"allowed_origins": ["null"]}, {"allowed_origins": ["*"]},
+        {"allowed_origins": ["https://a.example/b"]}, {"allowed_hosts": ["*"]},
+        {"allowed_hosts": ["http://a.example"]}, {"allowed_hosts": ["a.example:80"]},
+    ],
+)  # fmt: skip
 def test_a_wrong_section_is_refused(section: dict[str, object]) -> None:
     """Unknown keys and values out of range do not pass."""
     with pytest.raises(pydantic.ValidationError):
         HttpSettings.model_validate(section)
+
+
+def test_names_and_origins_as_people_write_them() -> None:
+    """With a port where there is one, and addresses too."""
+    hosts = ["pics.example", "GPU_box", "192.0.2.1", "::1"]
+    origins = ["https://pics.example", "http://localhost:3000/", "http://[::1]:80"]
+    given = HttpSettings.model_validate({"allowed_hosts": hosts, "allowed_origins": origins})
+    assert (list(given.allowed_hosts), list(given.allowed_origins)) == (hosts, origins)
 
 
 def test_every_setting_says_what_it_is_for() -> None:

@@ -1,4 +1,4 @@
-"""Pages, probes, links, and what holds for every route."""
+"""Pages, probes and links."""
 
 from __future__ import annotations
 
@@ -10,81 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
-
-from vellumd import TransportContext
-from vellumd_http.openapi import OPERATIONS, Operation
-from vellumd_http.plugin import HttpSettings
-from vellumd_http.transport import HttpTransport
 
 from .conftest import EDIT, Door, OpenDoor
-
-WITHOUT_KEY = {"/healthz", "/readyz", "/r/{job}/{n}"}
-
-
-def fill(operation: Operation) -> str:
-    """A path of the operation."""
-    return operation.path.format(job="0", n=1, file="page.css")
-
-
-def router_of(door: Door, tmp_path: Path) -> set[tuple[str, str]]:
-    """Method and path of every route the application has."""
-    context = TransportContext(
-        "http", HttpSettings(), tmp_path, door.daemon.jobs, door.daemon.info,
-        door.daemon.executor, lambda name, ok, text: None, lambda name, url: None,
-    )  # fmt: skip
-    routes: set[tuple[str, str]] = set()
-    for route in HttpTransport(context).app().router.routes():
-        assert isinstance(route.resource, web.Resource)
-        if route.method != "HEAD":
-            routes.add((route.method.lower(), route.resource.canonical))
-    return routes
-
-
-async def test_every_route_is_described_and_nothing_else(door: Door, tmp_path: Path) -> None:
-    """The table of operations is the router's."""
-    described = {(one.method, one.path) for one in OPERATIONS}
-    assert router_of(door, tmp_path) == described
-    document = await door.json("GET", "/openapi.json")
-    assert {(m, p) for p, methods in document["paths"].items() for m in methods} == described
-
-
-async def test_no_route_answers_for_a_strangers_name(door: Door) -> None:
-    """Whatever the method, a wrong Host is 403 before anything else, and no CORS header."""
-    for operation in OPERATIONS:
-        for headers in ({"Host": "evil.example"}, {"Host": "evil.example", "Origin": "null"}):
-            async with door.ask(operation.method, fill(operation), headers=headers) as got:
-                assert (got.status, (await got.json())["code"]) == (403, "forbidden_host")
-                assert not [name for name in got.headers if name.startswith("Access-Control")]
-
-
-async def test_no_change_comes_from_another_site(door: Door) -> None:
-    """Every changing route refuses a foreign and a null Origin."""
-    changing = [one for one in OPERATIONS if one.method != "get"]
-    assert len(changing) >= 6
-    for operation in changing:
-        for origin in ("http://evil.example", "null"):
-            async with door.ask(
-                operation.method, fill(operation), headers={"Origin": origin}
-            ) as got:
-                assert (got.status, (await got.json())["code"]) == (403, "forbidden_origin")
-
-
-async def test_with_a_key_only_the_listed_routes_are_open(
-    open_door: OpenDoor, tmp_path: Path
-) -> None:
-    """401 and how to authenticate, for everything but probes and links."""
-    (tmp_path / "key").write_text("right\n", encoding="ascii")
-    async with open_door(api_key_file=str(tmp_path / "key")) as door:
-        for operation in OPERATIONS:
-            for headers in ({}, {"Authorization": "Bearer wrong"}):
-                async with door.ask(operation.method, fill(operation), headers=headers) as got:
-                    assert (got.status == 401) is (operation.path not in WITHOUT_KEY)
-                    if got.status == 401:
-                        assert got.headers["WWW-Authenticate"] == "Bearer"
-                        assert (await got.json())["code"] == "unauthorized"
-        job = await door.done(Authorization="Bearer right")
-        assert job["status"] == "done"
 
 
 async def test_a_trusted_network_needs_no_key(open_door: OpenDoor, tmp_path: Path) -> None:
