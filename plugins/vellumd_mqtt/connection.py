@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
@@ -118,6 +119,7 @@ class Connection:
             client.username_pw_set(self._settings.username, password(self._settings.password_file))
         if self._settings.tls:
             client.tls_set_context(ssl.create_default_context(cafile=self._settings.ca))
+        client.on_socket_open = _send_at_once
         client.on_connect = self._connected
         client.on_disconnect = self._disconnected
         client.on_message = self._received
@@ -287,6 +289,12 @@ class Connection:
         self, client: paho.Client, _: Any, mid: int, reasons: list[ReasonCode], properties: Any
     ) -> None:
         self._tell(self._acknowledge, mid, reasons[0] if reasons else None)
+
+
+def _send_at_once(client: paho.Client, _: Any, sock: Any) -> None:
+    """Small packets wait for no others: that would cost 40 ms at each (measured)."""
+    with suppress(OSError, AttributeError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def password(file: Path | None) -> str | None:

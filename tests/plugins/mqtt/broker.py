@@ -22,6 +22,7 @@ persistence true
 autosave_on_changes true
 autosave_interval 1
 log_dest none
+set_tcp_nodelay true
 
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import queue
+import socket
 import threading
 import time
 from collections import defaultdict
@@ -68,6 +69,9 @@ class Sender:
         if user:
             self._client.username_pw_set(*user)
         self._client.reconnect_delay_set(1, 1)
+        self._client.on_socket_open = lambda _, __, one: one.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+        )
         self._client.on_connect = self._connected
         self._client.on_subscribe = lambda *_: self._ready.set()
         self._client.on_message = self._received
