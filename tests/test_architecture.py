@@ -23,10 +23,10 @@ LAYERS = (
         "keys",
     },
     {"store"},
-    {"events", "deliveries", "jobs", "context"},
+    {"events", "metrics", "deliveries", "jobs", "context"},
     {"circuit", "child", "supervisor", "executor"},
     {"hookspecs", "plugins", "transports", "lag"},
-    {"daemon", "local", "testing"},
+    {"watchdog", "daemon", "local", "testing"},
     {"cli"},
 )  # fmt: skip
 """Modules of vellumd from the bottom up; each imports its own layer and those before it."""

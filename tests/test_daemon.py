@@ -50,7 +50,7 @@ async def test_a_picture_goes_in_and_an_edit_comes_out(run_daemon: Run, picture:
         (result,) = job.results
         assert (result.width, result.height, result.seed) == (64, 48, 7)
         assert sha256_of(await daemon.jobs.result(job.id, 1)) == result.sha256
-        assert job.request and job.request.preset == "balanced" and job.request.steps == 8
+        assert job.request and job.request.preset == "fastest" and job.request.steps == 8
 
 
 async def test_jobs_run_one_at_a_time_in_order(

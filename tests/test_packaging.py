@@ -76,7 +76,15 @@ def test_the_base_install_has_no_engine(wheel: zipfile.ZipFile) -> None:
     headers = HeaderParser().parsestr(metadata(wheel, "METADATA"))
     base = [name for name in headers.get_all("Requires-Dist", []) if "extra ==" not in name]
     names = {name.partition(">")[0].strip() for name in base}
-    assert names == {"aiohttp", "paho-mqtt", "pillow", "pluggy", "pydantic", "pydantic-settings"}
+    assert names == {
+        "aiohttp",
+        "paho-mqtt",
+        "pillow",
+        "pluggy",
+        "prometheus-client",
+        "pydantic",
+        "pydantic-settings",
+    }
 
 
 def test_doctor_knows_the_least_versions() -> None:

@@ -15,7 +15,7 @@ from vellumd.presets import Presets
 from vellumd.settings import Settings
 
 PICTURE = ImageRef(sha256="a" * 64, width=64, height=48)
-CARD = model_card.read("demo")
+CARD = model_card.read("demo").model_copy(update={"preset": None})
 
 
 def resolve(settings: dict[str, Any] | None = None, card: ModelCard = CARD, **fields: Any) -> (
@@ -39,6 +39,14 @@ def test_shipped_presets(preset: str | None, steps: int, scale: float, scheduler
     edit = resolve(preset=preset)
     assert (edit.steps, edit.true_cfg_scale, edit.scheduler) == (steps, scale, scheduler)
     assert edit.preset == (preset or "balanced")
+
+
+def test_the_default_preset() -> None:
+    """What is configured wins over the model's own default, that over `balanced`."""
+    card = CARD.model_copy(update={"preset": "fastest"})
+    assert resolve(card=card).preset == "fastest"
+    assert resolve(card=card, prompt="x", preset="balanced").true_cfg_scale == 3.0
+    assert resolve({"engine": {"preset": "original"}}, card).preset == "original"
 
 
 def test_the_request_wins() -> None:

@@ -47,7 +47,7 @@ class Child:
     def __init__(self, transport: asyncio.SubprocessTransport, protocol: _Process) -> None:
         self._transport = transport
         self._protocol = protocol
-        self._ended = False
+        self.ended = False
         self.pid = transport.get_pid()
 
     @classmethod
@@ -115,7 +115,7 @@ class Child:
 
     async def end(self) -> None:
         """Close its pipe, give it `END_S`, then kill it, and whatever it started."""
-        if self._ended:
+        if self.ended:
             return
         if self._protocol.stdin:
             self._protocol.stdin.close()
@@ -126,7 +126,7 @@ class Child:
             self.kill()
             await self._protocol.exited.wait()
         platform.end_group(self.pid)
-        self._ended = True
+        self.ended = True
 
     def close(self) -> None:
         """Let go of its pipes, also where another process still holds them."""

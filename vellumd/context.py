@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -119,6 +119,7 @@ class TransportContext:
         info: Callable[[], dict[str, Any]],
         control: Control,
         keys: Keyring,
+        metrics: Callable[[], Awaitable[bytes]],
         on_report: Callable[[str, bool, str], None],
         on_announce: Callable[[str, str, Path | None], None],
     ) -> None:
@@ -132,6 +133,7 @@ class TransportContext:
         """The named keys of `vellumd keys`: a door that strangers can reach asks for one."""
         self._jobs = jobs
         self._info = info
+        self._metrics = metrics
         self._on_report = on_report
         self._on_announce = on_announce
 
@@ -144,11 +146,16 @@ class TransportContext:
         comes now is edited, `loaded` bool: at once, `reason`, `phase`, `done`, `of`,
         `restarts`, `capabilities` or null), `queue` (`queued`, `running`, `held`: why no job
         is started, empty | paused | storage_full), `transports` (name → `{ok, text, urls,
-        crashes}`), `store` (`open` bool, `writable` bool, `reason`, `used_bytes`), `warnings`
-        (list of `{code, message}`), `loop` (`alarms`, `worst_s`, `last`: how often something
-        blocked the daemon, the longest, what it was).
+        crashes}`), `store` (`open` bool, `writable` bool, `reason`, `used_bytes`,
+        `limit_bytes`, `free_bytes`, `reserve_bytes`), `warnings` (list of `{code, message}`),
+        `loop` (`alarms`, `worst_s`, `last`: how often something blocked the daemon, the
+        longest, what it was).
         """
         return self._info()
+
+    async def metrics(self) -> bytes:
+        """The daemon's figures in Prometheus' text format 0.0.4 (docs/operations.md)."""
+        return await self._metrics()
 
     def report(self, ok: bool, text: str) -> None:
         """Tell in one sentence how this door is; shown by `/readyz`, `info` and the log."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel
 
 import vellumd
-from vellumd import errors, logs, model_card, platform, plugins
+from vellumd import errors, logs, model_card, platform, plugins, watchdog
 from vellumd.context import TransportContext
 from vellumd.events import EventBus
 from vellumd.executor import STORE_RETRY_S, Executor
@@ -26,6 +27,7 @@ from vellumd.hookspecs import EngineSpec, Transport, TransportSpec
 from vellumd.jobs import Jobs
 from vellumd.keys import FILE, Keyring
 from vellumd.lag import LagAlarm
+from vellumd.metrics import Metrics
 from vellumd.model_card import ModelCard
 from vellumd.models import JobEvent, notice
 from vellumd.plugins import Plugins
@@ -37,6 +39,7 @@ from vellumd.store.spool import Spool
 from vellumd.store.store import Store
 from vellumd.supervisor import EngineState, Supervisor
 from vellumd.transports import Transports
+from vellumd.watchdog import Part
 
 log = logging.getLogger("vellumd")
 
@@ -64,6 +67,7 @@ class Daemon:
         self.transports = Transports(self.plugins.transports.values(), self._open)
         self.keys = Keyring(settings.store.dir / FILE)
         self.lag = LagAlarm(self.plugins.packages())
+        self.metrics = Metrics()
         self._stop = asyncio.Event()
 
     @property
@@ -107,6 +111,7 @@ class Daemon:
     async def _serve(self, folder: Path) -> None:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "vellumd-io"))
         self.bus = EventBus()
+        self.bus.observers.append(self.metrics.observe)
         spool = Spool(folder / "spool", self.settings.limits)
         store = await Store.open(folder / "jobs.sqlite", self.bus.publish, spool=spool)
         self.room = Room(spool.root, spool.usage, self.settings.store)
@@ -124,12 +129,14 @@ class Daemon:
         try:
             if left := await self.jobs.recover():
                 log.info("%d job(s) were running when the last daemon ended", left)
+            self.metrics.waiting(await store.waiting())
             async with asyncio.TaskGroup() as tasks:
                 work = [
                     tasks.create_task(self.supervisor.run(), name="supervisor"),
                     tasks.create_task(self.executor.run(), name="executor"),
                     tasks.create_task(retention.run(), name="retention"),
                     tasks.create_task(store.watch(), name="store"),
+                    tasks.create_task(self.metrics.watch_loop(), name="metrics"),
                 ]
                 if self.plugins.observers:
                     work.append(tasks.create_task(self._observe(), name="observers"))
@@ -160,6 +167,14 @@ class Daemon:
             limits=self.settings.limits.model_dump(mode="json"),
         )
 
+    def parts(self) -> list[Part]:
+        """What must not stand still while the daemon runs."""
+        stall_s = self.settings.engine.stall_s
+        return [
+            Part("executor", self.executor.sign, stall_s),
+            Part("supervisor", self.supervisor.sign, self.supervisor.silent_s),
+        ]
+
     # the transports
 
     def _open(self, spec: TransportSpec) -> Transport:
@@ -173,6 +188,7 @@ class Daemon:
             info=self.info,
             control=self.executor,
             keys=self.keys,
+            metrics=lambda: self.metrics.text(self.info()),
             on_report=self.transports.report,
             on_announce=self._announce,
         )
@@ -251,7 +267,7 @@ class Daemon:
                 name: preset.model_dump(mode="json", exclude_none=True)
                 for name, preset in self.jobs.presets.named.items()
             },
-            "default_preset": self.settings.engine.preset,
+            "default_preset": self.jobs.presets.default,
             "loras": sorted({*self.card.loras, *self.settings.engine.loras}),
             "limits": self.settings.limits.model_dump(mode="json"),
             "public_url": self.settings.daemon.public_url,
@@ -314,6 +330,8 @@ def run(settings: Settings, warnings: Iterable[str], on_open: Callable[[Daemon],
     `on_open` is called once the doors are open.
     """
     logs.start(settings.log)
+    if sys.stderr:  # a watchdog's SIGABRT then says where each thread was
+        faulthandler.enable()
     for warning in warnings:
         log.warning("%s", warning)
     return asyncio.run(_run(settings, on_open))
@@ -332,7 +350,8 @@ async def _run(settings: Settings, on_open: Callable[[Daemon], None]) -> int:
     try:
         async with daemon.running():
             on_open(daemon)
-            await daemon.stopped()
+            async with watchdog.serving(daemon.parts()):
+                await daemon.stopped()
     except* errors.VellumError as group:
         raise first(group) from None
     finally:

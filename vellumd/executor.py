@@ -35,6 +35,7 @@ class Executor:
         self._lane = lane
         self._draining = False
         self._full = False
+        self._acts = 0
         self._resumed = asyncio.Event()
         self._resumed.set()
         self._changed = asyncio.Event()
@@ -50,6 +51,15 @@ class Executor:
         if self._full:
             return "storage_full"
         return "" if self._resumed.is_set() else "paused"
+
+    def sign(self) -> tuple[int, int | None] | None:
+        """Another value after each thing it did; None while it rightly waits.
+
+        During an edit the engine's signs of life are its own.
+        """
+        if self._idle.is_set() and not (self._jobs.queue()["queued"] and self._may_start()):
+            return None
+        return self._acts, self._supervisor.sign() if self._supervisor.editing else None
 
     async def run(self) -> None:
         """Work until drained or cancelled. A job is claimed only by a loaded engine."""
@@ -76,7 +86,7 @@ class Executor:
                 task.cancel()
 
     def _may_start(self) -> bool:
-        return self._supervisor.loaded and self._resumed.is_set() and not self._draining
+        return self._supervisor.loaded and not self.held and not self._draining
 
     async def _work(self) -> None:
         job = await self._kept(partial(self._jobs.claim, self._lane))
@@ -191,6 +201,7 @@ class Executor:
     async def _kept(self, change: Callable[[], Awaitable[T]]) -> T:
         """Make a change of the store, again and again while its disk is full or locked."""
         while True:
+            self._acts += 1
             try:
                 return await change()
             except (errors.StorageFull, errors.EngineUnavailable) as error:

@@ -50,6 +50,9 @@ class ModelCard(Frozen):
     prompt_tokens: int = Field(1024, ge=16, description="Text tokens the encoder reads.")
     steps: int = Field(40, ge=1, le=100, description="What the model without a LoRA is run with.")
     true_cfg_scale: float = Field(4.0, ge=0, le=20, description="Its guidance, likewise.")
+    preset: str | None = Field(
+        None, description="Preset of requests that name none, where `engine.preset` names none."
+    )
     latent_rgb: tuple[tuple[float, float, float], ...] | None = Field(
         None, description="Latent channel to RGB, for previews; the last row is the bias."
     )

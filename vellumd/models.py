@@ -158,15 +158,17 @@ def _one_or_many(value: object) -> object:
     return value if isinstance(value, (list, tuple)) else [value]
 
 
-def _no_nul(text: str | None) -> str | None:
-    """Refuse NUL, which C libraries, tokenizers' too, take for the end of a text."""
+def _plain(text: str | None) -> str | None:
+    """Refuse NUL, where C libraries end a text, and halves of characters that UTF-8 has not."""
     if text and "\0" in text:
         raise ValueError("must not hold a NUL character")
+    if text and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("must not hold half of a surrogate pair")
     return text
 
 
-Text = Annotated[str | None, AfterValidator(_no_nul)]
-"""A text without NUL, or none."""
+Text = Annotated[str | None, AfterValidator(_plain)]
+"""A text that every part can read, or none."""
 
 
 def _random_seed(value: object) -> object:

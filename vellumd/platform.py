@@ -219,6 +219,31 @@ def end_now(code: int) -> NoReturn:
     os._exit(code)
 
 
+def notify_manager(state: str) -> None:
+    """Tell systemd `state`, e.g. READY=1, where it asked for that (sd_notify(3)).
+
+    One datagram to the socket that `$NOTIFY_SOCKET` names. Other managers ask for nothing.
+    """
+    if sys.platform == "linux" and (address := os.environ.get("NOTIFY_SOCKET")):
+        import socket
+
+        if address.startswith("@"):  # in the abstract namespace
+            address = "\0" + address[1:]
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+            out.setblocking(False)
+            out.sendto(state.encode(), address)
+
+
+def watchdog_s() -> float:
+    """Seconds after which systemd takes us for hung; 0 if it does not (sd_watchdog_enabled(3))."""
+    try:
+        limit_s = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6
+    except ValueError:
+        return 0.0
+    meant = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    return limit_s if meant and sys.platform == "linux" else 0.0
+
+
 def safe_console() -> None:
     """Let no console code page (cp949, cp1252) turn a character into a crash."""
     for stream in (sys.stdout, sys.stderr):

@@ -48,7 +48,8 @@ class Presets:
         self.named = dict(SHIPPED)
         for name, preset in settings.presets.items():
             self.named[name] = _over(preset, SHIPPED.get(name, Preset()))
-        self._default = self.named.get(settings.engine.preset, SHIPPED["balanced"])
+        self.default = settings.engine.preset or card.preset or "balanced"
+        self._fallback = self.named.get(self.default, SHIPPED["balanced"])
 
     def resolve(self, request: EditRequest) -> tuple[ResolvedEdit, tuple[Notice, ...]]:
         """The edit with every field decided, and the warnings that go with it.
@@ -56,7 +57,7 @@ class Presets:
         Raises `UnknownPreset`, `UnknownLora`, `UnknownTier`, `TooManyImages` and
         `BadRequest`.
         """
-        name = request.preset or self._engine.preset
+        name = request.preset or self.default
         chosen = self._choose(request, name)
         self._check(request, chosen)
         loras = tuple(lora for lora in chosen.loras or () if lora.scale != 0)
@@ -88,7 +89,7 @@ class Presets:
         if name not in self.named:
             there = ", ".join(self.named)
             raise errors.UnknownPreset(f"There is no preset {name!r}; there is {there}.")
-        return _over(request, _over(self.named[name], self._default))
+        return _over(request, _over(self.named[name], self._fallback))
 
     def _check(self, request: EditRequest, chosen: Preset) -> None:
         if not 1 <= len(request.images) <= self._limits.max_images:

@@ -42,7 +42,10 @@ class EngineSettings(Group):
     tier: Tier = Field(
         "standard", description="Precision of edits: reference, standard, swift or turbo."
     )
-    preset: str = Field("balanced", description="Preset of requests that name none.")
+    preset: str | None = Field(
+        None,
+        description="Preset of requests that name none; if empty, the model's own or `balanced`.",
+    )
     devices: tuple[int, ...] = Field(
         (0,), min_length=1, max_length=1, description="GPUs to use; the CPU where there is none."
     )

@@ -128,6 +128,7 @@ class Supervisor:
         self._hopeless = False
         self._suspects = 0
         self._last_used = 0.0
+        self._frames = 0
         self.state = EngineState()
 
     @property
@@ -139,6 +140,20 @@ class Supervisor:
     def loaded(self) -> bool:
         """Whether an edit could start at once."""
         return self._ready.is_set()
+
+    @property
+    def editing(self) -> bool:
+        """Whether the child has an edit to do."""
+        return bool(self._job)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds for which a child may be silent before it is replaced, at most."""
+        return self._stall_s * LOAD_FACTOR
+
+    def sign(self) -> int | None:
+        """Another number after each sign of life of the child; None while there is none."""
+        return None if self._child is None or self._child.ended else self._frames
 
     async def run(self) -> None:
         """Keep an engine alive, unless it was unloaded, until cancelled; then end it."""
@@ -314,6 +329,7 @@ class Supervisor:
         self.unload()
 
     def _take(self, frame: FromEngine) -> None:
+        self._frames += 1
         match frame:
             case Beat():
                 self._set(phase=frame.phase, done=frame.done, of=frame.of)

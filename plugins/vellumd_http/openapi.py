@@ -36,6 +36,7 @@ def _ref(name: str) -> Schema:
 _JOB = {"application/json": {"schema": _ref("Job")}}
 _PIXELS = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
 _EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+_TEXT = {"text/plain": {"schema": {"type": "string"}}}
 _ANY: Schema = {"application/json": {"schema": {"type": "object"}}}
 _HELD = {"application/json": {"schema": _ref("Control")}}
 _EDIT_BODY = {
@@ -155,6 +156,8 @@ OPERATIONS = (
     Operation("get", "/healthz", "Whether the daemon lives.", {200: ("It does.", _ANY)}),
     Operation("get", "/readyz", "Whether edits are being made.",
         {200: ("They are.", _ANY), 503: ("Not now; the body says why.", _ANY)}),
+    Operation("get", "/metrics", "The daemon's figures, for Prometheus.",
+        {200: ("Text format 0.0.4.", _TEXT)}),
     Operation("get", "/r/{job}/{n}", "One result by its link, without a key.",
         {200: ("The picture.", _PIXELS), 206: ("Part of it.", _PIXELS), 304: ("Known.", {})},
         ("not_found", "not_done", "bad_request", *_ENDED), None, (_query("t", "Token."),)),

@@ -15,6 +15,8 @@ from aiohttp import web
 from vellumd import TransportContext, errors
 from vellumd_http import links, openapi, results, wire
 
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
 _STATIC = Path(__file__).parent / "static"
 _FILES = {
     "page.css": ("page.css", "text/css"),
@@ -58,6 +60,7 @@ class Service:
             web.get("/openapi.json", self.openapi),
             web.get("/healthz", self.alive),
             web.get("/readyz", self.ready),
+            web.get("/metrics", self.metrics),
             web.get(r"/r/{job:[^/]+}/{n:\d{1,4}}", self.linked, allow_head=False),
         ]
 
@@ -85,6 +88,11 @@ class Service:
         return web.json_response(
             {"status": "not ready", **shown}, status=503, headers={"Retry-After": "5"}
         )
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """The daemon's figures, for Prometheus."""
+        body = await self._context.metrics()
+        return web.Response(body=body, headers={"Content-Type": METRICS_TYPE})
 
     async def openapi(self, request: web.Request) -> web.Response:
         """The description of all routes."""

@@ -61,7 +61,12 @@ class Door:
     def wait_for_paper(self):
         time.sleep(1.5)
 """
-BLOCKS_FOR_EVER = BLOCKS.replace("time.sleep(1.5)", "time.sleep(3600)")
+BLOCKS_FOR_EVER = BLOCKS.replace("time.sleep(1.5)", "time.sleep(3600)").replace(
+    "await asyncio.sleep(0.2)",
+    """while not os.path.exists("block"):
+            await asyncio.sleep(0.02)""",
+)
+"""Once there is a file `block`: a daemon blocked before its other doors are open answers nobody."""
 SWALLOWS = """
 class Door:
     def __init__(self, context):
@@ -290,6 +295,7 @@ def test_the_daemon_ends_whatever_a_door_does(site: Site, code: str, at: str, sa
     """SIGTERM ends it within bounds; the culprit is named and the exit code is 70."""
     site.install("bad", HURRY + code + DOOR.format(name="bad", factory="Door"))
     with site.serving("--plugins.bad.line", "1") as running:
+        (site.folder / "block").touch()
         until(lambda: at in site.log())
         running.send_signal(signal.SIGTERM)
         assert running.wait(15) == 70

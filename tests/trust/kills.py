@@ -59,9 +59,7 @@ class Run:
         self.plan = plan
         self.random = random.Random(plan.seed)
         self.history = History()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.over = asyncio.Event()
 
@@ -219,6 +217,13 @@ class Run:
 def demo_plan(plan: Plan) -> Plan:
     """The same with the real classes: fewer jobs, and time for the engine to load."""
     return replace(plan, engine="demo", pause_s=(2.0, 12.0), most=3 + plan.kills)
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def picture(number: int) -> bytes:

@@ -28,6 +28,7 @@ PACKAGES = {
     "paho-mqtt": "2.2",
     "pillow": "12.3",
     "pluggy": "1.5",
+    "prometheus-client": "0.22",
     "pydantic": "2.11",
     "pydantic-settings": "2.8",
 }
@@ -36,6 +37,7 @@ PACKAGES = {
 ENGINE_PACKAGES = {
     "accelerate": "1.10",
     "diffusers": "0.42.1",
+    "numpy": "2",
     "peft": "0.17",
     "safetensors": "0.6",
     "torch": "2.10",

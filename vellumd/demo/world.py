@@ -266,8 +266,7 @@ KINDS: dict[str, Kind] = {
     "replace": Kind(
         _replace, 1,
         ("replace the {shape} with a {other}", "turn the {shape} into a {other}",
-         "change the {shape} into a {other}", "the {shape} should be a {other}",
-         "make a {other} of the {shape}"),
+         "change the {shape} into a {other}", "the {shape} should be a {other}"),
         ("make the {shape} a {other}",),
     ),
     "gray": Kind(
@@ -285,7 +284,7 @@ KINDS: dict[str, Kind] = {
     "add": Kind(
         _add, 1,
         ("add a {colour} {shape}", "draw a {colour} {shape}", "put in a {colour} {shape}",
-         "a {colour} {shape} should be added", "one {colour} {shape} more please"),
+         "a {colour} {shape} should be added"),
         ("add one {colour} {shape} please",),
     ),
     "elsewhere": Kind(

@@ -115,10 +115,10 @@ class QwenImageEditEngine:
         """Edit `images` as `prompt` says; gives a Pillow image, for `n` > 1 a list of them.
 
         What is left out comes from `preset`; without one, 20 steps or more mean
-        `original`, else it is `balanced`. `width` and `height` in pixels go together
-        and stand for `size`. `mask` is white where the picture may change. `alpha` is
-        `flatten` or `reapply`. `callback` is called after each step. Raises the errors
-        of `vellumd.errors`; warnings come as Python warnings.
+        `original`, else it is the model's own default or `balanced`. `width` and `height` in
+        pixels go together and stand for `size`. `mask` is white where the picture may
+        change. `alpha` is `flatten` or `reapply`. `callback` is called after each step.
+        Raises the errors of `vellumd.errors`; warnings come as Python warnings.
         """
         if self._engine is None:
             self.load()

@@ -134,7 +134,8 @@ def _capped(size: Size, pixels: float) -> Size:
     scale = math.sqrt(pixels / (width * height))
     if scale >= 1:
         return size
-    return max(int(width * scale), 1), max(int(height * scale), 1)
+    # 2695 times a scale of 1000/2695 is a little less than 1000 in floating point.
+    return max(int(width * scale + 1e-6), 1), max(int(height * scale + 1e-6), 1)
 
 
 def _resized(image: Image.Image, size: Size) -> Image.Image:

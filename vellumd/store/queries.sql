@@ -113,6 +113,9 @@ SELECT count(*) FROM paused WHERE lane = ?;
 -- name: forget
 DELETE FROM jobs WHERE id = ? AND status IN ('done', 'failed', 'cancelled');
 
+-- name: waiting
+SELECT id, created FROM jobs WHERE status = 'queued' ORDER BY number;
+
 -- name: running
 SELECT * FROM jobs WHERE status = 'running';
 

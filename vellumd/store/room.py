@@ -115,15 +115,11 @@ class Room:
 
     def lack(self) -> errors.VellumError | None:
         """Why nothing more may come in; None if it may. Costs two system calls."""
-        try:
-            free = self._free(self._root)
-        except OSError:
-            free = 0
         if not self._writable(self._root):
             return errors.EngineUnavailable(
                 "The folder of the pictures cannot be written.", retry_after=RETRY_S
             )
-        if free < self._reserve:
+        if self._left() < self._reserve:
             return errors.StorageFull(
                 "The disk with the pictures has less left than store.reserve_gb.",
                 retry_after=RETRY_S,
@@ -143,4 +139,14 @@ class Room:
             "writable": not isinstance(lack, errors.EngineUnavailable),
             "reason": lack.message if lack else "",
             "used_bytes": self._usage.bytes,
+            "limit_bytes": round(self.limit),
+            "free_bytes": self._left(),
+            "reserve_bytes": round(self._reserve),
         }
+
+    def _left(self) -> int:
+        """Bytes that the disk has left; none if it does not say."""
+        try:
+            return self._free(self._root)
+        except OSError:
+            return 0

@@ -273,6 +273,12 @@ class Store:
         row = await self._db.run(lambda tx: tx.one(SQL["has_queued"], [lane]))
         return bool(row and row[0])
 
+    async def waiting(self) -> list[tuple[str, int]]:
+        """Who waits, oldest first: id and time of acceptance in milliseconds since the epoch."""
+        return await self._db.run(
+            lambda tx: [(row[0], row[1]) for row in tx.execute(SQL["waiting"])]
+        )
+
     async def is_paused(self, lane: int) -> bool:
         """Whether somebody paused the lane."""
         row = await self._db.run(lambda tx: tx.one(SQL["is_paused"], [lane]))

@@ -40,7 +40,8 @@ def routes(door: Door, tmp_path: Path) -> list[Route]:
     context = TransportContext(
         "http", HttpSettings(), tmp_path, door.daemon.jobs, door.daemon.info,
         door.daemon.executor, Keyring(tmp_path / "keys.json"),
-        lambda name, ok, text: None, lambda name, url: None,
+        lambda: door.daemon.metrics.text({}), lambda name, ok, text: None,
+        lambda name, url: None,
     )  # fmt: skip
     found: list[Route] = []
     for route in HttpTransport(context).app().router.routes():

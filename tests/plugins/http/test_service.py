@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from .conftest import EDIT, Door, OpenDoor
 
@@ -194,3 +195,16 @@ async def test_a_host_of_no_use_is_told_and_not_survived(open_door: OpenDoor, ho
     text = repr(caught.value.exceptions)
     assert "ConfigError" in text
     assert f"plugins.http.host: {host}" in text
+
+
+async def test_metrics_are_read_as_prometheus_reads_them(door: Door) -> None:
+    """/metrics has the format's type, and a job that was done over HTTP is counted in it."""
+    await door.done()
+    async with door.ask("GET", "/metrics") as got:
+        assert got.status == 200
+        assert got.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+        families = {f.name: f for f in text_string_to_metric_families(await got.text())}
+    done = [s.value for s in families["vellumd_jobs_ended"].samples if s.labels["status"] == "done"]
+    assert done == [1]
+    (up,) = families["vellumd_transport_up"].samples
+    assert (up.labels, up.value) == ({"transport": "http"}, 1)

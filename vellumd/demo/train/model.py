@@ -87,6 +87,8 @@ CARD = model_card.ModelCard(
     loras={"lightning-8": model_card.LoraRole(file=LORA, scheduler="lightning")},
     steps=STEPS,
     true_cfg_scale=1.5,
+    # Its LoRA guided once more, as `balanced` does, adds shapes twice.
+    preset="fastest",
     prompt_tokens=256,
     example=model_card.Example(image="samples/shapes.png", prompt="make the circle blue"),
     license="Apache-2.0",
