@@ -107,6 +107,13 @@ class Control(Protocol):
         """End the engine, after its edit if it has one; the next job loads it again."""
 
 
+class ResultLinks:
+    """How results are addressed: told by the door that serves them, handed on by the others."""
+
+    def __init__(self) -> None:
+        self.make: Callable[[str, int], str | None] = lambda job_id, n: None
+
+
 class TransportContext:
     """What the daemon hands to `TransportSpec.factory`."""
 
@@ -120,6 +127,8 @@ class TransportContext:
         control: Control,
         keys: Keyring,
         metrics: Callable[[], Awaitable[bytes]],
+        links: ResultLinks,
+        on_count: Callable[[str, str, int], None],
         on_report: Callable[[str, bool, str], None],
         on_announce: Callable[[str, str, Path | None], None],
     ) -> None:
@@ -134,6 +143,8 @@ class TransportContext:
         self._jobs = jobs
         self._info = info
         self._metrics = metrics
+        self._links = links
+        self._on_count = on_count
         self._on_report = on_report
         self._on_announce = on_announce
 
@@ -156,6 +167,25 @@ class TransportContext:
     async def metrics(self) -> bytes:
         """The daemon's figures in Prometheus' text format 0.0.4 (docs/operations.md)."""
         return await self._metrics()
+
+    def count(self, event: str, times: int = 1) -> None:
+        """Count something that happened at this door, among the daemon's figures.
+
+        It is `vellumd_transport_events_total`, by door and event; 0 makes the event known
+        before it happens.
+        """
+        self._on_count(self.name, event, times)
+
+    def serve_results(self, address: Callable[[str, int], str]) -> None:
+        """Tell that this door serves results: `address(job_id, n)` is a URL without a key.
+
+        Only for URLs that senders elsewhere can open (`daemon.public_url`).
+        """
+        self._links.make = address
+
+    def link(self, job_id: str, n: int = 1) -> str | None:
+        """The URL that opens result `n` while it is kept; None where no door serves results."""
+        return self._links.make(job_id, n)
 
     def report(self, ok: bool, text: str) -> None:
         """Tell in one sentence how this door is; shown by `/readyz`, `info` and the log."""

@@ -22,6 +22,8 @@ AGAIN_S = 60.0
 STEADY_S = 10.0
 """Seconds after which a connection counts as a good one."""
 GOODBYE_S = 1.0
+TAKEN_OVER = "taken_over"
+"""How it is counted that another client of our name threw us out."""
 
 
 class Link:
@@ -85,6 +87,7 @@ class Link:
     async def run(self) -> None:
         """Keep connected until cancelled; then say goodbye."""
         loop = asyncio.get_running_loop()
+        self._context.count(TAKEN_OVER, 0)
         away = cuts = 0
         while True:
             opened = loop.time()
@@ -104,6 +107,9 @@ class Link:
             if welcome and cut:  # a broker that ended itself does not answer
                 welcome = not await self._answers()
             cuts = 0 if welcome else cuts + 1
+            # Only MQTT 5 says why; before it, a connection cut soon by a broker that is there.
+            if connection is not None and (connection.taken_over or cuts > 1):
+                self._context.count(TAKEN_OVER)
             if cuts > 1 and connection is not None:
                 reason = (
                     f"it ends our connections, as if another client connects as "

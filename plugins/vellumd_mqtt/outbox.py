@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vellumd import Delivery, Job, JobStatus, TransportContext, errors, images
 from vellumd_mqtt import wire
@@ -18,8 +18,8 @@ AT_ONCE = 8
 """Deliveries under way: each holds its pictures in memory."""
 REFUSED_S = 60.0
 """Seconds before an answer that the broker refused is offered again."""
-ROOM = 16_384
-"""Bytes left for an answer's other fields when its pictures are made to fit."""
+SYNTAX = 64
+"""Bytes beside a picture's own: its key, quotes, padding."""
 
 _FORMATS: dict[str, Literal["jpeg", "webp"]] = {"image/webp": "webp"}
 
@@ -68,14 +68,17 @@ class Outbox:
         self, job: Job, reply: wire.Reply
     ) -> tuple[list[Outgoing], errors.VellumError | None]:
         """All messages of one answer; and the error if the pictures are not among them."""
-        most = self._link.max_payload
+        numbers = range(1, max(1, len(job.results)) + 1)
+        links = [self._context.link(job.id, n) for n in numbers]
+        make = self._binary if reply.reply == "binary" else self._json
         try:
-            numbers = range(1, max(1, len(job.results)) + 1)
             files = [await self._context.jobs.result(job.id, n) for n in numbers]
-            if reply.reply == "binary":
-                fitted = [await asyncio.to_thread(fit, file, most, job) for file in files]
-                return self._binary(job, reply, fitted), None
-            return await asyncio.to_thread(self._json, job, reply, files, most), None
+            try:
+                return await asyncio.to_thread(make, job, reply, files, links), None
+            except errors.ResultTooLarge:
+                if links[0] is None:
+                    raise
+                return self._by_link(job, reply, links), None
         except FileNotFoundError:
             problem: errors.VellumError = errors.Expired("The picture is no longer kept.")
         except errors.VellumError as error:
@@ -85,64 +88,82 @@ class Outbox:
         return self._failed(job, reply, problem), None if own else problem
 
     def _failed(self, job: Job, reply: wire.Reply, error: errors.VellumError) -> list[Outgoing]:
-        payload = wire.answer(reply, job_id=job.id, data=job.public(), error=error)
+        try:
+            payload = self._fitting(reply, job_id=job.id, data=job.public(), error=error)
+        except errors.ResultTooLarge:
+            payload = wire.answer(reply, job_id=job.id, error=error)
         return answers(self._topics, "edit", reply, payload)
 
-    def _json(self, job: Job, reply: wire.Reply, files: list[Path], most: int) -> list[Outgoing]:
-        """The pictures in base64, made smaller only if the answer is too large otherwise."""
-        pictures = [read(file, job, n) for n, file in enumerate(files)]
-        payload = wire.answer(reply, job_id=job.id, data=wire.job_data(job, pictures, False))
-        if len(payload) > most:
-            # `image` repeats the first of several.
-            shares = len(files) + (len(files) > 1)
-            share = (most - ROOM) * 3 // 4 // shares
-            pictures = [shrink(file, share, job, n) for n, file in enumerate(files)]
-            payload = wire.answer(reply, job_id=job.id, data=wire.job_data(job, pictures, True))
-        if len(payload) > most:
-            raise errors.ResultTooLarge(f"The answer does not fit into {most} bytes.")
+    def _by_link(self, job: Job, reply: wire.Reply, links: wire.Links) -> list[Outgoing]:
+        """Where the pictures are, since they themselves do not fit."""
+        data = wire.job_data(job, links)
+        payload = self._fitting(reply, job_id=job.id, data=data)
         return answers(self._topics, "edit", reply, payload)
+
+    def _json(
+        self, job: Job, reply: wire.Reply, files: list[Path], links: wire.Links
+    ) -> list[Outgoing]:
+        """The pictures in base64, made smaller only if the answer is too large otherwise."""
+
+        def payload(pictures: list[wire.Picture], reencoded: bool) -> bytes:
+            data = wire.job_data(job, links, pictures, reencoded=reencoded)
+            return self._fitting(reply, job_id=job.id, data=data)
+
+        # `image` repeats the first of several.
+        shares = len(files) + (len(files) > 1)
+        room = self._link.max_payload - len(payload([], True)) - SYNTAX * shares
+        told = payload(*fit(files, room * 3 // 4 // shares, job, links))
+        return answers(self._topics, "edit", reply, told)
+
+    def _fitting(self, reply: wire.Reply, **what: Any) -> bytes:
+        """An answer; raises `ResultTooLarge` where the broker would cut the sender."""
+        payload = wire.answer(reply, **what)
+        if len(payload) > self._link.max_payload:
+            raise errors.ResultTooLarge(
+                f"The answer does not fit into {self._link.max_payload} bytes."
+            )
+        return payload
 
     def _binary(
-        self, job: Job, reply: wire.Reply, pictures: list[tuple[bytes, str, bool]]
+        self, job: Job, reply: wire.Reply, files: list[Path], links: wire.Links
     ) -> list[Outgoing]:
         """The bytes on topics of their own, and last the answer that says it is over."""
+        pictures, reencoded = fit(files, self._link.max_payload, job, links)
         facts = [("job_id", job.id), ("status", "ok")]
         if reply.client_job_id:
             facts.append(("client_job_id", reply.client_job_id))
         if isinstance(reply.transaction, str):
             facts.append(("transaction", reply.transaction))
         told = []
-        for n, (data, type, _) in enumerate(pictures, start=1):
+        for n, (data, type) in enumerate(pictures, start=1):
             ways = [self._topics.result(job.id, n), reply.response_topic if n == 1 else ""]
             told += [
                 Outgoing(way, data, 1, False, type, reply.correlation, tuple(facts))
                 for way in dict.fromkeys(ways)
                 if way
             ]
-        reencoded = any(changed for _, _, changed in pictures)
-        shown = wire.job_data(job, [], reencoded)
+        shown = wire.job_data(job, links, reencoded=reencoded)
         shown["result_topic"] = self._topics.result(job.id)
-        payload = wire.answer(reply, job_id=job.id, data=shown)
+        payload = self._fitting(reply, job_id=job.id, data=shown)
         topic = self._topics.response("edit", reply.reply_to)
         return [*told, Outgoing(topic, payload, 1, False, JSON, reply.correlation)]
 
 
-def read(file: Path, job: Job, n: int) -> tuple[bytes, str]:
-    """A result as it is."""
-    return file.read_bytes(), job.results[n].type
+def fit(
+    files: list[Path], most: int, job: Job, links: wire.Links
+) -> tuple[list[wire.Picture], bool]:
+    """Results in at most `most` bytes each; and whether one was re-encoded for it.
 
-
-def shrink(file: Path, most: int, job: Job, n: int) -> tuple[bytes, str]:
-    """A result in at most `most` bytes; raises `ResultTooLarge`."""
-    if most <= 0:
-        raise errors.ResultTooLarge("The answer leaves no room for a picture.")
-    return images.derive(file, _FORMATS.get(job.results[n].type, "jpeg"), max_bytes=most)
-
-
-def fit(file: Path, most: int, job: Job) -> tuple[bytes, str, bool]:
-    """A result as it is, or in at most `most` bytes; and whether it was re-encoded."""
-    result = next(one for one in job.results if one.file == file.name)
-    if result.bytes <= most:
-        return file.read_bytes(), result.type, False
-    data, type = images.derive(file, _FORMATS.get(result.type, "jpeg"), max_bytes=most)
-    return data, type, True
+    Where a link opens the whole picture, it keeps its pixels. Raises `ResultTooLarge`.
+    """
+    pictures, reencoded = [], False
+    for file, result, link in zip(files, job.results, links, strict=True):
+        if result.bytes <= most:
+            pictures.append((file.read_bytes(), result.type))
+        elif most > 0:
+            format = _FORMATS.get(result.type, "jpeg")
+            pictures.append(images.derive(file, format, max_bytes=most, resize=link is None))
+            reencoded = True
+        else:
+            raise errors.ResultTooLarge("The answer leaves no room for a picture.")
+    return pictures, reencoded

@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -23,6 +23,10 @@ FIELDS_MAX = 256 << 10
 ECHO_MAX = 1024
 """Bytes of the longest transaction, and of correlation data: both are kept with the job."""
 REPLIES = ("json", "binary")
+Picture = tuple[bytes, str]
+"""A picture's bytes and media type."""
+Links = Sequence[str | None]
+"""URLs of a job's results, as far as somebody serves them."""
 JSON_FIELDS = ("loras", "output", "meta")
 """Fields that stand as JSON text in user properties."""
 
@@ -295,12 +299,21 @@ def answer(
     return json.dumps(shown, separators=(",", ":")).encode()
 
 
-def job_data(job: Job, pictures: list[tuple[bytes, str]], reencoded: bool) -> dict[str, Any]:
-    """`data` of an answer: the job, and its pictures in base64 (`image` is the first)."""
+def job_data(
+    job: Job, links: Links, pictures: Sequence[Picture] = (), *, reencoded: bool = False
+) -> dict[str, Any]:
+    """`data` of an answer: the job, its pictures in base64 (`image` is the first).
+
+    Results that can be opened by a link have their `url`; beside `image` stands the first.
+    """
     shown = job.public()
+    for result, link in zip(shown["results"], links, strict=False):
+        if link is not None:
+            result["url"] = link
+            shown.setdefault("url", link)
     if reencoded:
         shown["warnings"].append(models.notice("reencoded").model_dump())
-    encoded = [base64.b64encode(picture).decode("ascii") for picture, _ in pictures]
+    encoded = [base64.b64encode(data).decode("ascii") for data, _ in pictures]
     first = {"image": encoded[0], "image_type": pictures[0][1]} if encoded else {}
     return {**first, **({"images": encoded} if len(encoded) > 1 else {}), **shown}
 

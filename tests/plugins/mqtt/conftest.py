@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,11 +23,14 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 
 @pytest.fixture
 def make_house(tmp_path: Path, broker: Broker) -> Iterator[Callable[..., House]]:
-    """Make a daemon at the broker; keywords are the door's settings. It is started."""
+    """Make a daemon at the broker and start it; keywords are the door's settings.
+
+    `more` are keys of other sections.
+    """
     made: list[House] = []
 
-    def make(**settings: object) -> House:
-        made.append(House(tmp_path, broker, settings))
+    def make(more: Any = None, **settings: object) -> House:
+        made.append(House(tmp_path, broker, settings, more=more))
         return made[-1]
 
     yield make

@@ -29,10 +29,11 @@ class House:
         broker: Broker,
         settings: Mapping[str, object],
         sender: Sender | None = None,
+        more: Mapping[str, Mapping[str, object]] | None = None,
     ) -> None:
         self.broker = broker
         self.sender = sender or Sender(broker.port)
-        self.daemon = DaemonProcess(folder, "mqtt", {"port": broker.port, **settings})
+        self.daemon = DaemonProcess(folder, "mqtt", {"port": broker.port, **settings}, more)
         self.daemon.start()
         self.online()
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from tests.plugins.mqtt.broker import ROOT, Broker
 from tests.plugins.mqtt.house import House, noise, opened, png, seed, wait
 from tests.plugins.mqtt.proxy import Proxy
 from tests.plugins.mqtt.sender import Sender, b64
+from vellumd.testing import free_port
 
 PNG = png()
 RETURN_S = 5.0
@@ -169,13 +172,34 @@ class TestSmallBroker:
         assert len(house.daemon.jobs()) == 1
 
 
+@pytest.mark.parametrize("reply", ["json", "binary"])
+def test_a_result_that_cannot_fit_is_a_link(make_house: Callable[..., House], reply: str) -> None:
+    """Where HTTP serves results at a public address, the answer says where, in full quality."""
+    port = free_port()
+    http = {"plugins.http": {"enabled": True, "port": port}}
+    public = {"daemon": {"public_url": f"http://127.0.0.1:{port}/"}}
+    house = make_house({**http, **public}, max_payload=10_000)
+    asked = [("prompt", "invert"), ("job_id", "x"), ("reply", reply)]
+    house.sender.publish("request/edit", noise(500_000), UserProperty=asked,
+                         ResponseTopic="vellumd/x/me")  # fmt: skip
+    answer = house.answer("x")
+    data = answer["data"]
+    assert answer["status"] == "ok" and "image" not in data and "result_topic" not in data
+    assert data["url"] == data["results"][0]["url"]
+    with urllib.request.urlopen(data["url"], timeout=10) as got:
+        assert opened(got.read()).size == opened(noise(500_000)).size
+    assert house.sender.until(lambda got: got.topic == "vellumd/x/me").json == answer
+    house.sender.edit(PNG, job_id="small")
+    assert "image" in (small := house.answer("small")["data"]) and small["url"]
+
+
 def test_a_result_that_cannot_fit(make_house: Callable[..., House]) -> None:
-    """With no room for any picture the answer is an error, and the job says why."""
+    """Beside a prompt longer than a message may be, the answer is an error; the job says why."""
     house = make_house(max_payload=10_000)
-    house.sender.publish(
-        "request/edit", noise(500_000), UserProperty=[("prompt", "invert"), ("job_id", "x")]
-    )
-    assert house.answer("x")["error"]["code"] == "result_too_large"
+    house.sender.edit(PNG, prompt="é" * 6000, job_id="x", transaction="t")
+    answer = house.answer("x")
+    assert answer["error"]["code"] == "result_too_large" and answer["data"] is None
+    assert answer["transaction"] == "t" and answer["job_id"]
     wait(lambda: house.rows("SELECT code FROM deliveries") == [("result_too_large",)], "the code")
 
 
@@ -204,8 +228,18 @@ def test_a_message_larger_than_any(house: House) -> None:
     assert process.memory_info().rss - before < 256 << 20
 
 
-def test_the_client_id_is_taken_over(house: House) -> None:
-    """Another client of our name: told, and no fight over it."""
+@pytest.mark.parametrize("protocol", ["5", "311"])
+def test_the_client_id_is_taken_over(make_house: Callable[..., House], protocol: str) -> None:
+    """Another client of our name: told and counted, and no fight over it."""
+    port = free_port()
+    house = make_house({"plugins.http": {"enabled": True, "port": port}}, protocol=protocol)
+    figure = r'vellumd_transport_events_total\{event="taken_over",transport="mqtt"\} (.*)'
+
+    def counted() -> float:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as got:
+            return float(re.findall(figure, got.read().decode())[0])
+
+    assert counted() == 0
     thief = paho.Client(CallbackAPIVersion.VERSION2, "vellumd-main", protocol=paho.MQTTv5)
     thief.reconnect_delay_set(1, 1)
     thief.connect("127.0.0.1", house.broker.port)
@@ -216,6 +250,7 @@ def test_the_client_id_is_taken_over(house: House) -> None:
     connected = log.read_text().count("connected to broker")
     time.sleep(2)
     assert log.read_text().count("connected to broker") == connected, "a fight"
+    assert counted() >= 1
     thief.disconnect()
     thief.loop_stop()
 
