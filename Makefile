@@ -7,6 +7,8 @@ READY := $(VENV)/.vellumd-setup
 TESTS_READY := $(VENV)/.vellumd-dev
 NODE_RED := build/node-red
 NODE_RED_READY := $(NODE_RED)/.vellumd-4.1.15
+NODE_RED_5 := build/node-red-5
+NODE_RED_5_READY := $(NODE_RED_5)/.vellumd-5.0.7
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test trust lint bench mosquitto
@@ -45,15 +47,22 @@ mosquitto:  # the broker of the tests: Debian's where apt-get may install it
 		{ echo "the tests need Mosquitto: install the packages mosquitto and mosquitto-clients"; exit 1; }
 
 $(NODE_RED_READY):  # needs node 20
+	@command -v npm >/dev/null || { echo "the tests need node 20 or newer, with npm"; exit 1; }
 	@mkdir -p $(NODE_RED) && echo '{"private": true}' > $(NODE_RED)/package.json
 	npm install --prefix $(NODE_RED) --no-audit --no-fund --omit=dev --omit=optional --silent node-red@4.1.15
+	@touch $@
+
+$(NODE_RED_5_READY):  # brings a newer node of its own
+	@mkdir -p $(NODE_RED_5) && echo '{"private": true}' > $(NODE_RED_5)/package.json
+	npm install --prefix $(NODE_RED_5) --no-audit --no-fund --omit=dev --omit=optional --silent \
+		node-red@5.0.7 "node-$$(node -p 'process.platform + "-" + process.arch')@22"
 	@touch $@
 
 test: lint mosquitto $(NODE_RED_READY)  ## everything, within 12 minutes on 2 cores
 	$(BIN)/python -m pytest
 
-trust: $(TESTS_READY) mosquitto  ## the fault tests with full counts; results in tests/trust/results
-	$(BIN)/python -m pytest tests/trust tests/plugins/mqtt/test_faults.py --full
+trust: $(TESTS_READY) mosquitto $(NODE_RED_READY) $(NODE_RED_5_READY)  ## the fault tests with full counts; results in tests/trust/results
+	$(BIN)/python -m pytest tests/trust tests/plugins/mqtt/test_faults.py tests/e2e --full
 
 bench: $(TESTS_READY)  ## speed of what needs no card
 	$(BIN)/python -m tests.bench

@@ -17,7 +17,17 @@ from vellumd_mqtt.topics import Topics
 
 PACE_S = 0.5
 """Least seconds between two messages about the queue."""
-FACTS = ("version", "model", "demo", "note", "presets", "default_preset", "tiers", "limits")
+FACTS = (
+    "version",
+    "model",
+    "demo",
+    "note",
+    "presets",
+    "default_preset",
+    "tiers",
+    "limits",
+    "public_url",
+)
 """What `info` shows of the daemon's own."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import time
 import urllib.error
@@ -13,12 +14,14 @@ from typing import Any
 from vellumd.testing import free_port
 
 ROOT = Path(__file__).parents[2]
-INSTALLED = ROOT / "build" / "node-red"
+INSTALLED = {"4": ROOT / "build" / "node-red", "5": ROOT / "build" / "node-red-5"}
+"""Where `make test` and `make trust` put it, by major version; 5 with a node of its own."""
 START_S = 30.0
 SETTINGS = """
 module.exports = {
-    uiPort: %d, uiHost: "127.0.0.1", httpAdminRoot: "/admin", disableEditor: true,
+    uiPort: %d, uiHost: "127.0.0.1", httpAdminRoot: "/admin", disableEditor: %s,
     credentialSecret: false, apiMaxLength: "64mb", telemetry: { enabled: false },
+    mqttReconnectTime: 500,
     externalModules: { palette: { allowInstall: false }, modules: { allowInstall: false } },
     logging: { console: { level: "info", metrics: false, audit: false } },
 };
@@ -26,19 +29,33 @@ module.exports = {
 
 
 class NodeRed:
-    """Started by the constructor. What it says is in `folder/log`."""
+    """Started by the constructor. What it says is in `folder/log`.
 
-    def __init__(self, folder: Path) -> None:
+    `modules` is a node_modules folder with further nodes; `editor` serves the pages, too.
+    """
+
+    def __init__(
+        self, folder: Path, version: str = "4", modules: Path | None = None, *, editor: bool = False
+    ) -> None:
         self.folder = folder / "node-red"
         self.folder.mkdir()
+        if modules is not None:
+            shutil.copytree(modules, self.folder / "node_modules")
         self.url = f"http://127.0.0.1:{(port := free_port())}/admin"
         settings = self.folder / "settings.js"
-        settings.write_text(SETTINGS % port)
-        program = INSTALLED / "node_modules" / "node-red" / "red.js"
-        assert program.exists(), "Node-RED is missing: `make test` installs it"
-        command = ["node", str(program), "--userDir", str(self.folder), "--settings", str(settings)]
+        settings.write_text(SETTINGS % (port, json.dumps(not editor)))
+        installed = INSTALLED[version] / "node_modules"
+        program = installed / "node-red" / "red.js"
+        assert program.exists(), "Node-RED is missing: `make test` installs it, 5 `make trust`"
+        node = next(installed.glob("node-*-*/bin/node"), "node")
+        options = ["--userDir", str(self.folder), "--settings", str(settings)]
+        self._command = [str(node), str(program), *options]
+        self.start()
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
         end = time.monotonic() + START_S
         while True:
             try:
@@ -81,7 +98,11 @@ class NodeRed:
             error.close()
             raise FileNotFoundError(path) from None
 
+    def log(self) -> str:
+        """What it said."""
+        return (self.folder / "log").read_text()
+
     def close(self) -> None:
-        """Leave nothing running."""
+        """SIGKILL, as a power cut does; `start` may follow."""
         self._process.kill()
         self._process.wait(10)
