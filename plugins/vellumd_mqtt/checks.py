@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vellumd import Check, new_job_id
-from vellumd_mqtt.connection import Connection, Greeting, Message, Refusal
-from vellumd_mqtt.link import is_near
+from vellumd_mqtt.connection import Connection, Greeting, Message, Outgoing, Refusal
+from vellumd_mqtt.link import is_near, shows_password
 from vellumd_mqtt.plugin import MqttSettings
+from vellumd_mqtt.topics import Topics
 
 VERSION = "$SYS/broker/version"
 VERSION_S = 1.0
@@ -18,6 +19,8 @@ VERSION_S = 1.0
 MOSQUITTO = Path("/etc/mosquitto/mosquitto.conf")
 LEAST, CUTS = (2, 0, 16), (2, 1)
 """Mosquitto before the first has known holes; from the second on it cuts packets by default."""
+QUEUED = 10_000
+"""Jobs that a daemon holds by default (`limits.queue`)."""
 KEEPS = {"persistence": "true", "autosave_on_changes": "true", "autosave_interval": "1"}
 """With less, Mosquitto loses acknowledged messages when it is killed (measured)."""
 
@@ -27,6 +30,7 @@ async def broker(settings: MqttSettings, conf: Path = MOSQUITTO) -> list[Check]:
     name = f"vellumd-doctor-{new_job_id()[-12:]}"
     where = f"broker {settings.host}:{settings.port}"
     try:
+        shown = await shows_password(settings)
         greeting, version = await _visit(settings, name, keep=True)
         again, _ = await _visit(settings, name, keep=True)
         await _visit(settings, name, keep=False)
@@ -41,6 +45,8 @@ async def broker(settings: MqttSettings, conf: Path = MOSQUITTO) -> list[Check]:
             else "it keeps no sessions: requests are lost while vellumd is away. Allow persistent "
             "clients at the broker.",
         ),
+        *_password(shown),
+        *await _rights(settings, name),
         _limit(settings, greeting, version),
         *_age(version),
         *await asyncio.to_thread(lambda: list(_persistence(settings, conf))),
@@ -68,6 +74,30 @@ async def _visit(settings: MqttSettings, name: str, *, keep: bool) -> tuple[Gree
         return greeting, version
     finally:
         await connection.close(VERSION_S)
+
+
+def _password(shown: bool) -> Iterator[Check]:
+    if shown:
+        text = "note: the password goes over the network as it is; plugins.mqtt.tls hides it"
+        yield Check(True, text)
+
+
+async def _rights(settings: MqttSettings, name: str) -> list[Check]:
+    """Whether vellumd's user may write its topics. Only MQTT 5 tells; nobody reads this one."""
+    if settings.protocol != "5":
+        return []
+    topic = Topics(settings.instance).response("doctor", name)
+    connection = Connection(settings, name, None, lambda _, __: None, keep_session=False)
+    try:
+        await connection.open()
+        await connection.publish(Outgoing(topic, b""))
+    except Refusal as refusal:
+        return [Check(False, f"{refusal}. Give the user the rights of config/mosquitto.acl.")]
+    except OSError as error:
+        return [Check(False, f"it ends the connection when something is sent: {error}")]
+    finally:
+        await connection.close(VERSION_S)
+    return [Check(True, "it takes what vellumd sends")]
 
 
 def _limit(settings: MqttSettings, greeting: Greeting, version: str) -> Check:
@@ -115,6 +145,13 @@ def _persistence(settings: MqttSettings, conf: Path) -> Iterator[Check]:
         yield Check(False, f"killed, it would lose messages. Add to {conf.name}: {lines}.")
     else:
         yield Check(True, "it keeps acknowledged messages when it is killed")
+    queued = found.get("max_queued_messages", "1000")
+    if queued.isdecimal() and 0 < int(queued) < QUEUED:
+        yield Check(
+            True,
+            f"note: of more than {queued} messages that wait for somebody it drops the rest "
+            f"(max_queued_messages; {QUEUED} is as many as vellumd itself holds)",
+        )
 
 
 def _is_address(host: str) -> bool:

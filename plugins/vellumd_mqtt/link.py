@@ -129,7 +129,9 @@ class Link:
         return True
 
     async def _open(self) -> Connection:
-        await self._check_password()
+        if await shows_password(self._settings) and not self._warned:
+            self._warned = True
+            self._context.log.warning("the broker's password goes over the network as it is")
         will = self._presence(online=False)
         connection = Connection(self._settings, self._client_id(), will, self._on_message)
         try:
@@ -172,23 +174,23 @@ class Link:
     def _where(self) -> str:
         return f"broker {self._settings.host}:{self._settings.port}"
 
-    async def _check_password(self) -> None:
-        """Refuse to show a password to strangers; raises `Refusal`."""
-        if self._settings.password_file is None or self._settings.tls:
-            return
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(
-            self._settings.host, self._settings.port, type=socket.SOCK_STREAM
+
+async def shows_password(settings: MqttSettings) -> bool:
+    """Whether the password goes over the network as it is.
+
+    Raises `Refusal` where strangers could read it on the way.
+    """
+    if settings.password_file is None or settings.tls:
+        return False
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
+    near = all(is_near(str(address[0])) for *_, address in found)
+    if not near and not settings.allow_plaintext:
+        raise Refusal(
+            "its address is a public one, where the password could be read on the way. Set "
+            "plugins.mqtt.tls = true, or allow it with plugins.mqtt.allow_plaintext = true"
         )
-        if all(is_near(str(address[0])) for *_, address in found):
-            if not self._warned:
-                self._context.log.warning("the broker's password goes over the network as it is")
-            self._warned = True
-        elif not self._settings.allow_plaintext:
-            raise Refusal(
-                "its address is a public one, where the password could be read on the way. Set "
-                "plugins.mqtt.tls = true, or allow it with plugins.mqtt.allow_plaintext = true"
-            )
+    return True
 
 
 def pause(away: int, cuts: int) -> float:

@@ -32,14 +32,14 @@ class Bench:
         self.house = House(folder, broker, {}, more={"plugins.http": http})
         self.nodes = flow("palette/examples/edit", broker.port, **files(folder))
         self.set(prompt="invert", timeout=20)
-        tab = self.nodes[0]["id"]
+        tab, node = self.nodes[0]["id"], one(self.nodes, KIND)
         spy = {"type": "debug", "active": True, "console": True, "complete": "status.text"}
         self.nodes += [
             {
                 "id": "a1",
                 "z": tab,
                 "type": "status",
-                "scope": [one(self.nodes, KIND)],
+                "scope": [node],
                 "wires": [["a2"]],
             },
             {"id": "a2", "z": tab, "name": "said", "targetType": "msg", **spy, "wires": []},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from pathlib import Path
 
@@ -42,7 +43,7 @@ async def test_what_a_broker_would_lose_or_cut(tmp_path: Path) -> None:
     broker.close()
     assert "autosave_on_changes true, autosave_interval 1" in told[False]
     assert "persistence true" not in told[False]
-    assert "500,000" in told[True]
+    assert "500,000" in told[True] and "more than 1000 messages" in told[True]
 
 
 async def test_no_broker() -> None:
@@ -61,7 +62,7 @@ def test_where_passwords_may_go() -> None:
 
 @pytest.mark.parametrize("allowed", [False, True])
 def test_a_password_to_a_public_broker(tmp_path: Path, allowed: bool) -> None:
-    """Refused without TLS, unless it is allowed; doctor need not be asked."""
+    """Refused without TLS, unless it is allowed; doctor refuses it, too."""
     (tmp_path / "secret").write_text("x\n")
     settings = {"host": "192.0.2.1" if allowed else "8.8.8.8", "username": "u",
                 "password_file": tmp_path / "secret"}  # fmt: skip
@@ -70,6 +71,9 @@ def test_a_password_to_a_public_broker(tmp_path: Path, allowed: bool) -> None:
     text = (tmp_path / "log").read_text()
     daemon.close()
     assert ("plugins.mqtt.allow_plaintext = true" in text) is not allowed
+    if not allowed:
+        told = asyncio.run(findings(1883, Path("nowhere"), **settings))
+        assert "allow_plaintext" in told[False]
 
 
 def test_the_shipped_configuration(tmp_path: Path) -> None:
@@ -97,6 +101,12 @@ def test_the_shipped_configuration(tmp_path: Path) -> None:
         sender.edit(png(), job_id="x")
         assert house.answer("x")["status"] == "ok"
         assert sender.next("info").json["max_payload"] > 16_000_000
+        for user, right in (("vellumd", True), ("nodered", False)):
+            name = {"username": user, "password_file": tmp_path / "secret"}
+            told = asyncio.run(findings(port, broker.folder / "mosquitto.conf", **name))
+            assert ("it takes what vellumd sends" in told[True]) is right
+            assert ("config/mosquitto.acl" in told[False]) is not right
+            assert "max_queued_messages" not in told[True]
     finally:
         house.close()
         broker.close()
