@@ -24,6 +24,7 @@ def configs(topics: Topics, info: dict[str, Any]) -> Iterator[tuple[str, dict[st
         "model": info["model"],
         "sw_version": info["version"],
     }
+    common = {"device": device, "origin": {"name": "vellumd", "sw_version": info["version"]}}
     available = {
         "availability_topic": topics.state,
         "payload_available": "online",
@@ -52,6 +53,7 @@ def configs(topics: Topics, info: dict[str, Any]) -> Iterator[tuple[str, dict[st
                 "command_topic": topics.ask("pause"),
                 "payload_on": "ON",
                 "payload_off": "OFF",
+                "qos": 1,
                 "state_topic": topics.queue,
                 "value_template": "{{ 'ON' if value_json.paused else 'OFF' }}",
                 "icon": "mdi:pause",
@@ -61,7 +63,7 @@ def configs(topics: Topics, info: dict[str, Any]) -> Iterator[tuple[str, dict[st
     for name, (kind, entity) in entities.items():
         yield (
             f"{PREFIX}/{kind}/{node}/{name}/config",
-            {**entity, **available, "unique_id": f"{node}_{name}", "device": device},
+            {**entity, **available, **common, "unique_id": f"{node}_{name}"},
         )
     yield (
         f"{PREFIX}/binary_sensor/{node}/online/config",
@@ -72,6 +74,6 @@ def configs(topics: Topics, info: dict[str, Any]) -> Iterator[tuple[str, dict[st
             "payload_off": "offline",
             "device_class": "connectivity",
             "unique_id": f"{node}_online",
-            "device": device,
+            **common,
         },
     )

@@ -21,16 +21,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def palette(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A node_modules folder into which npm has installed the package as it is published."""
-    folder = tmp_path_factory.mktemp("palette")
+    """A node_modules folder with the package as it is published."""
+    return install(tmp_path_factory.mktemp("palette"))
+
+
+def install(folder: Path) -> Path:
+    """Let npm install the package in `folder`; its node_modules."""
     (folder / "package.json").write_text('{"private": true}')
     source = ROOT / "config" / "node-red" / "palette"
     packed = subprocess.run(
         ["npm", "pack", "--silent", str(source)],
         cwd=folder, check=True, stdout=subprocess.PIPE, text=True, timeout=60,
     ).stdout.strip()  # fmt: skip
-    install = ["npm", "install", "--silent", "--offline", "--no-audit", "--no-fund"]
-    subprocess.run([*install, f"./{packed}"], cwd=folder, check=True, timeout=60)
+    command = ["npm", "install", "--silent", "--offline", "--no-audit", "--no-fund"]
+    subprocess.run([*command, f"./{packed}"], cwd=folder, check=True, timeout=60)
     return folder / "node_modules"
 
 

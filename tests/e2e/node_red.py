@@ -21,7 +21,7 @@ SETTINGS = """
 module.exports = {
     uiPort: %d, uiHost: "127.0.0.1", httpAdminRoot: "/admin", disableEditor: %s,
     credentialSecret: false, apiMaxLength: "64mb", telemetry: { enabled: false },
-    mqttReconnectTime: 500,
+    mqttReconnectTime: 500, editorTheme: { tours: false },
     externalModules: { palette: { allowInstall: false }, modules: { allowInstall: false } },
     logging: { console: { level: "info", metrics: false, audit: false } },
 };

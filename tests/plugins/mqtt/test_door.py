@@ -185,6 +185,10 @@ def test_home_assistant_is_told(make_house: Callable[..., House]) -> None:
             wait(lambda n=known: len({g.topic for g in sender.got}) > n, "the configurations")
             configs = {g.topic.split("/")[1]: g.json for g in sender.got if g.retain or g.payload}
         assert set(configs) == {"image", "sensor", "switch", "binary_sensor"}
+        for config in configs.values():
+            assert config["device"]["identifiers"] == ["vellumd_main"] and config["unique_id"]
+        queue = configs["sensor"]
+        assert queue["state_topic"] == "vellumd/main/queue" and "queued" in queue["value_template"]
         switch = configs["switch"]
         assert switch["availability_topic"] == "vellumd/main/state"
         house.sender.publish(switch["command_topic"].removeprefix("vellumd/main/"), "ON")
