@@ -263,7 +263,8 @@ class Connection:
         except UnicodeDecodeError:  # no broker lets that through
             client.ack(message.mid, message.qos)
             return
-        digest = hashlib.sha256(topic.encode() + b"\0" + message.payload).hexdigest()
+        digest = hashlib.sha256(topic.encode() + b"\0")
+        digest.update(message.payload)
         told = message.properties
         received = Message(
             topic=topic,
@@ -272,7 +273,7 @@ class Connection:
             mid=message.mid,
             dup=message.dup,
             retain=message.retain,
-            digest=digest,
+            digest=digest.hexdigest(),
             content_type=getattr(told, "ContentType", ""),
             response_topic=getattr(told, "ResponseTopic", ""),
             correlation=getattr(told, "CorrelationData", None),

@@ -147,14 +147,20 @@ class Intake:
 
     async def _when_there_is_room(self, message: Message, order: wire.Order) -> Job:
         """Hold the request for as long as it cannot be taken for no fault of its own."""
+        held = False
         while True:
             self.room.clear()
             try:
-                return await self._submit(message, order)
+                job = await self._submit(message, order)
             except errors.VellumError as error:
                 if not error.retryable:
                     raise
+                held = True
                 self._context.report(True, f"requests are held at the broker: {error.message}")
+            else:
+                if held:
+                    self._context.report(True, "requests are taken again")
+                return job
             with suppress(TimeoutError):
                 async with asyncio.timeout(ROOM_S):
                     await self.room.wait()
@@ -179,7 +185,9 @@ class Intake:
     async def _stage(self, picture: bytes | str) -> ImageRef:
         if sha256 := wire.staged_hash(picture):
             return await self._context.staged(sha256)
-        return await self._context.stage(await asyncio.to_thread(wire.decode_picture, picture))
+        if isinstance(picture, str):
+            picture = await asyncio.to_thread(wire.decode_picture, picture)
+        return await self._context.stage(picture)
 
     def _refuse(self, reply: wire.Reply, error: errors.VellumError) -> None:
         """Answer at once: on one connection, this reaches the broker before the ack does."""

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 PREFIX = "vellumd"
 COMMANDS = ("cancel", "status", "pause", "resume", "unload")
+OWN = ("request", "state", "info", "queue", "last", "progress")
+"""Levels below an instance that are not for answers."""
 LONGEST = 512
 """Bytes of the longest topic that answers go to; MQTT ends at 65,535."""
 
@@ -46,10 +48,13 @@ class Topics:
     def may_answer_to(self, topic: str, prefixes: Iterable[str]) -> bool:
         """Whether a sender's response topic is one that answers may go to.
 
-        An answer among the requests would be a request.
+        An answer among the requests would be a request, here or at another daemon; and what
+        vellumd says of itself is not for senders to say.
         """
-        allowed = any(topic.startswith(prefix) for prefix in prefixes)
-        return allowed and is_name(topic) and not f"{topic}/".startswith(f"{self.base}/request/")
+        if not (is_name(topic) and any(topic.startswith(prefix) for prefix in prefixes)):
+            return False
+        first, *below = topic.split("/")
+        return first != PREFIX or len(below) < 2 or below[1] not in OWN
 
 
 def is_name(topic: str) -> bool:

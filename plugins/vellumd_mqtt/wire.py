@@ -260,10 +260,8 @@ def staged_hash(picture: bytes | str) -> str | None:
     return found[1].lower() if found else None
 
 
-def decode_picture(picture: bytes | str) -> bytes:
-    """The bytes of a picture given as such, as base64 or as data URI; raises `BadRequest`."""
-    if isinstance(picture, bytes):
-        return picture
+def decode_picture(picture: str) -> bytes:
+    """The bytes of a picture given as base64 or as data URI; raises `BadRequest`."""
     if "://" in picture[:16]:
         raise errors.BadRequest("images: must be base64, a data: URI or sha256:HASH, not a URL.")
     head = _DATA_URI.match(picture[:256])

@@ -82,7 +82,8 @@ def main() -> None:
             nodes = flow("palette/examples/edit", broker.port, **files)
             for node in nodes:
                 if node["type"] == "vellumd-edit":
-                    node |= {"prompt": "make the circle blue", "preset": "original", "name": "vellumd"}
+                    node |= {"name": "vellumd", "preset": "original"}
+                    node["prompt"] = "make the circle blue"
             node_red.deploy(nodes)
             while "engine ready" not in (folder / "log").read_text():
                 assert daemon.poll() is None, (folder / "log").read_text()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-import pytest
-
 from tests.plugins.mqtt.house import House, opened, png, wait
 from tests.plugins.mqtt.sender import Sender, b64
 
@@ -79,16 +77,20 @@ def test_errors_of_mqtt_5_go_to_the_response_topic(house: House) -> None:
     assert got.json["error"]["code"] == "bad_image"
 
 
-@pytest.mark.parametrize(
-    "topic", ["elsewhere/x", "vellumd/main/request/edit", "$SYS/x", "vellumd/main/request"]
-)
-def test_answers_go_only_where_they_may(house: House, topic: str) -> None:
-    """A response topic outside of `reply_prefixes`, or among the requests, gets nothing."""
+def test_answers_go_only_where_they_may(house: House) -> None:
+    """A response topic outside of `reply_prefixes`, or among vellumd's own, gets nothing."""
     edit = {"image": b64(PNG), "prompt": "invert"}
-    house.sender.publish("request/edit", edit, ResponseTopic=topic)
-    assert house.answer()["status"] == "ok"
+    topics = [
+        "elsewhere/x", "$SYS/x", "vellumd/main/request/edit", "vellumd/main/request",
+        "vellumd/other/request/edit", "vellumd/main/state",
+    ]  # fmt: skip
+    for topic in topics:
+        house.sender.publish("request/edit", edit, ResponseTopic=topic)
+        assert house.answer()["status"] == "ok"
     assert house.sender.ask("status")["data"]["queued"] == 0
-    assert len(house.daemon.jobs()) == 1
+    assert len(house.daemon.jobs()) == len(topics)
+    state = [got.payload for got in house.sender.got if got.topic == "vellumd/main/state"]
+    assert state == [b"online"]
 
 
 def test_progress(house: House) -> None:
@@ -147,30 +149,31 @@ def test_commands(house: House) -> None:
     assert ask("status", b"\xff")["error"]["code"] == "bad_request"
 
 
-@pytest.mark.parametrize(
-    ("fields", "word"),
-    [
-        ({"image": "http://x/y.png", "prompt": "p"}, "URL"),
-        ({"image": 5, "prompt": "p"}, "images"),
-        ({"image": "*", "prompt": "p"}, "base64"),
-        ({"images": [b64(PNG)], "image": b64(PNG), "prompt": "p"}, "two names"),
-        ({"image": b64(PNG), "prompt": "p", "nonsense": 1}, "nonsense"),
-        ({"image": b64(PNG), "prompt": "p", "reply": "fax"}, "reply"),
-        ({"image": b64(PNG), "prompt": "p", "reply_to": "a/#"}, "reply_to"),
-        ({"image": b64(PNG), "prompt": "p", "job_id": "x" * 65}, "job_id"),
-        ({"image": b64(PNG), "prompt": "p", "job_id": ""}, "job_id"),
-        ({"image": b64(PNG), "prompt": "p", "transaction": "x" * 2000}, "transaction"),
-        ({"image": b64(PNG), "prompt": "\ud800"}, "Unicode"),
-        ({"image": b64(PNG), "prompt": "p", "meta": "x" * 300_000}, "KiB"),
-    ],
-)
-def test_what_is_wrong_is_named(house: House, fields: dict[str, object], word: str) -> None:
+WRONG: list[tuple[dict[str, object], str]] = [
+    ({"image": "http://x/y.png", "prompt": "p"}, "URL"),
+    ({"image": 5, "prompt": "p"}, "images"),
+    ({"image": "*", "prompt": "p"}, "base64"),
+    ({"images": [b64(PNG)], "image": b64(PNG), "prompt": "p"}, "two names"),
+    ({"image": b64(PNG), "prompt": "p", "nonsense": 1}, "nonsense"),
+    ({"image": b64(PNG), "prompt": "p", "reply": "fax"}, "reply"),
+    ({"image": b64(PNG), "prompt": "p", "reply_to": "a/#"}, "reply_to"),
+    ({"image": b64(PNG), "prompt": "p", "job_id": "x" * 65}, "job_id"),
+    ({"image": b64(PNG), "prompt": "p", "job_id": ""}, "job_id"),
+    ({"image": b64(PNG), "prompt": "p", "transaction": "x" * 2000}, "transaction"),
+    ({"image": b64(PNG), "prompt": "\ud800"}, "Unicode"),
+    ({"image": b64(PNG), "prompt": "p", "meta": "x" * 300_000}, "KiB"),
+]
+
+
+def test_what_is_wrong_is_named(house: House) -> None:
     """Each refusal names the field and is answered where the sender listens."""
-    house.sender.publish("request/edit", json.dumps({"transaction": "t", **fields}).encode())
-    answer = house.answer()
-    assert answer["error"]["code"] == "bad_request" and word in answer["error"]["message"]
-    if fields.get("transaction") is None:
-        assert answer["transaction"] == "t"
+    for fields, word in WRONG:
+        house.sender.publish("request/edit", json.dumps({"transaction": "t", **fields}).encode())
+        answer = house.answer()
+        assert answer["error"]["code"] == "bad_request", fields
+        assert word in answer["error"]["message"]
+        if fields.get("transaction") is None:
+            assert answer["transaction"] == "t"
 
 
 def test_home_assistant_is_told(make_house: Callable[..., House]) -> None:

@@ -287,6 +287,7 @@ def test_a_full_queue_holds_requests(
     assert first["data"]["status"] in ("queued", "running")
     assert house.sender.ask("cancel", "1")["status"] == "ok"
     house.daemon.release()
+    wait(lambda: "requests are taken again" in (house.daemon.folder / "log").read_text(), "room")
     statuses = {n: house.answer(str(n))["status"] for n in range(10)}
     assert statuses == {n: "error" if n == 1 else "ok" for n in range(10)}
     assert len(house.daemon.jobs()) == 10
