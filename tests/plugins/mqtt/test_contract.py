@@ -72,7 +72,7 @@ class Contract(TransportContract):
             return got.topic.endswith("/response/edit") and got.json.get("client_job_id") == key
 
         end = time.monotonic() + ACCEPTED_S
-        while time.monotonic() < end:
+        while self.daemon.alive and time.monotonic() < end:
             for got in self.sender.got[start:]:
                 if told(got):
                     if got.json.get("error") and got.json["job_id"] is None:
