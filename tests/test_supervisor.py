@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import io
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from vellumd import errors
 from vellumd.circuit import Circuit
@@ -18,10 +21,14 @@ from vellumd.models import ImageRef, ResolvedEdit
 from vellumd.protocol import Done, Init, PreviewImage, Step
 from vellumd.supervisor import EditFailedError, EngineAbsentError, EngineDiedError, Supervisor
 
+INPUT = io.BytesIO()
+Image.new("RGB", (64, 48), "teal").save(INPUT, "PNG")
+SHA256 = hashlib.sha256(INPUT.getvalue()).hexdigest()
+
 
 def edit(prompt: str = "invert", steps: int = 3) -> ResolvedEdit:
     return ResolvedEdit(
-        model="demo", prompt=prompt, images=(ImageRef(sha256="0" * 64, width=64, height=48),),
+        model="demo", prompt=prompt, images=(ImageRef(sha256=SHA256, width=64, height=48),),
         steps=steps, true_cfg_scale=1.0, seed=1,
     )  # fmt: skip
 
@@ -46,10 +53,10 @@ async def supervised(
 
 
 @pytest.fixture
-def job(tmp_path: Path, picture: Any) -> str:
+def job(tmp_path: Path) -> str:
     """The id of a job whose input lies in the spool."""
     (tmp_path / "job").mkdir()
-    (tmp_path / "job" / "input-1.png").write_bytes(picture())
+    (tmp_path / "job" / "input-1.png").write_bytes(INPUT.getvalue())
     return "job"
 
 

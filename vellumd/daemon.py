@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -33,7 +34,7 @@ from vellumd.plugins import Plugins
 from vellumd.protocol import Init
 from vellumd.settings import Settings
 from vellumd.store.retention import Retention
-from vellumd.store.room import Room
+from vellumd.store.room import Room, writable
 from vellumd.store.spool import Spool
 from vellumd.store.store import Store
 from vellumd.supervisor import EngineState, Supervisor
@@ -42,6 +43,8 @@ from vellumd.watchdog import Part
 
 log = logging.getLogger("vellumd")
 
+ANNOUNCEMENT = "daemon.json"
+"""File in the data folder that tells commands on this machine where the daemon is."""
 LINGER_S = 20.0
 """Seconds beyond `daemon.stop_s` in which everything else has ended; then the process is."""
 THREADS = 8
@@ -105,7 +108,7 @@ class Daemon:
             with self.lag.watching():
                 await self._serve(folder)
         finally:
-            (folder / "daemon.json").unlink(missing_ok=True)
+            take_back_announcement(folder)
             lock.release()
 
     async def _serve(self, folder: Path) -> None:
@@ -202,7 +205,7 @@ class Daemon:
         if file := self.transports.key_files.get(first):
             announcement["key_file"] = str(file.absolute())
         platform.replace_durably(
-            self.settings.store.dir / "daemon.json", json.dumps(announcement).encode()
+            self.settings.store.dir / ANNOUNCEMENT, json.dumps(announcement).encode()
         )
 
     # what goes on beside
@@ -301,6 +304,13 @@ def read_card(settings: Settings) -> ModelCard:
         return ModelCard(name=Path(settings.engine.model).name)
 
 
+def take_back_announcement(folder: Path) -> None:
+    """Remove what this process announced; another one's address is not ours to remove."""
+    with suppress(OSError, ValueError, TypeError, LookupError):
+        if json.loads((folder / ANNOUNCEMENT).read_bytes())["pid"] == os.getpid():
+            (folder / ANNOUNCEMENT).unlink()
+
+
 def take_lock(folder: Path) -> platform.FileLock:
     """The lock on a data folder, which is made if missing.
 
@@ -308,7 +318,9 @@ def take_lock(folder: Path) -> platform.FileLock:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return platform.FileLock(folder / "daemon.lock")
+        if not writable(folder):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return platform.lock_folder(folder)
     except OSError as error:
         raise errors.ConfigError(
             f"store.dir: {folder} cannot be written ({error.strerror}). Correct it."

@@ -148,7 +148,7 @@ class Cancelled(VellumError):
 
 
 class Expired(VellumError):
-    """The job was known, but its pictures are no longer kept."""
+    """The job was known, but its pictures are no longer kept, or were damaged."""
 
     code, status = "expired", 410
     remedy = "Send it again."

@@ -48,28 +48,42 @@ class LockedError(Exception):
 
 
 class FileLock:
-    """An exclusive lock on a file that the system releases when its holder dies."""
+    """An exclusive lock on a file or folder that the system releases when its holder dies."""
 
     def __init__(self, path: Path) -> None:
-        """Take the lock; raises `LockedError` if another process has it."""
-        self._file = path.open("a+b")
+        """Take the lock, on a file that is made if missing; `LockedError` if another has it.
+
+        Raises `OSError` where the disk cannot lock.
+        """
+        flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+        self._handle = os.open(path, flags, 0o666)
         try:
             if sys.platform == "win32":
                 import msvcrt
 
-                self._file.seek(0)
-                msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)
+                msvcrt.locking(self._handle, msvcrt.LK_NBLCK, 1)
             else:
                 import fcntl
 
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise LockedError(path.name) from None
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._handle)
+            if isinstance(error, BlockingIOError | PermissionError):  # Windows says the latter
+                raise LockedError(path.name) from None
+            raise
 
     def release(self) -> None:
         """Let another process in."""
-        self._file.close()
+        os.close(self._handle)
+
+
+def lock_folder(folder: Path) -> FileLock:
+    """Take the lock on a folder, as `FileLock` does.
+
+    On Unix the folder itself is locked: a file in it could be removed, and then another
+    one locked. Windows locks no folder, but lets nobody remove a file that is open.
+    """
+    return FileLock(folder / "daemon.lock" if WINDOWS else folder)
 
 
 def fsync_dir(folder: Path) -> None:

@@ -109,12 +109,21 @@ def test_a_failure_tells_what_was_tried(child: Child) -> None:
 
 def test_a_broken_input_costs_no_engine_time(child: Child) -> None:
     """A picture that ends early is `bad_image` before the engine is asked."""
-    frame = child.edit("broken", [PICTURE, PICTURE])
-    (child.spool / "broken" / "input-2.png").write_bytes(PICTURE[:-40])
-    child.send(frame)
+    child.send(child.edit("broken", [PICTURE, PICTURE[:-40]]))
     frames = child.until(protocol.Failed)
     assert frames[-1].code == "bad_image"
     assert frames[-1].message.startswith("images.1: ")
+    assert "denoise" not in {f.phase for f in frames if isinstance(f, protocol.Beat)}
+
+
+@pytest.mark.parametrize(("name", "field"), [("input-2.png", "images.1"), ("mask.png", "mask")])
+def test_a_changed_input_costs_no_engine_time(child: Child, name: str, field: str) -> None:
+    """A picture that is whole, but not the one that came in, is told and not edited."""
+    frame = child.edit(f"changed-{field}", [PICTURE, PICTURE], mask=PICTURE)
+    (child.spool / f"changed-{field}" / name).write_bytes(encoded(picture(40, 30, seed=1)))
+    child.send(frame)
+    frames = child.until(protocol.Failed)
+    assert (frames[-1].code, frames[-1].message.split(":")[0]) == ("expired", field)
     assert "denoise" not in {f.phase for f in frames if isinstance(f, protocol.Beat)}
 
 

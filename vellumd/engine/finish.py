@@ -34,6 +34,17 @@ def input_files(folder: Path, edit: ResolvedEdit) -> tuple[list[Path], Path | No
     return files[: len(edit.images)], files[-1] if edit.mask else None
 
 
+def check(folder: Path, edit: ResolvedEdit) -> None:
+    """Raises `Expired` where an input in the job's `folder` is not the file that came in.
+
+    One that changed on the disk may still decode, and would be edited as if it had been sent.
+    """
+    fields = [*(f"images.{n}" for n in range(len(edit.images))), "mask"]
+    for field, (name, picture) in zip(fields, edit.files(), strict=False):
+        if images.sha256_of(folder / name) != picture.sha256:
+            raise errors.Expired(f"{field}: the picture was damaged on the disk.")
+
+
 def decode(files: Sequence[Path], mask: Path | None, limits: Limits) -> Inputs:
     """Decode all inputs to the last pixel, so that no GPU time goes to a broken one."""
     pictures = []

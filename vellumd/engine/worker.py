@@ -166,6 +166,7 @@ class Worker:
         edit, folder = frame.edit, init.spool / frame.job
         report.beat("decode inputs")
         files, mask = finish.input_files(folder, edit)
+        finish.check(folder, edit)
         inputs = finish.decode(files, mask, Limits.model_validate(init.limits))
         for code in finish.warnings(edit, inputs):
             report.warn(code)
