@@ -252,6 +252,18 @@ async def test_unloading_ends_the_process(tmp_path: Path, job: str) -> None:
         assert supervisor.state.restarts == 0
 
 
+async def test_who_unloads_last_is_right(tmp_path: Path) -> None:
+    """An engine is wanted from the call on: an unload before the first wait sticks."""
+    async with supervised(tmp_path) as supervisor, asyncio.TaskGroup() as tasks:
+        await supervisor.ready()
+        wanted = supervisor.ready()
+        supervisor.unload()
+        waiting = tasks.create_task(wanted)
+        await until(supervisor, "unloaded")
+        assert not waiting.done()
+        waiting.cancel()
+
+
 async def test_unloading_waits_for_the_edit(tmp_path: Path, job: str) -> None:
     """A running edit is finished before its engine goes."""
     async with supervised(tmp_path, step_s=0.05) as supervisor:
@@ -305,6 +317,21 @@ async def test_a_missing_model_opens_the_circuit_at_once(tmp_path: Path) -> None
             supervisor.load()
             while supervisor.state.restarts < 2:
                 await asyncio.sleep(0.01)
+        assert "paper is missing" in supervisor.state.reason
+
+
+async def test_a_broken_engine_is_not_ready_for_being_unloaded(tmp_path: Path) -> None:
+    """Unloaded means that a job loads it, and this one cannot be loaded: it stays `failed`."""
+    circuit = Circuit(probe_s=(600.0,))
+    async with supervised(tmp_path, circuit=circuit, load_error="model_missing") as supervisor:
+        async with asyncio.timeout(20):
+            while not circuit.open:
+                await asyncio.sleep(0.01)
+        supervisor.unload()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await until(supervisor, "unloaded")
+        assert supervisor.state.state == "failed" and not supervisor.state.ready
         assert "paper is missing" in supervisor.state.reason
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel
 
 import vellumd
-from vellumd import errors, logs, model_card, platform, plugins, watchdog
+from vellumd import containment, errors, logs, model_card, platform, plugins, watchdog
 from vellumd.context import ResultLinks, TransportContext
 from vellumd.events import EventBus
 from vellumd.executor import STORE_RETRY_S, Executor
@@ -112,7 +112,9 @@ class Daemon:
             lock.release()
 
     async def _serve(self, folder: Path) -> None:
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "vellumd-io"))
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(THREADS, "vellumd-io"))
+        loop.set_task_factory(containment.make_task)
         self.bus = EventBus()
         self.bus.observers.append(self.metrics.observe)
         spool = Spool(folder / "spool", self.settings.limits)
@@ -345,7 +347,11 @@ def run(settings: Settings, warnings: Iterable[str], on_open: Callable[[Daemon],
     logs.start(settings.log)
     for warning in warnings:
         log.warning("%s", warning)
-    return asyncio.run(_run(settings, on_open))
+    try:
+        return asyncio.run(_run(settings, on_open))
+    except SystemExit:  # of what is no task: a callback
+        log.critical("a plugin ended the daemon", exc_info=True)
+        return platform.STUCK
 
 
 async def _run(settings: Settings, on_open: Callable[[Daemon], None]) -> int:

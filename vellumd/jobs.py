@@ -42,7 +42,7 @@ from vellumd.presets import Presets
 from vellumd.settings import Settings
 from vellumd.store.room import Room
 from vellumd.store.rows import NewJob
-from vellumd.store.spool import Spool, disk_error
+from vellumd.store.spool import Spool
 from vellumd.store.store import Store
 
 PIECE = 1 << 20
@@ -115,7 +115,7 @@ class Jobs:
                 return await asyncio.to_thread(self._stage_file, picture, name)
             return await self._stage_stream(picture, name)
         except OSError as error:
-            raise disk_error(error) from error
+            raise errors.disk_error(error) from error
 
     def _stage_file(self, picture: Path, name: str) -> ImageRef:
         incoming, file = self._spool.open_incoming()

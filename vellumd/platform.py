@@ -118,11 +118,18 @@ def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 
 def replace_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Put `data` in place of `path`: readers see the old file or the new one, whole."""
+    """Put `data` in place of `path`: readers see the old file or the new one, whole.
+
+    Where that fails, nothing of the new one stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
-    write_durably(temporary, data, mode)
-    os.replace(temporary, path)
+    try:
+        write_durably(temporary, data, mode)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     fsync_dir(path.parent)
 
 

@@ -86,9 +86,11 @@ def test_leftovers_of_an_attempt_are_replaced(child: Child) -> None:
 @pytest.mark.parametrize(
     ("prompt", "code"),
     [
-        ("fail", "internal"), ("full", "storage_full"),
+        ("fail", "internal"),
+        ("full", "storage_full"), ("unclosed", "storage_full"), ("scratch", "storage_full"),
         ("black", "bad_output"), ("nan", "bad_output"),
         ("memory", "out_of_memory"), ("driver", "out_of_memory"), ("host", "out_of_memory"),
+        ("processor", "out_of_memory"), ("handle", "out_of_memory"),
     ],
 )  # fmt: skip
 def test_a_failed_edit_is_coded(child: Child, prompt: str, code: str) -> None:
@@ -98,6 +100,17 @@ def test_a_failed_edit_is_coded(child: Child, prompt: str, code: str) -> None:
     assert "secret" not in failed.message
     assert not (child.spool / f"failed-{prompt}" / "result.json").exists()
     assert child.run(f"after-{prompt}", [PICTURE]).type == "done"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "unstored"), [("full", True), ("unclosed", True), ("scratch", False)]
+)
+def test_only_a_result_is_worth_waiting_for_room(child: Child, prompt: str, unstored: bool) -> None:
+    """A full disk under the engine's own files is a failure like any other, and says so."""
+    failed = child.run(f"room-{prompt}", [PICTURE], prompt=prompt)
+    assert failed.unstored is unstored
+    assert ("result" in failed.message) is unstored
+    assert ("temporary files" in failed.message) is not unstored
 
 
 def test_a_failure_tells_what_was_tried(child: Child) -> None:

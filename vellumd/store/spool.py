@@ -15,7 +15,6 @@ daemon calls them in threads. `write` is a seam: tests of disk faults put their 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import itertools
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vellumd import errors, images, platform
+from vellumd.errors import disk_error
 from vellumd.images import sha256_of
 from vellumd.models import JOB_ID, ImageRef, ResolvedEdit, Result
 from vellumd.settings import Limits
@@ -367,12 +367,3 @@ def _matches(path: Path, sha256: str, *state: int) -> bool:
     if not whole:
         log.error("%s of job %s was damaged on the disk", path.name, path.parent.name)
     return whole
-
-
-def disk_error(error: OSError) -> errors.VellumError:
-    """What to tell a sender whose picture could not be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return errors.StorageFull("The disk with the pictures is full.")
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return errors.EngineUnavailable("The folder of the pictures cannot be written.")
-    return errors.Internal("The picture could not be stored.")
