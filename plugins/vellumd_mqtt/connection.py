@@ -32,8 +32,9 @@ SESSION_S = 7 * 86_400
 """Seconds for which a broker keeps requests for a daemon that is away (MQTT 5)."""
 WINDOW = 16
 """Requests that a broker hands over before the first is acknowledged (MQTT 5)."""
-RECEIVE_MAX = 128 << 20
-"""Bytes of the largest request that the broker hands over (MQTT 5)."""
+RECEIVE_MAX = 32 << 20
+"""Bytes of the largest request: brokers drop larger ones (MQTT 5), for a window of them would
+take all memory."""
 TAKEN_OVER = 0x8E
 """Reason code of a broker that gave this client's name to another connection."""
 

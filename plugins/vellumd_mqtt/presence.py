@@ -10,7 +10,7 @@ from typing import Any
 from vellumd import JobEvent, TransportContext, errors, images
 from vellumd_mqtt import discovery, wire
 from vellumd_mqtt.commands import status
-from vellumd_mqtt.connection import Outgoing
+from vellumd_mqtt.connection import RECEIVE_MAX, Outgoing
 from vellumd_mqtt.intake import Intake
 from vellumd_mqtt.link import Link
 from vellumd_mqtt.topics import Topics
@@ -47,7 +47,9 @@ class Presence:
     def introduce(self) -> None:
         """Tell a broker all that it should keep; it may be a new one."""
         info = self._context.info()
-        facts = {name: info[name] for name in FACTS} | {"max_payload": self._link.max_payload}
+        facts = {name: info[name] for name in FACTS} | {
+            "max_payload": min(self._link.max_payload, RECEIVE_MAX)
+        }
         self._keep(self._topics.info, facts)
         self._keep(self._topics.queue, status(self._context))
         if self._discovery:

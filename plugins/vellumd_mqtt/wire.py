@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -13,13 +14,17 @@ from typing import Any, NoReturn
 from pydantic import AliasChoices
 
 from vellumd import EditRequest, Job, errors, models
-from vellumd_mqtt.connection import Message
+from vellumd_mqtt.connection import RECEIVE_MAX, Message
 from vellumd_mqtt.topics import Topics, is_name
 
 JOB_ID_MAX = 64
 """Characters of the longest `job_id` of a sender."""
 FIELDS_MAX = 256 << 10
 """Bytes of all of a request that is no picture."""
+ELEMENTS_MAX = 100_000
+"""Brackets and commas of a message in JSON; pictures have none."""
+TEXT_MAX = 72 << 20
+"""Bytes that a message in JSON may take as text: one wide character widens all of it."""
 ECHO_MAX = 1024
 """Bytes of the longest transaction, and of correlation data: both are kept with the job."""
 REPLIES = ("json", "binary")
@@ -167,7 +172,17 @@ def _json(text: str, what: str) -> Any:
 
 
 def _object(payload: bytes) -> dict[str, Any]:
-    fields = _json(_text(payload), "The message")
+    """The JSON object of a message. Many elements, or wide characters, would take many times
+    its memory.
+    """
+    if len(payload) > RECEIVE_MAX:  # before MQTT 5 brokers hand over everything
+        raise errors.PayloadTooLarge(f"The message is larger than {RECEIVE_MAX >> 20} MiB.")
+    if sum(payload.count(mark) for mark in b"[{,") > ELEMENTS_MAX:
+        raise errors.BadRequest(f"The message has more than {ELEMENTS_MAX} elements.")
+    text = _text(payload)
+    if sys.getsizeof(text) > TEXT_MAX:
+        raise errors.PayloadTooLarge("The message has too much text for its characters.")
+    fields = _json(text, "The message")
     if not isinstance(fields, dict):
         raise errors.BadRequest("The message is not a JSON object.")
     return fields

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import psutil
+
 from tests.plugins.mqtt.house import House, opened, png, wait
 from tests.plugins.mqtt.sender import Sender, b64
 
@@ -174,6 +176,19 @@ def test_what_is_wrong_is_named(house: House) -> None:
         assert word in answer["error"]["message"]
         if fields.get("transaction") is None:
             assert answer["transaction"] == "t"
+
+
+def test_json_that_costs_memory(house: House) -> None:
+    """Neither millions of elements nor a wide character beside megabytes are read."""
+    process = psutil.Process(house.daemon.pid)
+    before = process.memory_info().rss
+    for payload, word in (
+        ('{"prompt": [' + "1," * 5_000_000 + "1]}", "elements"),
+        ('{"prompt": "' + "x" * 20_000_000 + '\U0001f600"}', "characters"),
+    ):
+        house.sender.publish("request/edit", payload.encode())
+        assert word in house.answer()["error"]["message"]
+    assert process.memory_info().rss - before < 256 << 20
 
 
 def test_home_assistant_is_told(make_house: Callable[..., House]) -> None:

@@ -216,7 +216,7 @@ def test_poison_does_not_block_the_window(house: House) -> None:
 
 def test_a_message_larger_than_any(house: House) -> None:
     """A packet that claims 300 MB ends at the broker, one of 130 MB stays there."""
-    process = psutil.Process(house.daemon._process.pid)  # type: ignore[union-attr]
+    process = psutil.Process(house.daemon.pid)
     before = process.memory_info().rss
     with socket.create_connection(("127.0.0.1", house.broker.port)) as bold:
         bold.sendall(bytes.fromhex("101000044d5154540402003c000468756765"))
@@ -359,7 +359,8 @@ def test_broker_restarts_under_load(house: House, full: bool) -> None:
         time.sleep(0.05)
     assert len(house.daemon.jobs()) == house.daemon.count("executed") == jobs
     assert house.daemon.count("done") == jobs
-    house.sender.ask("status")
+    owed = "SELECT number FROM deliveries WHERE state IN ('waiting', 'pending')"
+    wait(lambda: not house.rows(owed), "the broker to confirm the answers")
     assert house.daemon.stop(5) == 0
     assert house.daemon.owed() == 0
     record(full, {"jobs": jobs, "restarts": restarts, "sent_again": again, "run_twice": 0})
