@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 import shutil
@@ -89,13 +90,17 @@ def lock_folder(folder: Path) -> FileLock:
 def fsync_dir(folder: Path) -> None:
     """Make new and renamed names in `folder` survive a power cut.
 
-    Windows has no such call; NTFS journals names itself.
+    Windows has no such call; NTFS journals names itself. Nor have some shares, which say
+    that it is invalid (fsync(2), EINVAL): there it is the server's concern.
     """
     if WINDOWS:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
 
@@ -131,6 +136,38 @@ def replace_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_dir(path.parent)
+
+
+def being_written(path: Path, *, on_share: bool = False) -> bool:
+    """Whether a program has the file open for writing, as far as the system tells.
+
+    Linux grants a read lease only on a file that nobody writes (fcntl(2), F_SETLEASE). Not so
+    on shares: NFS and CIFS refuse it wherever the server has granted no delegation. Windows
+    shares no file with a reader that its writer does not share. Elsewhere False: size and
+    times have to tell.
+    """
+    if sys.platform == "linux":
+        if on_share:
+            return False
+        import fcntl
+
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            # Who opens the file in this very moment breaks the lease, which is told by a
+            # signal: one that does nothing, where the usual SIGIO would end the process.
+            fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError as error:
+            return error.errno == errno.EAGAIN
+        finally:
+            os.close(handle)
+        return False
+    try:
+        path.open("rb").close()
+    except PermissionError:
+        return True
+    return False
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -32,6 +32,7 @@ PACKAGES = {
     "prometheus-client": "0.22",
     "pydantic": "2.11",
     "pydantic-settings": "2.8",
+    "watchdog": "7.1",
 }
 """Least versions of what every install needs; pyproject.toml holds the same."""
 
