@@ -5,9 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.vellumd-setup
 TESTS_READY := $(VENV)/.vellumd-dev
+NODE_RED := build/node-red
+NODE_RED_READY := $(NODE_RED)/.vellumd-4.1.15
+NODE_RED_5 := build/node-red-5
+NODE_RED_5_READY := $(NODE_RED_5)/.vellumd-5.0.7
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test trust lint bench
+.PHONY: help setup run test trust lint bench mosquitto
 
 help:  ## list the tasks
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -36,11 +40,29 @@ lint: $(TESTS_READY)  ## ruff, mypy for Linux and Windows, bandit
 	$(BIN)/mypy --platform win32
 	$(BIN)/bandit --quiet --recursive --severity-level high vellumd plugins
 
-test: lint  ## everything, within 12 minutes on 2 cores
+mosquitto:  # the broker of the tests: Debian's where apt-get may install it
+	@PATH="$$PATH:/usr/sbin" command -v mosquitto >/dev/null || \
+		{ test "$$(id -u)" = 0 && apt-get update -qq && \
+		  apt-get install -y -qq --no-install-recommends mosquitto mosquitto-clients; } || \
+		{ echo "the tests need Mosquitto: install the packages mosquitto and mosquitto-clients"; exit 1; }
+
+$(NODE_RED_READY):  # needs node 20
+	@command -v npm >/dev/null || { echo "the tests need node 20 or newer, with npm"; exit 1; }
+	@mkdir -p $(NODE_RED) && echo '{"private": true}' > $(NODE_RED)/package.json
+	npm install --prefix $(NODE_RED) --no-audit --no-fund --omit=dev --omit=optional --silent node-red@4.1.15
+	@touch $@
+
+$(NODE_RED_5_READY):  # brings a newer node of its own
+	@mkdir -p $(NODE_RED_5) && echo '{"private": true}' > $(NODE_RED_5)/package.json
+	npm install --prefix $(NODE_RED_5) --no-audit --no-fund --omit=dev --omit=optional --silent \
+		node-red@5.0.7 "node-$$(node -p 'process.platform + "-" + process.arch')@22"
+	@touch $@
+
+test: lint mosquitto $(NODE_RED_READY)  ## everything, within 12 minutes on 2 cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-trust: $(TESTS_READY)  ## the fault tests with full counts; results in tests/trust/results
-	$(BIN)/python -m pytest tests/trust --full
+trust: $(TESTS_READY) mosquitto $(NODE_RED_READY) $(NODE_RED_5_READY)  ## the fault tests with full counts; results in tests/trust/results
+	$(BIN)/python -m pytest tests/trust tests/plugins/mqtt/test_faults.py tests/e2e --full
 
 bench: $(TESTS_READY)  ## speed of what needs no card
 	$(BIN)/python -m tests.bench

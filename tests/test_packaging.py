@@ -78,6 +78,7 @@ def test_the_base_install_has_no_engine(wheel: zipfile.ZipFile) -> None:
     names = {name.partition(">")[0].strip() for name in base}
     assert names == {
         "aiohttp",
+        "paho-mqtt",
         "pillow",
         "pluggy",
         "prometheus-client",

@@ -248,6 +248,24 @@ async def test_a_delivery_is_owed_from_the_end_on(store: Store) -> None:
         await store.get(job.id)
 
 
+async def test_who_asks_again_is_owed_again(store: Store) -> None:
+    """A known job's answer goes to another address too, and once more to the same."""
+    job = (await store.add(new(reply="here", key="k"), LIMIT))[0]
+    again = new(reply="there", key="k")
+    assert (await store.accepted(again) or job).id == job.id
+    await store.claim(0)
+    await store.done(job.id, (RESULT,), 1.0, ())
+    rows = await store.pending_deliveries("http")
+    assert [row.reply for row in rows] == ["here", "there"]
+    for row in rows:
+        await store.settle_delivery(row.number, "delivered", None, 0)
+    await store.accepted(again)
+    assert [row.reply for row in await store.pending_deliveries("http")] == ["there"]
+    assert (await store.find("http", "k")).id == job.id
+    with pytest.raises(errors.NotFound):
+        await store.find("elsewhere", "k")
+
+
 async def test_all_is_there_after_a_reopen(tmp_path: Path) -> None:
     """What was acknowledged is read back by the next process; seq goes on counting."""
     store = await Store.open(tmp_path / "jobs.sqlite", lambda events: None)

@@ -34,7 +34,8 @@ class TransportJobs:
         `key` is the sender's idempotency key: the same key with an equal request gives
         the same job, with another request raises `IdempotencyMismatch`. `job_id` is a
         UUIDv7 made beforehand (`vellumd.new_job_id`), deduplicating likewise. `reply`
-        (≤ 4 KiB of JSON, private) asks for a `Delivery` when the job has ended.
+        (≤ 4 KiB of JSON, private) asks for a `Delivery` when the job has ended; for a job
+        that is known already, too: another reply is owed as well, the same one again.
         Raises the errors of the request, `QueueFull` and `StorageFull`.
         """
         return await self._jobs.submit(request, self._source, key=key, job_id=job_id, reply=reply)
@@ -42,6 +43,10 @@ class TransportJobs:
     async def get(self, job_id: str) -> Job:
         """The job; raises `NotFound`, and `Expired` once retention removed it."""
         return await self._jobs.get(job_id)
+
+    async def find(self, key: str) -> Job:
+        """The job that this transport submitted under `key`; raises `NotFound`."""
+        return await self._jobs.find(self._source, key)
 
     async def list(self, wanted: JobFilter | None = None, cursor: str | None = None) -> Page:
         """Jobs, newest first; `Page.next` is the cursor of the following page."""
@@ -105,6 +110,13 @@ class Control(Protocol):
         """End the engine, after its edit if it has one; the next job loads it again."""
 
 
+class ResultLinks:
+    """How results are addressed: told by the door that serves them, handed on by the others."""
+
+    def __init__(self) -> None:
+        self.make: Callable[[str, int], str | None] = lambda job_id, n: None
+
+
 class TransportContext:
     """What the daemon hands to `TransportSpec.factory`."""
 
@@ -118,6 +130,8 @@ class TransportContext:
         control: Control,
         keys: Keyring,
         metrics: Callable[[], Awaitable[bytes]],
+        links: ResultLinks,
+        on_count: Callable[[str, str, int], None],
         on_report: Callable[[str, bool, str], None],
         on_announce: Callable[[str, str, Path | None], None],
     ) -> None:
@@ -132,6 +146,8 @@ class TransportContext:
         self._jobs = jobs
         self._info = info
         self._metrics = metrics
+        self._links = links
+        self._on_count = on_count
         self._on_report = on_report
         self._on_announce = on_announce
 
@@ -154,6 +170,25 @@ class TransportContext:
     async def metrics(self) -> bytes:
         """The daemon's figures in Prometheus' text format 0.0.4 (docs/operations.md)."""
         return await self._metrics()
+
+    def count(self, event: str, times: int = 1) -> None:
+        """Count something that happened at this door, among the daemon's figures.
+
+        It is `vellumd_transport_events_total`, by door and event; 0 makes the event known
+        before it happens.
+        """
+        self._on_count(self.name, event, times)
+
+    def serve_results(self, address: Callable[[str, int], str]) -> None:
+        """Tell that this door serves results: `address(job_id, n)` is a URL without a key.
+
+        Only for URLs that senders elsewhere can open (`daemon.public_url`).
+        """
+        self._links.make = address
+
+    def link(self, job_id: str, n: int = 1) -> str | None:
+        """The URL that opens result `n` while it is kept; None where no door serves results."""
+        return self._links.make(job_id, n)
 
     def report(self, ok: bool, text: str) -> None:
         """Tell in one sentence how this door is; shown by `/readyz`, `info` and the log."""

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 import vellumd
 from vellumd import containment, errors, logs, model_card, platform, plugins, watchdog
-from vellumd.context import TransportContext
+from vellumd.context import ResultLinks, TransportContext
 from vellumd.events import EventBus
 from vellumd.executor import STORE_RETRY_S, Executor
 from vellumd.hookspecs import EngineSpec, Transport, TransportSpec
@@ -70,6 +70,7 @@ class Daemon:
         self.keys = Keyring(settings.store.dir / FILE)
         self.lag = LagAlarm(self.plugins.packages())
         self.metrics = Metrics()
+        self._links = ResultLinks()
         self._stop = asyncio.Event()
 
     @property
@@ -192,6 +193,8 @@ class Daemon:
             control=self.executor,
             keys=self.keys,
             metrics=lambda: self.metrics.text(self.info()),
+            links=self._links,
+            on_count=self.metrics.count,
             on_report=self.transports.report,
             on_announce=self._announce,
         )

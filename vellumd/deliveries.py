@@ -58,7 +58,7 @@ class Deliveries:
                 await self._store.settle_delivery(row.number, state, code, due)
             finally:
                 out.discard(row.number)
-                self._wake()
+                self.wake()
             self.on_settled()
 
         try:
@@ -68,9 +68,10 @@ class Deliveries:
 
     def _observe(self, event: JobEvent) -> None:
         if event.type in ENDS:
-            self._wake()
+            self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Look whether more is owed."""
         for woken in self._waiting:
             woken.set()
 

@@ -195,7 +195,10 @@ class Jobs:
         """Two senders of one id would write one folder; each other id has its own."""
         async with self._accepting.setdefault(new.id, asyncio.Lock()):
             known = await self._store.accepted(new) if repeatable else None
-            return known or await self._accept(new, request)
+            job = known or await self._accept(new, request)
+            if job.status.terminal:
+                self.deliveries.wake()
+            return job
 
     async def _accept(self, new: NewJob, request: EditRequest) -> Job:
         self._room.check()
@@ -219,6 +222,10 @@ class Jobs:
     async def get(self, job_id: str) -> Job:
         """The job; raises `NotFound`, and `Expired` where only its id is left."""
         return self._live(kept(await self._store.get(job_id)))
+
+    async def find(self, source: str, key: str) -> Job:
+        """The job that was submitted under `key`; raises `NotFound`."""
+        return self._live(await self._store.find(source, key))
 
     async def list(self, wanted: JobFilter, cursor: str | None) -> Page:
         """A page of jobs, newest first; raises `BadRequest` for a made-up cursor."""

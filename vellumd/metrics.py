@@ -61,6 +61,12 @@ class Metrics:
         self._lag = self._histogram(
             "vellumd_loop_lag_seconds", "How late the daemon's event loop was.", LAG_S
         )
+        self._events = Counter(
+            "vellumd_transport_events",
+            "What happened at a door, as it counts itself.",
+            ["transport", "event"],
+            registry=self._registry,
+        )
         self._waiting: dict[str, float] = {}
         self._running: dict[str, float] = {}
         self._steps: dict[str, float] = {}
@@ -91,6 +97,10 @@ class Metrics:
             if event.job_id in self._running:
                 self._ran.observe(now - self._running[event.job_id])
             self._forget(event.job_id)
+
+    def count(self, transport: str, event: str, times: int) -> None:
+        """Count what a door says that happened to it."""
+        self._events.labels(transport, event).inc(times)
 
     def _count_step(self, event: JobEvent, now: float) -> None:
         """The time between two steps of a picture; the first has no beginning."""

@@ -26,11 +26,14 @@ class Links:
             return False
         return hmac.compare_digest(self.token(job_id, n).encode(), token.encode())
 
+    def url(self, job_id: str, n: int) -> str:
+        """The address of result `n`, below the public one."""
+        return f"{self._base}/r/{job_id}/{n}?t={self.token(job_id, n)}"
+
     def public(self, job: Job) -> dict[str, Any]:
         """The job's JSON; each result has its `url` where a public address is known."""
         shown = job.public()
         if self._base is not None:
             for result in shown["results"]:
-                n = result["n"]
-                result["url"] = f"{self._base}/r/{job.id}/{n}?t={self.token(job.id, n)}"
+                result["url"] = self.url(job.id, result["n"])
         return shown

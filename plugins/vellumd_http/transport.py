@@ -74,6 +74,8 @@ class HttpTransport:
         public_url = context.info()["public_url"]
         secret = keyfile.make_or_read(context.dir / "link_secret") if public_url else ""
         links = Links(public_url, secret)
+        if public_url:
+            context.serve_results(links.url)
         app = web.Application(middlewares=[self._answer_errors, _guarded(self._guard)])
         app.on_response_prepare.append(_add_headers)
         events = Events(context)

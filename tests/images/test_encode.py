@@ -268,6 +268,14 @@ def test_derive_lowers_quality_before_size(tmp_path: Path) -> None:
     assert samples.opened(data).size == (300, 200)
 
 
+def test_derive_without_losing_pixels(tmp_path: Path) -> None:
+    """Where fewer pixels would be needed but are not wanted: `result_too_large`."""
+    path = _stored(tmp_path, samples.noise((300, 200)))
+    assert samples.opened(images.derive(path, "jpeg", max_bytes=20_000)[0]).size < (300, 200)
+    with pytest.raises(errors.ResultTooLarge):
+        images.derive(path, "jpeg", max_bytes=20_000, resize=False)
+
+
 def test_derive_quality_is_used(tmp_path: Path) -> None:
     """A wanted quality re-encodes, also within one format."""
     path = _stored(tmp_path, samples.noise((64, 64)), "jpeg")

@@ -26,6 +26,7 @@ from vellumd.settings import Settings
 
 PACKAGES = {
     "aiohttp": "3.14.3",
+    "paho-mqtt": "2.2",
     "pillow": "12.3",
     "pluggy": "1.5",
     "prometheus-client": "0.22",

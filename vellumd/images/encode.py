@@ -137,13 +137,18 @@ _EXTRAS = {"png": _png_extra, "jpeg": _jpeg_extra, "webp": _webp_extra}
 
 
 def derive(
-    path: Path, format: Format, quality: int | None = None, max_bytes: int | None = None
+    path: Path,
+    format: Format,
+    quality: int | None = None,
+    max_bytes: int | None = None,
+    *,
+    resize: bool = True,
 ) -> tuple[bytes, str]:
     """A stored result in another format, or in at most `max_bytes`: bytes and media type.
 
     The stored bytes themselves where they already are what is wanted; else re-encoded
-    at `quality` (95), then at lower qualities, then smaller, the same bytes each time.
-    Profile and EXIF stay. Raises `ResultTooLarge`.
+    at `quality` (95), then at lower qualities, then with fewer pixels (unless `resize` is
+    false), the same bytes each time. Profile and EXIF stay. Raises `ResultTooLarge`.
     """
     with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
         stored = (image.format or "").lower()
@@ -155,7 +160,8 @@ def derive(
         extra = _carried(image)
         if max_bytes is None:
             return _write(image, format, quality or 95, **extra), f"image/{format}"
-        return _within(image, format, quality or 95, max_bytes, extra), f"image/{format}"
+        found = _within(image, format, quality or 95, max_bytes, extra, resize=resize)
+        return found, f"image/{format}"
 
 
 def _carried(image: Image.Image) -> dict[str, Any]:
@@ -168,7 +174,13 @@ def _carried(image: Image.Image) -> dict[str, Any]:
 
 
 def _within(
-    image: Image.Image, format: Format, quality: int, most: int, extra: dict[str, Any]
+    image: Image.Image,
+    format: Format,
+    quality: int,
+    most: int,
+    extra: dict[str, Any],
+    *,
+    resize: bool,
 ) -> bytes:
     """The first encoding of at most `most` bytes."""
     lower = [step for step in _QUALITIES if step < quality] if format != "png" else []
@@ -176,7 +188,7 @@ def _within(
         data = _write(image, format, step, **extra)
         if len(data) <= most:
             return data
-    while len(data) > most and min(image.size) > _SMALLEST:
+    while resize and len(data) > most and min(image.size) > _SMALLEST:
         scale = min(0.9, 0.95 * math.sqrt(most / len(data)))
         scale = max(scale, _SMALLEST / min(image.size))
         size = (round(image.width * scale), round(image.height * scale))

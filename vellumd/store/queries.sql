@@ -143,6 +143,11 @@ SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'events';
 -- name: add_delivery
 INSERT OR IGNORE INTO deliveries (job_id, source, reply, state) VALUES (?, ?, ?, ?);
 
+-- name: owe_again
+INSERT INTO deliveries (job_id, source, reply, state) VALUES (:job_id, :source, :reply, :state)
+ON CONFLICT (job_id, source, reply) DO UPDATE SET state = 'pending', code = NULL, due = 0
+WHERE state IN ('delivered', 'undeliverable');
+
 -- name: release_deliveries
 UPDATE deliveries SET state = 'pending' WHERE job_id = ? AND state = 'waiting';
 

@@ -70,6 +70,13 @@ def insert(tx: Transaction, new: NewJob) -> sqlite3.Row | None:
     return row
 
 
+def owe_again(tx: Transaction, row: sqlite3.Row, known: NewJob) -> None:
+    """A known job was asked for once more: its answer goes to that address as well, or again."""
+    state = "pending" if JobStatus(row["status"]).terminal else "waiting"
+    fields = {"job_id": row["id"], "source": known.source, "state": state}
+    tx.execute(SQL["owe_again"], {**fields, "reply": json.dumps(known.reply)})
+
+
 def _new_row(new: NewJob) -> dict[str, Any]:
     return {
         "id": new.id,

@@ -268,9 +268,16 @@ class Store:
         """The job, with its position while it waits; raises `NotFound`."""
         return await self._db.run(lambda tx: _placed(tx, _get(tx, job_id)))
 
+    async def find(self, source: str, key: str) -> Job:
+        """The job that was accepted under `key`; raises `NotFound`."""
+        return await self._db.run(
+            lambda tx: _placed(tx, _found(tx.one(SQL["by_key"], [source, key])))
+        )
+
     async def accepted(self, new: NewJob) -> Job | None:
         """The job that was accepted before under the id or key of `new`, if any.
 
+        Who asks again is owed the answer again, and so is who asks from elsewhere.
         Raises `IdempotencyMismatch` if that one asked for something else.
         """
 
@@ -367,6 +374,8 @@ def _known(tx: Transaction, new: NewJob) -> sqlite3.Row | None:
 def _same(tx: Transaction, row: sqlite3.Row, new: NewJob) -> Job:
     if row["digest"] != new.digest:
         raise errors.IdempotencyMismatch("This key was used for a different request.")
+    if new.reply is not None:
+        rows.owe_again(tx, row, new)
     return _placed(tx, row)
 
 

@@ -29,13 +29,21 @@ PAUSE_S = 0.01
 class DaemonProcess:
     """`vellumd serve` in `folder` with the door `plugin`; started and killed at will.
 
-    `settings` is the door's section. What the daemon says is in `folder/log`.
+    `settings` is the door's section, `more` are keys of others, by section. What the daemon
+    says is in `folder/log`.
     """
 
-    def __init__(self, folder: Path, plugin: str, settings: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        plugin: str,
+        settings: Mapping[str, object],
+        more: Mapping[str, Mapping[str, object]] | None = None,
+    ) -> None:
         self.folder = folder
         self.plugin = plugin
         self._settings = settings
+        self._more = more or {}
         self._process: subprocess.Popen[bytes] | None = None
         _install_standin(folder / "site")
 
@@ -68,6 +76,12 @@ class DaemonProcess:
         assert self._process is not None
         self._process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
         return self._ended(seconds)
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def alive(self) -> bool:
@@ -149,6 +163,8 @@ class DaemonProcess:
             "store": {"dir": self.folder / "data"},
             "daemon": {"stop_s": 0.5},
         }
+        for section, options in self._more.items():
+            sections[section] = {**sections.get(section, {}), **options}
         return [
             f"--{section}.{key}={_text(value)}"
             for section, options in sections.items()

@@ -1,9 +1,9 @@
 """A stand-in for the model, and a witness of all jobs: the plugin that the contract adds.
 
 The engine inverts picture 1; the prompt `fail` makes it fail. While the file `hold` lies
-in the folder, it waits. The transport writes what happens to jobs into `history`, a line
-each, and stands still after the event that the file `freeze` names: there a daemon can be
-killed with nothing left to chance.
+in the folder, it waits after its first step. The transport writes what happens to jobs into
+`history`, a line each, and stands still after the event that the file `freeze` names: there
+a daemon can be killed with nothing left to chance.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class StandIn:
     ) -> Iterator[Image.Image]:
         """Yield picture 1 inverted, `n` times."""
         note(self._folder, images[0].parent.name, "executed")
+        report.step(1, edit.n, 1, edit.steps)
         while (self._folder / "hold").exists():
             if cancelled():
                 raise Cancelled("The job was cancelled.")

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import ClientResponse, web
 
 from vellumd import Keyring, TransportContext
+from vellumd.context import ResultLinks
 from vellumd_http.openapi import OPERATIONS
 from vellumd_http.plugin import HttpSettings
 from vellumd_http.transport import HttpTransport
@@ -40,8 +41,8 @@ def routes(door: Door, tmp_path: Path) -> list[Route]:
     context = TransportContext(
         "http", HttpSettings(), tmp_path, door.daemon.jobs, door.daemon.info,
         door.daemon.executor, Keyring(tmp_path / "keys.json"),
-        lambda: door.daemon.metrics.text({}), lambda name, ok, text: None,
-        lambda name, url: None,
+        lambda: door.daemon.metrics.text({}), ResultLinks(), lambda name, event, times: None,
+        lambda name, ok, text: None, lambda name, url: None,
     )  # fmt: skip
     found: list[Route] = []
     for route in HttpTransport(context).app().router.routes():
