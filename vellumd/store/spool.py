@@ -291,6 +291,10 @@ class Spool:
 
     def remove(self, job_id: str) -> None:
         """Forget a job's pictures."""
+        for number in itertools.count(2):
+            if not target.exists():
+                break
+            target = target.with_suffix(f".unreadable-{number}")
         folder = self.folder(job_id)
         self.usage.add(-sum(freed(Path(file)) for file in children(folder)))
         shutil.rmtree(folder, ignore_errors=True)
