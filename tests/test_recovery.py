@@ -209,6 +209,34 @@ async def test_a_bad_request_file_costs_its_own_job_alone(
     assert len(list(clean.glob("*damaged*"))) == 1
 
 
+async def test_a_bad_request_file_that_a_backup_brought_back(killed: Killed) -> None:
+    """What was set aside before stays, and stops no start."""
+    clean, _, before, picture = killed
+    lost = before[3]
+    folder, kept = clean / "spool" / lost.id, clean / "spool" / f"{lost.id}.unreadable"
+    (folder / "request.json").write_text("{")
+    for _ in range(3):
+        shutil.copytree(folder, folder.with_name("backup"))
+        (clean / NAME).write_bytes(secrets.token_bytes(1 << 16))
+        await check_nothing_lost(clean, [job for job in before if job != lost], picture)
+        folder.with_name("backup").rename(folder)
+    assert {found.name for found in kept.parent.glob("*.unreadable*")} == {
+        kept.name, f"{kept.name}-2", f"{kept.name}-3",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ["", ".mark"])
+async def test_a_store_that_cannot_be_opened_now_is_no_wrong_setting(
+    tmp_path: Path, ending: str
+) -> None:
+    """systemd gives up on wrong settings, but a full disk will have room again."""
+    (tmp_path / f"{NAME}{ending}").mkdir()
+    with pytest.raises(recovery.UnusableStoreError) as caught:
+        async with opened(tmp_path):
+            pass
+    assert not isinstance(caught.value, errors.ConfigError)
+
+
 async def test_a_bad_end_file_costs_no_job(killed: Killed) -> None:
     """A job whose end says what cannot be is done once more."""
     clean, _, before, _ = killed

@@ -127,6 +127,50 @@ def test_a_damaged_picture_spoils_no_later_one(
     assert list((spool.root / "staged").iterdir()) == []
 
 
+def test_a_picture_that_the_disk_cannot_read_spoils_no_later_one(
+    spool: Spool, picture: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sent again it is whole again: the name is given to the new file."""
+    data = picture()
+    ref = stage(spool, data)
+    bad = (spool.root / "staged" / ref.sha256).stat().st_ino
+
+    def failing(path: Path) -> str:
+        if path.stat().st_ino == bad:
+            raise OSError(errno.EIO, "Input/output error")
+        return sha256_of(path)
+
+    monkeypatch.setattr("vellumd.store.spool.sha256_of", failing)
+    assert stage(spool, data).sha256 == ref.sha256
+    assert spool.staged(ref.sha256).sha256 == ref.sha256
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_no_result(spool: Spool, make: Callable[[Path], None]) -> None:
+    """A pipe would keep its reader waiting for ever."""
+    spool.folder("job").mkdir()
+    make(spool.folder("job") / "result-1.png")
+    result = Result(n=1, type="image/png", bytes=1, sha256="0" * 64,
+                    width=1, height=1, seed=1)  # fmt: skip
+    with pytest.raises(errors.Expired, match="damaged"):
+        spool.result("job", result)
+
+
+def test_folders_of_others_among_the_staged_stop_nothing(
+    spool: Spool, picture: Callable[..., bytes]
+) -> None:
+    """Neither the sweep of a start nor the hour's end; they are left alone."""
+    ref = stage(spool, picture())
+    theirs = [spool.root / "staged" / name for name in (".old.part", "old")]
+    for folder in theirs:
+        folder.mkdir()
+    for path in (*theirs, spool.root / "staged" / ref.sha256):
+        os.utime(path, (0, 0))
+    spool.sweep([])
+    spool.expire_staged()
+    assert set((spool.root / "staged").iterdir()) == set(theirs)
+
+
 def test_many_jobs_of_one_picture_at_once(spool: Spool, picture: Callable[..., bytes]) -> None:
     """The same bytes sent by many at the same time: each job gets its input."""
     data = picture(format="BMP", size=(300, 300))

@@ -205,6 +205,13 @@ class TransportContext:
             raise TypeError(f"announce(url): url must be a str, not {type(url).__name__}")
         self._on_announce(self.name, url, key_file)
 
+    def check_room(self) -> None:
+        """Raises `StorageFull` or `EngineUnavailable` while nothing more may come in.
+
+        For doors that keep what they are sent in files of their own; `stage` asks itself.
+        """
+        self._jobs.check_room()
+
     async def stage(self, picture: bytes | Path | AsyncIterator[bytes], name: str = "") -> ImageRef:
         """Put a picture into the spool: checked for format, limits and wholeness.
 

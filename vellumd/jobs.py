@@ -105,6 +105,10 @@ class Jobs:
 
     # pictures
 
+    def check_room(self) -> None:
+        """See `TransportContext.check_room`."""
+        self._room.check()
+
     async def stage(self, picture: bytes | Path | AsyncIterator[bytes], name: str) -> ImageRef:
         """See `TransportContext.stage`."""
         self._room.check()
@@ -135,6 +139,7 @@ class Jobs:
         try:
             with file:
                 while piece:
+                    self._room.check()  # again: many streams at once would take the reserve
                     await asyncio.to_thread(file.write, piece)
                     piece, _ = await _next_piece(chunks)
             return await asyncio.to_thread(self._spool.admit, incoming, name)

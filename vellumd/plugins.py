@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
+import inspect
 import logging
 import re
 from collections.abc import Callable, Iterable
@@ -57,7 +58,7 @@ class Plugins:
             try:
                 with containment.plugin(name):
                     observe(job, event)
-            except (Exception, SystemExit):
+            except BaseException:  # extension modules raise such, and sys.exit does
                 log.exception("plugin %s failed in vellumd_job_event", name)
 
     def validate_section(self, name: str, model: type[BaseModel], settings: Settings) -> BaseModel:
@@ -128,7 +129,9 @@ def _register(manager: pluggy.PluginManager, point: importlib.metadata.EntryPoin
     """Import a plugin and take its hooks; raises `ConfigError` for a broken one."""
     try:
         module = point.load()
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # extension modules raise such, and sys.exit does
         log.exception("plugin %s", point.name)
         raise _broken(point, f"cannot be imported ({type(error).__name__})") from error
     try:
@@ -138,6 +141,8 @@ def _register(manager: pluggy.PluginManager, point: importlib.metadata.EntryPoin
     except ValueError as error:
         raise _broken(point, "is the module of another plugin") from error
     for name in vars(module):
+        if name in HOOKS and inspect.iscoroutinefunction(getattr(module, name)):
+            raise _broken(point, f"has an async hook, which nobody would await: {name}")
         if name.startswith("vellumd_") and name not in HOOKS and callable(getattr(module, name)):
             near = difflib.get_close_matches(name, HOOKS, 1)
             hint = f"; perhaps {near[0]!r} was meant" if near else ""
@@ -171,7 +176,9 @@ def _collect(
         point = points[implementation.plugin_name]
         try:
             offered = list(implementation.function())
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             log.exception("plugin %s", point.name)
             raise _broken(point, f"failed in {hook} ({type(error).__name__})") from error
         for spec in offered:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +66,7 @@ class Paced:
         pace: Pace,
         slots: asyncio.Semaphore,
         folder: Path | None,
+        check_room: Callable[[], None],
     ) -> None:
         self._content = content
         self._limit = limit
@@ -73,6 +74,7 @@ class Paced:
         self._slots = slots
         self._has_slot = False
         self._folder = folder
+        self._check_room = check_room
         self._left = pace.total_s
         self._quiet = pace.stall_s
         self._mark = 0
@@ -144,6 +146,7 @@ class Paced:
         with _file_in(self._folder) as file:
             size = await asyncio.to_thread(_append, file, first)
             async for chunk in rest:
+                self._check_room()  # no sender takes the reserve, not even many of them
                 size += await asyncio.to_thread(_append, file, chunk)
                 if size > JSON_MAX:
                     raise too_large(JSON_MAX)
@@ -220,7 +223,10 @@ def too_large(limit: int) -> errors.PayloadTooLarge:
 
 
 class Bodies:
-    """Opens bodies, which share their slots; big ones that are needed whole wait in `folder`."""
+    """Opens bodies, which share their slots; big ones that are needed whole wait in `folder`.
+
+    `check_room` raises while the disk has no room for them.
+    """
 
     def __init__(
         self,
@@ -228,11 +234,13 @@ class Bodies:
         pace: Pace | None = None,
         at_once: int = AT_ONCE,
         folder: Path | None = None,
+        check_room: Callable[[], None] = lambda: None,
     ) -> None:
         self.max_bytes = max_bytes
         self._pace = pace or Pace()
         self._slots = asyncio.Semaphore(at_once)
         self._folder = folder
+        self._check_room = check_room
 
     @asynccontextmanager
     async def open(self, request: web.Request, limit: int | None = None) -> AsyncIterator[Paced]:
@@ -242,7 +250,9 @@ class Bodies:
             raise errors.BadRequest("Content-Encoding: compressed bodies are not taken.")
         if (request.content_length or 0) > limit:
             raise too_large(limit)
-        paced = Paced(request.content, limit, self._pace, self._slots, self._folder)
+        paced = Paced(
+            request.content, limit, self._pace, self._slots, self._folder, self._check_room
+        )
         try:
             yield paced
         finally:

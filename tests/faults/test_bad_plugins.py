@@ -295,13 +295,15 @@ def test_a_callback_that_exits_ends_the_daemon(site: Site) -> None:
     assert "a plugin ended the daemon" in site.log() and "stranger_bad.py" in site.log()
 
 
-def test_an_observer_that_exits_is_contained(site: Site) -> None:
+@pytest.mark.parametrize("error", ["SystemExit(3)", "PanicException"])
+def test_an_observer_that_exits_is_contained(site: Site, error: str) -> None:
     """In the hook and in a task that it makes; the job is done all the same."""
     site.install(
         "bad",
+        'class PanicException(BaseException): "As extension modules raise it."\n'
         "async def leave(): exit(3)\n"
         "@hookimpl\ndef vellumd_job_event(event):\n"
-        "    asyncio.get_running_loop().create_task(leave())\n    exit(3)\n",
+        f"    asyncio.get_running_loop().create_task(leave())\n    raise {error}\n",
     )
     with site.serving("--plugins.bad.line", "1"):
         connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=30)

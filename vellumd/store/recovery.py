@@ -37,8 +37,10 @@ _UNAVAILABLE = frozenset(
 full disk has no room for the shared memory of a healthy one (sqlite.org/rescode.html)."""
 
 
-class UnusableStoreError(errors.ConfigError):
-    """The database cannot be opened."""
+class UnusableStoreError(errors.VellumError):
+    """The database cannot be opened now. No wrong configuration: a later start may do it."""
+
+    remedy = "Stop that program, mend the disk, or name another folder with store.dir."
 
 
 @dataclass(frozen=True)
@@ -72,20 +74,20 @@ def open_file(path: Path, spool: Spool | None) -> Opened:
     know and the database does not is put into it. Raises `UnusableStoreError`,
     `NewerSchemaError`.
     """
-    mark = Mark(path.with_name(f"{path.name}.mark"))
-    pauses = Pauses(path.with_name(f"{path.name}.paused"))
+    mark: Mark | None = None
     try:
+        mark = Mark(path.with_name(f"{path.name}.mark"))
         for left in _files(path.with_name(f"{path.name}.{NEW}")):
             left.unlink(missing_ok=True)
-        return _open(path, spool, mark, pauses)
+        return _open(path, spool, mark, Pauses(path.with_name(f"{path.name}.paused")))
     except BaseException as error:
-        mark.close()
+        if mark:
+            mark.close()
         if isinstance(error, sqlite3.Error | OSError):
             log.exception("the job store cannot be opened")
             raise UnusableStoreError(
                 f"The job store {path.name} cannot be opened: another program holds it, or its "
-                "disk is full, failing or read-only. Stop that program, mend the disk, or name "
-                "another folder with store.dir."
+                "disk is full, failing or read-only."
             ) from error
         raise
 

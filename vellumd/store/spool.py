@@ -15,6 +15,7 @@ daemon calls them in threads. `write` is a seam: tests of disk faults put their 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import itertools
@@ -22,6 +23,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import threading
 import time
 import uuid
@@ -158,11 +160,11 @@ class Spool:
         try:
             with self._staging:
                 os.utime(staged)
-            if sha256_of(staged) == sha256:  # not under the lock: others need not wait for it
+            if _is_whole(staged, sha256):  # not under the lock: others need not wait for it
                 return True
             log.error("the staged picture %s was damaged on the disk; removed", sha256)
             with self._staging:
-                if sha256_of(staged) != sha256:
+                if not _is_whole(staged, sha256):
                     self._unlink(staged)
         except FileNotFoundError:
             pass
@@ -231,7 +233,7 @@ class Spool:
             try:
                 platform.link_or_copy(self.folder(job_id) / name, incoming)
                 os.utime(incoming)  # a second name has the age of the first
-                if sha256_of(incoming) != picture.sha256:
+                if not _is_whole(incoming, picture.sha256):
                     incoming.unlink()
                     raise errors.Expired("A picture of the job was damaged on the disk.")
                 self._keep(incoming, picture.sha256)
@@ -271,7 +273,7 @@ class Spool:
         folder = self.folder(job_id)
         found = story.result(folder)
         try:
-            whole = found and all(sha256_of(folder / r.file) == r.sha256 for r in found.results)
+            whole = found and all(_is_whole(folder / r.file, r.sha256) for r in found.results)
         except OSError:
             return None
         return found if whole else None
@@ -284,8 +286,15 @@ class Spool:
         return sorted(filter(JOB_ID.fullmatch, os.listdir(self.root)))
 
     def set_aside(self, job_id: str) -> str:
-        """Keep a folder that no job can be made of, under a name that is no job's."""
+        """Keep a folder that no job can be made of, under a name that is no job's.
+
+        One that is there, since a backup brought the job back, stays as well.
+        """
         target = self.folder(f"{job_id}.unreadable")
+        for number in itertools.count(2):
+            if not target.exists():
+                break
+            target = target.with_suffix(f".unreadable-{number}")
         os.replace(self.folder(job_id), target)
         return target.name
 
@@ -322,7 +331,7 @@ class Spool:
         """
         newest = time.time() - idle_s
         strays = [self.folder(job_id) for job_id in {*self.job_ids()}.difference(known)]
-        parts = list(self._staged.glob(".*.part"))
+        parts = [part for part in self._staged.glob(".*.part") if part.is_file()]
         for stray in (*strays, *parts):
             with contextlib.suppress(FileNotFoundError):
                 if stray.stat().st_mtime <= newest:
@@ -334,7 +343,7 @@ class Spool:
         oldest = time.time() - STAGED_S
         for file in children(self._staged):
             with self._staging, contextlib.suppress(FileNotFoundError):
-                if os.stat(file).st_mtime < oldest:
+                if file.is_file() and os.stat(file).st_mtime < oldest:
                     self._unlink(Path(file))
 
 
@@ -355,7 +364,7 @@ def _whole(path: Path, sha256: str) -> Path:
         found = path.stat()
         if _matches(path, sha256, found.st_size, found.st_mtime_ns, found.st_ctime_ns):
             return path
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise errors.Expired("The picture is no longer kept.") from None
     raise errors.Expired("The picture was damaged on the disk.")
 
@@ -363,7 +372,20 @@ def _whole(path: Path, sha256: str) -> Path:
 @lru_cache(CHECKED)
 def _matches(path: Path, sha256: str, *state: int) -> bool:
     """Whether the file has this hash: looked at once, until its `state` is another."""
-    whole = sha256_of(path) == sha256
+    whole = _is_whole(path, sha256)
     if not whole:
         log.error("%s of job %s was damaged on the disk", path.name, path.parent.name)
     return whole
+
+
+def _is_whole(path: Path, sha256: str) -> bool:
+    """Whether it is a file with this hash; no where the disk cannot read what it holds.
+
+    Raises `OSError` where it is not there, or cannot be looked at for now.
+    """
+    try:  # what is no file, such as a pipe, could keep its reader waiting for ever
+        return stat.S_ISREG(path.stat().st_mode) and sha256_of(path) == sha256
+    except OSError as error:
+        if error.errno == errno.EIO:
+            return False
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,30 @@ async def test_below_the_reserve_it_is_507(
         assert (await door.json("GET", "/v1/jobs"))["jobs"] == []
 
 
+@pytest.mark.parametrize("kind", ["application/json", "image/png"])
+async def test_a_body_that_meets_the_reserve_is_507(
+    door: Door, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """At once, though it began when there was room: many such would take the reserve."""
+    path = "/v1/jobs" if kind.endswith("json") else "/v1/inputs"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    writer.write(f"{head}Content-Length: {20 << 20}\r\n\r\n".encode() + bytes(4 << 20))
+    await writer.drain()
+    await door.json("GET", "/healthz")
+    monkeypatch.setattr(door.daemon.room, "_free", lambda folder: 0)
+    writer.write(bytes(4 << 20))
+    async with asyncio.timeout(20):
+        assert b" 507 " in await reader.readline()
+    writer.close()
+
+
 async def test_a_folder_that_cannot_be_written_is_not_ready(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """/readyz is 503 and says why, intake is refused, /healthz stays."""
     await door.done()
-    assert (await door.json("GET", "/readyz"))["status"] == "ready"
+    await door.json("GET", "/healthz")
     monkeypatch.setattr(door.daemon.room, "_writable", lambda folder: False)
     assert "cannot be written" in (await door.json("GET", "/readyz", 503))["reason"]
     await door.json("POST", "/v1/jobs", 503, json=EDIT)
