@@ -1,0 +1,84 @@
+"""What a server is told of a job: its pictures, or why there are none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+from vellumd import Delivery, Job, JobStatus, errors
+from vellumd_queue import mapping
+from vellumd_queue.journal import Entry
+from vellumd_queue.link import Link
+from vellumd_queue.mapping import Id
+from vellumd_queue.plugin import GIVE_UP_S
+from vellumd_queue.sender import Body, Debt, Settle
+
+
+def delivery(link: Link, delivery: Delivery) -> Debt:
+    """The debt of an ended job."""
+
+    async def settle(code: str | None) -> None:
+        await (delivery.give_up(code) if code else delivery.delivered())
+
+    id: Id = delivery.reply["id"]
+    return _of_job(link, id, delivery.job, delivery.job.id, settle)
+
+
+def repeat(link: Link, id: Id, job: Job) -> Debt:
+    """The debt of an ended job that the server gave us once more.
+
+    It need not outlive a crash: a server that has no result gives the job again.
+    """
+
+    async def settle(code: str | None) -> None:
+        pass
+
+    return _of_job(link, id, job, f"again {job.id}", settle)
+
+
+def refusal(link: Link, entry: Entry) -> Debt:
+    """The debt of what never became a job."""
+    told = json.loads(entry.refusal or b"{}")
+
+    async def compose() -> Body:
+        fields = mapping.failed(link.settings.map, told["id"], told["code"], told["error"])
+        return _encode(link, fields, "")
+
+    async def settle(code: str | None) -> None:
+        await link.journal.settle(entry)
+
+    return Debt(f"refusal {entry.number}", told["id"], entry.at + GIVE_UP_S, compose, settle)
+
+
+def _of_job(link: Link, id: Id, job: Job, name: str, settle: Settle) -> Debt:
+    async def compose() -> Body:
+        return await asyncio.to_thread(_compose, link, id, job, await _files(link, job))
+
+    ended = job.ended.timestamp() if job.ended else 0.0
+    return Debt(name, id, ended + GIVE_UP_S, compose, settle)
+
+
+async def _files(link: Link, job: Job) -> list[Path]:
+    if job.status is not JobStatus.DONE:
+        return []
+    numbers = range(1, len(job.results) + 1)
+    return [await link.context.jobs.result(job.id, n) for n in numbers]
+
+
+def _compose(link: Link, id: Id, job: Job, files: list[Path]) -> Body:
+    names = link.settings.map
+    if files:
+        pictures = [file.read_bytes() for file in files]
+        fields = mapping.done(names, id, pictures, job.results[0].seed, job.elapsed_s)
+        return _encode(link, fields, job.results[0].type)
+    if job.error is None:
+        error = errors.Cancelled("The job was cancelled.")
+        return _encode(link, mapping.failed(names, id, error.code, error.message), "")
+    return _encode(link, mapping.failed(names, id, job.error.code, job.error.message), "")
+
+
+def _encode(link: Link, fields: dict[str, object], type: str) -> Body:
+    if link.settings.result == "multipart":
+        return mapping.as_form(link.settings.map, fields, type)
+    return mapping.as_json(link.settings.map, fields)
