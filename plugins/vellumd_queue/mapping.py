@@ -78,10 +78,13 @@ def read_order(job: Mapping[str, Any], mapping: MapSettings) -> Order:
     """The job in our terms; raises `GarbageError`, and `BadRequest` for wrong pictures."""
     fields: dict[str, Any] = {}
     ignored = []
+    mapped = {path.partition(".")[0] for path in mapping.fields.values()}
     for name, value in job.items():
+        if name in mapped or name in ("id", "job_id"):
+            continue
         if name in SPELLINGS:
             fields.setdefault(SPELLINGS[name], value)
-        elif name not in ("id", "job_id"):
+        else:
             ignored.append(name)
     for name, path in mapping.fields.items():
         fields[SPELLINGS.get(name, name)] = dig(job, path)
