@@ -96,7 +96,7 @@ def starts_soon(info: Mapping[str, Any], left_s: float | None) -> bool:
     that is known. A job that is pulled earlier would wait here, where no other worker of
     its server can take it.
     """
-    queue, store = info["queue"], info.get("store", {})
-    able = info["engine"]["ready"] and not queue.get("held") and store.get("writable", True)
+    queue = info["queue"]
+    able = info["engine"]["ready"] and info["store"]["open"] and not queue["held"]
     ends_soon = left_s is not None and left_s <= SOON_S
     return bool(able and not queue["queued"] and (not queue["running"] or ends_soon))

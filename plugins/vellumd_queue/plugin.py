@@ -149,4 +149,5 @@ def open_transport(context: TransportContext) -> Transport:
 @hookimpl
 def vellumd_transports() -> Iterable[TransportSpec]:
     """One transport, `queue`."""
-    return [TransportSpec("queue", QueueSettings, open_transport, checks=(check_servers,))]
+    checks = (check_servers,)
+    return [TransportSpec("queue", QueueSettings, open_transport, checks, give_up_s=GIVE_UP_S)]

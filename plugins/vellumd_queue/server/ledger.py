@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import sys
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -44,20 +47,21 @@ class Ledger:
 
     def lease(self, worker: str) -> dict[str, Any] | None:
         """The oldest job that nobody has, now leased to `worker`."""
-        row = self._one(
-            "UPDATE jobs SET leased_until = ?, worker = ?, times_given = times_given + 1"
-            " WHERE number = (SELECT number FROM jobs WHERE status = 'waiting'"
-            " AND leased_until < ? ORDER BY number LIMIT 1) RETURNING *",
-            (time.time() + self._lease_s, worker, time.time()),
-        )
-        return None if row is None else self._given(row)
+        with self._transaction():
+            row = self._one(
+                "UPDATE jobs SET leased_until = ?, worker = ?, times_given = times_given + 1"
+                " WHERE number = (SELECT number FROM jobs WHERE status = 'waiting'"
+                " AND leased_until < ? ORDER BY number LIMIT 1) RETURNING *",
+                (time.time() + self._lease_s, worker, time.time()),
+            )
+            return None if row is None else self._given(row)
 
-    def again(self, number: int) -> dict[str, Any] | None:
-        """A job that was given before, as a server does that mixes things up."""
+    def again(self, number: int, changes: dict[str, Any]) -> dict[str, Any] | None:
+        """A job that was given before, with changes, as from a server that mixes things up."""
         query = "SELECT * FROM jobs WHERE times_given > 0 ORDER BY number LIMIT 1 OFFSET ?"
         count = self._one("SELECT count(*) FROM jobs WHERE times_given > 0")[0]
         row = self._one(query, (number % count,)) if count else None
-        return None if row is None else self._given(row)
+        return None if row is None else self._given(row, changes)
 
     def renew(self, id: object, worker: str) -> bool:
         """A sign of life: the lease begins anew. False if the job is not this worker's."""
@@ -70,15 +74,16 @@ class Ledger:
 
     def take(self, id: object, ok: bool, result: bytes) -> Verdict:
         """Take a result; only a job's first one counts."""
-        status = "done" if ok else "failed"
-        row = self._one(
-            "UPDATE jobs SET status = ?, result = ? WHERE id = ? AND status = 'waiting'"
-            " RETURNING number",
-            (status, result, json.dumps(id)),
-        )
-        known = self._one("SELECT 1 FROM jobs WHERE id = ?", (json.dumps(id),))
-        verdict: Verdict = "accepted" if row else "repeated" if known else "unknown"
-        self._note(json.dumps(id), verdict, hashlib.sha256(result).hexdigest())
+        status, key = ("done" if ok else "failed"), json.dumps(id)
+        with self._transaction():
+            row = self._one(
+                "UPDATE jobs SET status = ?, result = ? WHERE id = ? AND status = 'waiting'"
+                " RETURNING number",
+                (status, result, key),
+            )
+            known = self._one("SELECT 1 FROM jobs WHERE id = ?", (key,))
+            verdict: Verdict = "accepted" if row else "repeated" if known else "unknown"
+            self._note(key, verdict, hashlib.sha256(result).hexdigest())
         return verdict
 
     def counts(self) -> dict[str, int]:
@@ -101,9 +106,18 @@ class Ledger:
         row = self._one("SELECT result FROM jobs WHERE id = ?", (json.dumps(id),))
         return row["result"] if row else None
 
-    def _given(self, row: sqlite3.Row) -> dict[str, Any]:
-        self._note(row["id"], "given", hashlib.sha256(row["body"].encode()).hexdigest())
-        job: dict[str, Any] = json.loads(row["body"])
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of the block or, if the process dies in it, nothing."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        finally:
+            self._db.execute("COMMIT" if sys.exception() is None else "ROLLBACK")
+
+    def _given(self, row: sqlite3.Row, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+        job: dict[str, Any] = {**json.loads(row["body"]), **(changes or {})}
+        self._note(row["id"], "given", hashlib.sha256(json.dumps(job).encode()).hexdigest())
         return job
 
     def _note(self, job: str, what: str, sha256: str) -> None:

@@ -1,0 +1,108 @@
+"""The queue door beside a server that dies and misbehaves; and how gentle and quick it is."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.trust import queues
+from vellumd.testing import DaemonProcess, free_port
+
+RESULTS = Path(__file__).parent / "results" / "queue.json"
+
+Tell = Callable[[str, dict[str, Any]], None]
+
+
+@pytest.fixture
+def tell(full: bool, capsys: pytest.CaptureFixture[str]) -> Tell:
+    """Show figures; keep those of full counts."""
+
+    def told(name: str, figures: dict[str, Any]) -> None:
+        with capsys.disabled():
+            print(f"\n{name}: {json.dumps(figures)}")
+        if full:
+            known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+            at = datetime.now().astimezone().isoformat()
+            RESULTS.write_text(json.dumps({**known, name: {"at": at, **figures}}, indent=1) + "\n")
+
+    return told
+
+
+@pytest.mark.timeout(3600)
+def test_nothing_is_lost_or_done_twice(tmp_path: Path, full: bool, tell: Tell) -> None:
+    """100 jobs (1,000 in full), 5 (50) restarts, every fault: each is answered once."""
+    jobs, restarts = (1000, 50) if full else (100, 5)
+    plan = queues.Plan(tmp_path, jobs, restarts, random.SystemRandom().randrange(2**32))
+    figures = queues.run(plan)
+    tell("faults", figures)
+    assert figures["broken"] == []
+
+
+@pytest.fixture
+def idle(tmp_path: Path) -> Iterator[tuple[queues.QueueServer, DaemonProcess]]:
+    """A server without jobs and a daemon that polls it."""
+    server = queues.QueueServer(tmp_path)
+    server.start()
+    daemon = DaemonProcess(tmp_path, "queue", {"url": server.url})
+    daemon.start()
+    yield server, daemon
+    daemon.close()
+    server.kill()
+
+
+@pytest.mark.timeout(600)
+def test_a_job_starts_soon(
+    idle: tuple[queues.QueueServer, DaemonProcess], full: bool, tell: Tell
+) -> None:
+    """20 jobs (200 in full) that appear at random while all is idle: 99 % within 1.2 s."""
+    server, daemon = idle
+    chance = random.Random(1)
+    seconds = []
+    with server.ledger() as ledger:
+        for number in range(200 if full else 20):
+            time.sleep(chance.uniform(0, 1))
+            before = daemon.count("started")
+            appeared = time.monotonic()
+            ledger.add({"id": number, "image": queues.picture(number), "prompt": "invert"})
+            queues.wait(lambda before=before: daemon.count("started") > before, 10)
+            seconds.append(time.monotonic() - appeared)
+            queues.wait(lambda number=number: queues.ended(ledger) > number, 10)
+    p99 = statistics.quantiles(seconds, n=100, method="inclusive")[-1]
+    mean = statistics.mean(seconds)
+    tell("start", {"jobs": len(seconds), "mean_s": round(mean, 3), "p99_s": round(p99, 3)})
+    assert p99 <= 1.2
+
+
+def test_a_dead_server_costs_little(tmp_path: Path, full: bool, tell: Tell) -> None:
+    """At most 1 % of a core and one line in the log, however long it is dead."""
+    url = f"http://127.0.0.1:{free_port()}"
+    daemon = DaemonProcess(tmp_path, "queue", {"url": url})
+    daemon.start()
+    try:
+        log = tmp_path / "log"
+        queues.wait(lambda: "cannot be reached" in log.read_text(), 60)
+        process = psutil.Process(daemon.pid)
+        before, span = cpu(process), 120 if full else 20
+        time.sleep(span)
+        share = (cpu(process) - before) / span
+        lines = log.read_text().count(url)
+    finally:
+        daemon.close()
+    tell("dead", {"seconds": span, "cpu_percent": round(100 * share, 2), "lines": lines})
+    assert share <= 0.01
+    assert lines == 2  # that it polls; that it cannot be reached
+
+
+def cpu(process: psutil.Process) -> float:
+    """Seconds of CPU that the daemon took; its engine is not counted."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
