@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import email
 import io
+import itertools
 import json
+import time
 from typing import Any
 
 import pytest
@@ -131,8 +133,16 @@ async def test_a_failed_job_is_told(old: OldServer, open_door: OpenDoor) -> None
 async def test_an_empty_queue_is_no_trouble(
     old: OldServer, open_door: OpenDoor, empty: Answer
 ) -> None:
-    """However it is said."""
-    old.rules["GET /api/queue/next"] = lambda call: empty
+    """However it is said; and it is asked at most once a second."""
+    times: list[float] = []
+
+    def nothing(call: Call) -> Answer:
+        times.append(time.monotonic())
+        return empty
+
+    old.rules["GET /api/queue/next"] = nothing
     async with open_door(url=old.url) as daemon:
-        await until(lambda: len(old.calls) == 2)
+        await until(lambda: len(times) == 4)
         assert daemon.info()["transports"]["queue"]["ok"]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert min(pauses) > 0.95
