@@ -158,12 +158,16 @@ async def test_the_same_job_again_gets_the_stored_result(
 ) -> None:
     """However its picture travels; it is edited once."""
     old.rules["GET /1.png"] = lambda call: (200, {}, png())
-    old.offer(job(1))
-    old.offer(job(1, lease=2))
-    old.offer(job(1, image=f"data:image/png;base64,{b64(png())}"))
-    old.offer(job(1, image="/1.png"))
+    again = [
+        {},
+        {"lease": 2},
+        {"image": f"data:image/png;base64,{b64(png())}"},
+        {"image": "/1.png"},
+    ]
     async with open_door(url=old.url) as daemon:
-        await until(lambda: len(old.results()) == 4)
+        for number, changed in enumerate(again, start=1):
+            old.offer(job(1, **changed))
+            await until(lambda number=number: len(old.results()) == number)
         assert len(await all_jobs(daemon)) == 1
     assert len({call.body for call in old.results()}) == 1
 
@@ -174,10 +178,11 @@ async def test_the_same_id_with_other_content_is_a_new_job(
     """Also if only the picture behind the URL is another one."""
     pictures = [png("red"), png("teal")]
     old.rules["GET /1.png"] = lambda call: (200, {}, pictures.pop())
-    for changed in ({"prompt": "other"}, {}, {"image": "/1.png"}, {"image": "/1.png"}):
-        old.offer(job(1, **changed))
+    contents = [{"prompt": "other"}, {}, {"image": "/1.png"}, {"image": "/1.png"}]
     async with open_door(url=old.url) as daemon:
-        await until(lambda: len(old.results()) == 4)
+        for number, changed in enumerate(contents, start=1):
+            old.offer(job(1, **changed))
+            await until(lambda number=number: len(old.results()) == number)
         # png() is teal: of the four, two are the same.
         assert len(await all_jobs(daemon)) == 3
 
