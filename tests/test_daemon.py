@@ -7,7 +7,7 @@ import os
 import signal
 import sqlite3
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -215,6 +215,20 @@ async def test_events_resume_without_gap_or_repeat(run_daemon: Run, picture: Pic
                     break
         assert seen == list(range(1, 16))
         assert [(await daemon.jobs.get(job.id)).status for job in jobs] == [JobStatus.DONE] * 5
+
+
+async def test_what_is_not_confirmed_hides_nothing(
+    run_daemon: Run, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many deliveries are out and never settled, the next one is offered."""
+    monkeypatch.setattr("vellumd.deliveries.PAGE", 2)
+    async with run_daemon() as daemon:
+        jobs = [await submit(daemon, picture(k), reply={"to": k}) for k in range(6)]
+        for job in jobs:
+            await finish(daemon, job)
+        async with asyncio.timeout(20), aclosing(daemon.jobs.deliveries.of("test")) as owed:
+            offered = [(await anext(owed)).job.id for _ in jobs]
+        assert offered == [job.id for job in jobs]
 
 
 async def test_a_delivery_is_offered_until_settled(

@@ -187,3 +187,23 @@ def test_the_lines_door_is_small() -> None:
 def without_blanks(code: str) -> list[str]:
     """The lines that are not empty."""
     return [line for line in code.splitlines() if line.strip()]
+
+
+def test_troubleshooting_knows_the_operators_codes() -> None:
+    """docs/operations.md says where to look for each error that is not the sender's own."""
+    page = read("docs/operations.md").partition("## When something is wrong")[2]
+    told = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    senders = {"unauthorized", "forbidden_host", "forbidden_origin", "queue_full"}
+    own = {error.code for error in errors.ALL if error.status >= 500}
+    assert told == own | senders
+
+
+def test_logged_lines_are_quoted_rightly() -> None:
+    """The lines of the log that docs/operations.md names are those of the code."""
+    page = read("docs/operations.md").partition("## Logs")[2].partition("\n## ")[0]
+    source = "".join(file.read_text("utf-8") for file in (ROOT / "vellumd").rglob("*.py"))
+    lines = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(lines) == 7
+    for line in lines:
+        words = re.sub(r"^(engine|executor:) (ready|failed|stuck)", "", line).strip(" .:;")
+        assert words in source, line

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vellumd import errors
+from vellumd import errors, platform
 from vellumd.keys import Keyring
 
 
@@ -23,6 +23,18 @@ def test_a_key_is_told_once_and_kept_as_a_hash(tmp_path: Path) -> None:
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
     (kept,) = Keyring(file).keys
     assert (kept.name, kept.sha256) == ("phone", hashlib.sha256(key.encode()).hexdigest())
+
+
+def test_two_changes_at_once(tmp_path: Path) -> None:
+    """The later one is refused: it would write what it read before the other one's."""
+    file = tmp_path / "keys.json"
+    lock = platform.FileLock(file.with_suffix(".lock"))
+    for change in (Keyring(file).add, Keyring(file).remove):
+        with pytest.raises(errors.BadRequest, match="Run it again"):
+            change("phone")
+    lock.release()
+    Keyring(file).add("phone")
+    assert [key.name for key in Keyring(file).keys] == ["phone"]
 
 
 def test_a_ring_sees_what_others_change(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ async def test_the_order_shown_is_the_order_claimed(store: Store, seed: int) -> 
                 waiting.append(running.pop())
                 await store.requeue(waiting[-1])
             case "cancel" if waiting:
-                await store.cancelled(waiting.pop(chance.randrange(len(waiting))), running=False)
+                await store.cancelled(waiting.pop(chance.randrange(len(waiting))))
             case "move" if waiting:
                 await store.set_priority(chance.choice(waiting), chance.choice([-1, 0, 5]))
     shown = {job_id: (await store.get(job_id)).position for job_id in waiting}

@@ -113,3 +113,5 @@ def test_the_wheel_works_without_the_repository(wheel: zipfile.ZipFile, tmp_path
     assert done.returncode == 0, done.stderr.decode()
     written = (tmp_path / "config/vellumd.toml").read_text("utf-8")
     assert written == (ROOT / "config/vellumd.toml").read_text("utf-8")
+    script = (tmp_path / "config/windows/run.bat").read_bytes()
+    assert script == (ROOT / "config/windows/run.bat").read_bytes()

@@ -167,6 +167,36 @@ async def test_what_was_never_accepted_stays_out(killed: Killed) -> None:
     assert not stray.exists()
 
 
+async def test_a_store_that_is_gone_altogether_is_rebuilt(killed: Killed) -> None:
+    """Database, log and mark removed: the folders alone bring all jobs back."""
+    _, folder, before, picture = killed
+    for file in folder.glob(f"{NAME}*"):
+        file.unlink()
+    store = await check_nothing_lost(folder, before, picture)
+    assert store.rebuilt and store.rebuilt.reason == "it was missing"
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_FULL])
+async def test_a_full_disk_is_no_damage(
+    killed: Killed, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """A healthy file stays where it is when SQLite has no room beside it."""
+    clean = killed[0]
+
+    def full(_: sqlite3.Connection) -> str:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = code
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recovery.integrity, "damage", full)
+        with pytest.raises(recovery.UnusableStoreError, match="disk is full"):
+            async with opened(clean):
+                pass
+    assert not list(clean.glob("*damaged*"))
+    await check_nothing_lost(clean, killed[2], killed[3])
+
+
 async def test_a_locked_store_is_not_damaged(
     killed: Killed, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,7 +109,7 @@ async def test_an_end_absorbs(store: Store, tmp_path: Path, end: str) -> None:
     elif end == "failed":
         await store.failed(job.id, errors.BadOutput("Black."))
     else:
-        await store.cancelled(job.id, running=True)
+        await store.cancelled(job.id)
     for change in (
         store.done(job.id, (RESULT,), 1.0, ()),
         store.failed(job.id, errors.BadOutput("Black.")),
@@ -117,7 +117,7 @@ async def test_an_end_absorbs(store: Store, tmp_path: Path, end: str) -> None:
     ):
         with pytest.raises(errors.Internal):
             await change
-    assert await store.cancelled(job.id, running=True) is None
+    assert await store.cancelled(job.id) is None
     assert (await store.get(job.id)).status == end
     connection = schema.connect(tmp_path / "jobs.sqlite")
     with pytest.raises(sqlite3.IntegrityError, match="ended"):
@@ -168,10 +168,39 @@ async def test_two_engine_deaths_fail_a_job(store: Store) -> None:
 async def test_a_cancel_request_survives_a_crash(store: Store) -> None:
     """Asked to cancel while running, then the daemon died: it ends instead of running again."""
     job = (await store.add(new(), LIMIT))[0]
-    assert not await store.request_cancel(job.id)
     await store.claim(0)
-    assert await store.request_cancel(job.id)
+    assert await store.cancel(job.id)
     assert (await store.requeue(job.id, daemon_death=True)).status is JobStatus.CANCELLED
+    assert not await store.cancel(job.id)
+
+
+async def test_a_cancel_meets_a_job_that_is_put_back(store: Store) -> None:
+    """Whichever comes first, the job ends: a cancel is never answered and forgotten."""
+    for _ in range(30):
+        job = (await store.add(new(), LIMIT))[0]
+        await store.claim(0)
+        await asyncio.gather(store.requeue(job.id, engine_death=True), store.cancel(job.id))
+        assert (await store.get(job.id)).status is JobStatus.CANCELLED
+
+
+async def test_a_paused_lane_gives_no_job(store: Store) -> None:
+    """From the moment the pause is on disk, whatever the executor knows of it."""
+    await store.add(new(), LIMIT)
+    await store.set_paused(0, True)
+    assert await store.claim(0) is None
+    await store.set_paused(0, False)
+    assert await store.claim(0) is not None
+
+
+async def test_a_mark_that_cannot_be_written(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a note only: who waits for jobs hears of them all the same."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store._mark, "write", full)
+    await store.add(new(), LIMIT)
+    assert store.tally["queued"] == 1
 
 
 async def test_a_delivery_is_owed_from_the_end_on(store: Store) -> None:
@@ -269,7 +298,7 @@ async def test_the_tally_is_what_counting_gives(store: Store, tmp_path: Path) ->
     await store.failed(ids[1], errors.BadOutput("Black."))
     await store.requeue(ids[2])
     await store.forget(ids[0])
-    await store.cancelled(ids[5], running=False)
+    await store.cancelled(ids[5])
     connection = sqlite3.connect(tmp_path / "jobs.sqlite")
     counted = dict(connection.execute("SELECT status, count(*) FROM jobs GROUP BY status"))
     connection.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import json
 import logging
 import os
@@ -169,9 +168,8 @@ class Daemon:
 
     def parts(self) -> list[Part]:
         """What must not stand still while the daemon runs."""
-        stall_s = self.settings.engine.stall_s
         return [
-            Part("executor", self.executor.sign, stall_s),
+            Part("executor", self.executor.sign, self.settings.engine.stall_s),
             Part("supervisor", self.supervisor.sign, self.supervisor.silent_s),
         ]
 
@@ -330,8 +328,6 @@ def run(settings: Settings, warnings: Iterable[str], on_open: Callable[[Daemon],
     `on_open` is called once the doors are open.
     """
     logs.start(settings.log)
-    if sys.stderr:  # a watchdog's SIGABRT then says where each thread was
-        faulthandler.enable()
     for warning in warnings:
         log.warning("%s", warning)
     return asyncio.run(_run(settings, on_open))

@@ -11,6 +11,9 @@ from vellumd.models import ENDS, Delivery, Job, JobEvent, now_ms
 from vellumd.store.rows import DeliveryRow
 from vellumd.store.store import Store
 
+PAGE = 100
+"""Deliveries that are read at once beyond those that are out."""
+
 
 class Deliveries:
     """The delivery rows of the store as streams, one a transport.
@@ -33,7 +36,8 @@ class Deliveries:
         try:
             while True:
                 woken.clear()
-                rows = await self._store.pending_deliveries(source)
+                # What is out may never be settled, and must not stand before the others.
+                rows = await self._store.pending_deliveries(source, PAGE + len(out))
                 waiting = [row for row in rows if row.number not in out]
                 due = [row for row in waiting if row.due <= now_ms()]
                 for row in due:
@@ -50,9 +54,11 @@ class Deliveries:
 
         async def settle(state: str, code: str | None, after: float) -> None:
             due = now_ms() + round(after * 1000)
-            await self._store.settle_delivery(row.number, state, code, due)
-            out.discard(row.number)
-            self._wake()
+            try:
+                await self._store.settle_delivery(row.number, state, code, due)
+            finally:
+                out.discard(row.number)
+                self._wake()
             self.on_settled()
 
         try:

@@ -92,6 +92,7 @@ class Jobs:
         self._room = room or Room(spool.root, spool.usage, settings.store)
         self._bus = bus
         self._accepting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._taking: set[asyncio.Task[Job]] = set()
         self._progress: dict[str, Progress] = {}
         self._durations: deque[float] = deque(maxlen=16)
         self._queued: dict[int, asyncio.Event] = {}
@@ -174,10 +175,24 @@ class Jobs:
             reply=reply,
             warnings=warnings,
         )
-        # Two senders of one id would write one folder; each other id has its own.
+        # Goes on without a sender that gives up, so that it cannot meet its own repetition:
+        # a task of the loop, since a group would end it with the sender.
+        accept = self._accept_once(new, request, bool(job_id or key))
+        accepting = asyncio.get_running_loop().create_task(accept, name=f"accept {new.id}")
+        self._taking.add(accepting)
+        accepting.add_done_callback(self._taken)
+        return self._live(await asyncio.shield(accepting))
+
+    def _taken(self, accepting: asyncio.Task[Job]) -> None:
+        self._taking.discard(accepting)
+        if not accepting.cancelled():
+            accepting.exception()  # the sender has heard of it, or is gone
+
+    async def _accept_once(self, new: NewJob, request: EditRequest, repeatable: bool) -> Job:
+        """Two senders of one id would write one folder; each other id has its own."""
         async with self._accepting.setdefault(new.id, asyncio.Lock()):
-            known = await self._store.accepted(new) if job_id or key else None
-            return self._live(known or await self._accept(new, request))
+            known = await self._store.accepted(new) if repeatable else None
+            return known or await self._accept(new, request)
 
     async def _accept(self, new: NewJob, request: EditRequest) -> Job:
         self._room.check()
@@ -229,9 +244,7 @@ class Jobs:
     async def cancel(self, job_id: str) -> Job:
         """End a job that has not ended; raises `NotFound`."""
         await self._store.get(job_id)
-        if await self._store.cancelled(job_id, running=False) is None and (
-            await self._store.request_cancel(job_id)
-        ):
+        if await self._store.cancel(job_id):
             self.cancel_running(job_id)
         return await self.get(job_id)
 
@@ -364,7 +377,7 @@ class Jobs:
     ) -> None:
         """A running job ended without result; `cancelled` ends it as such."""
         if isinstance(error, errors.Cancelled):
-            await self._store.cancelled(job_id, running=True)
+            await self._store.cancelled(job_id)
         else:
             await self._store.failed(job_id, error, warnings)
 

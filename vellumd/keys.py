@@ -10,6 +10,8 @@ import hashlib
 import json
 import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,19 +67,36 @@ class Keyring:
         """
         if not _NAME.fullmatch(name):
             raise errors.BadRequest("NAME: up to 64 letters, digits, spaces and . @ _ -")
-        if any(known.name == name for known in self.keys):
-            raise errors.BadRequest(f"NAME: there is a key {name!r}; remove it first.")
-        key = secrets.token_urlsafe(32)
-        created = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        self._write((*self.keys, Key(name, created, digest(key))))
+        with self._alone():
+            if any(known.name == name for known in self.keys):
+                raise errors.BadRequest(f"NAME: there is a key {name!r}; remove it first.")
+            key = secrets.token_urlsafe(32)
+            created = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+            self._write((*self.keys, Key(name, created, digest(key))))
         return key
 
     def remove(self, name: str) -> None:
         """Let a key open nothing any more; raises `NotFound`."""
-        left = tuple(known for known in self.keys if known.name != name)
-        if left == self.keys:
-            raise errors.NotFound(f"There is no key {name!r}.")
-        self._write(left)
+        with self._alone():
+            left = tuple(known for known in self.keys if known.name != name)
+            if left == self.keys:
+                raise errors.NotFound(f"There is no key {name!r}.")
+            self._write(left)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes from changing the keys; raises `BadRequest` if one does."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = platform.FileLock(self._file.with_suffix(".lock"))
+        except platform.LockedError:
+            raise errors.BadRequest(
+                "Another `vellumd keys` is changing the keys. Run it again."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _read(self) -> tuple[Key, ...]:
         try:
@@ -95,5 +114,4 @@ class Keyring:
 
     def _write(self, keys: tuple[Key, ...]) -> None:
         text = json.dumps({"keys": [asdict(key) for key in keys]}, indent=1)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
         platform.replace_durably(self._file, text.encode(), mode=0o600)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
+import sys
 from pathlib import Path
 
 from vellumd.errors import ConfigError
@@ -16,6 +18,8 @@ def start(settings: LogSettings) -> None:
     """Send log records where `[log]` says. Raises `ConfigError` for a file that cannot be."""
     handler = _to_file(settings.file) if settings.file else logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if settings.format == "json" else TEXT)
+    if sys.stderr:  # what kills us by SIGABRT, a watchdog, then says where each thread was
+        faulthandler.enable()
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
 
 

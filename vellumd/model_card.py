@@ -34,9 +34,10 @@ def _lightning() -> dict[str, LoraRole]:
 
 
 class Example(Frozen):
-    """An edit to try. `image` is a file below the model's folder."""
+    """An edit to try. `image`, and `result` if it has one right answer, are below the folder."""
 
     image: str = Field(pattern=r"^[\w-]+(/[\w-]+)*\.\w+$")
+    result: str | None = Field(None, pattern=r"^[\w-]+(/[\w-]+)*\.\w+$")
     prompt: str = Field(pattern=r"^[\w ,.:]+$")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -159,7 +159,9 @@ class Supervisor:
         """Keep an engine alive, unless it was unloaded, until cancelled; then end it."""
         while True:
             if not self._wanted.is_set():
-                self._set(state="unloaded", reason="The engine is unloaded; a job loads it again.")
+                if not self._circuit.open:  # a broken engine is not ready for being let alone
+                    reason = "The engine is unloaded; a job loads it again."
+                    self._set(state="unloaded", reason=reason)
                 await self._wanted.wait()
             try:
                 await self._live_once()
@@ -182,10 +184,13 @@ class Supervisor:
             async with asyncio.timeout(pause):
                 await self._hurry.wait()
 
-    async def ready(self) -> None:
-        """Wait until an edit could start; an unloaded engine is loaded for it."""
+    def ready(self) -> Coroutine[Any, Any, object]:
+        """Wait until an edit could start; an unloaded engine is loaded for it.
+
+        Wanted from the call on, not from the first wait: an unload in between counts.
+        """
         self._wanted.set()
-        await self._ready.wait()
+        return self._ready.wait()
 
     def load(self) -> None:
         """Start an unloaded engine; try a failed one again without waiting."""

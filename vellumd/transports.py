@@ -107,7 +107,9 @@ class Transports:
             if is_cancelled():
                 raise
             return "it cancelled itself"
-        except (Exception, SystemExit) as error:
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # extension modules raise such, and sys.exit does
             if isinstance(error, errors.ConfigError) and not self.started.is_set():
                 raise
             log.exception("transport %s crashed", spec.name)

@@ -35,11 +35,12 @@ class Connection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Be told of the first byte that the system does not take at once."""
         assert isinstance(transport, asyncio.Transport)
-        transport.set_write_buffer_limits(high=1)
-        wire = transport.get_extra_info("socket")
-        wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SYSTEM_BUFFER)
         self._link = transport
         super().connection_made(transport)
+        wire = transport.get_extra_info("socket")
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SYSTEM_BUFFER)
+        # Last: of TLS the handshake may be waiting, so that writing is paused at once.
+        transport.set_write_buffer_limits(high=1)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Nobody is waited for any more."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vellumd import platform
-from vellumd.cli import checks, doctor
+from vellumd.cli import checks
 from vellumd.hookspecs import Check
 from vellumd.settings import EngineSettings, Settings, StoreSettings
 
@@ -134,14 +133,46 @@ def test_loras_are_checked_against_their_role(folder: Path, tmp_path: Path) -> N
     ]
 
 
-def test_the_data_folder_must_be_writable(tmp_path: Path) -> None:
-    """A file in the place of the folder is told; a good folder tells its room."""
-    (good,) = checks.store(Settings(store=StoreSettings(dir=tmp_path / "new")))
-    assert good.ok
-    assert "GB free" in good.text
+def stored(folder: Path, **fields: Any) -> list[Check]:
+    """What is found about a data folder."""
+    return list(checks.store(Settings(store=StoreSettings(dir=folder, **fields))))
+
+
+def test_the_data_folder_is_tried(tmp_path: Path) -> None:
+    """Written, fsynced, locked and measured, beside a folder that is not there yet; no traces."""
+    found = stored(tmp_path / "new/data")
+    assert faults(found) == []
+    assert ["fsync of 64 KiB took" in found[0].text, "locks hold" in found[1].text] == [True] * 2
+    assert "2 GB of them kept free (store.reserve_gb)" in found[2].text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_folder_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No folder, a disk below its reserve, locks that do not hold, an fsync that fails."""
     (tmp_path / "file").write_text("")
-    (bad,) = checks.store(Settings(store=StoreSettings(dir=tmp_path / "file/data")))
-    assert not bad.ok
+    (fault,) = faults(stored(tmp_path / "file/data"))
+    assert "cannot be written" in fault and "store.dir" in fault
+    (fault,) = faults(stored(tmp_path, reserve_gb=1e9))
+    assert "no job is accepted" in fault
+    with monkeypatch.context() as patched:
+        patched.setattr(platform, "FileLock", NoLock)
+        (fault,) = faults(stored(tmp_path))
+        assert "locks do not hold" in fault
+
+    def broken(folder: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(platform, "fsync_dir", broken)
+    (fault,) = faults(stored(tmp_path))
+    assert "cannot be written (Input/output error)" in fault
+
+
+class NoLock:
+    """A lock as some network disks grant it: to everybody."""
+
+    def __init__(self, path: Path) -> None: ...
+
+    def release(self) -> None: ...
 
 
 def test_packages_are_compared_by_number() -> None:
@@ -177,11 +208,3 @@ def test_card_and_torch_have_to_fit(
     monkeypatch.setattr(platform, "nvidia_driver", lambda: driver)
     (found,) = checks.card()
     assert (found.ok, text in found.text) == (ok, True)
-
-
-def test_doctor_imports_no_torch(tmp_path: Path) -> None:
-    """All checks together leave torch out of this process."""
-    before = set(sys.modules)
-    found = list(doctor.examine(Settings(store=StoreSettings(dir=tmp_path))))
-    assert any(check.text.startswith("no daemon runs") for check in found)
-    assert "torch" not in set(sys.modules) - before

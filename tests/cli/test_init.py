@@ -19,10 +19,25 @@ def test_init_writes_a_configuration_that_changes_nothing(folder: Path) -> None:
     assert loaded.settings.model_copy(update={"plugins": {}}) == Settings()
 
 
+def test_init_writes_every_template(folder: Path) -> None:
+    """Unit and scripts come with it, byte for byte: line ends matter to Windows."""
+    assert main.main(["init", "new"]) == main.OK
+    source = Path(__file__).parents[2] / "config"
+    wanted = {f.relative_to(source): f.read_bytes() for f in source.rglob("*") if f.is_file()}
+    written = Path("new/config")
+    found = {f.relative_to(written): f.read_bytes() for f in written.rglob("*") if f.is_file()}
+    assert found == wanted
+    assert {"vellumd.toml", "systemd/vellumd.service", "windows/run.bat"} <= {
+        name.as_posix() for name in found
+    }
+
+
 def test_init_never_overwrites(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An existing file stays as it is, and the command says so."""
+    """An existing file stays as it is, and the command says so; the others are written."""
     (folder / "config").mkdir()
     (folder / "config/vellumd.toml").write_text("mine")
     assert main.main(["init", "."]) == main.FAILED
-    assert "left as it is" not in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "vellumd.toml: existed already and was left as it is" in said.err
+    assert "vellumd.service written" in said.out
     assert (folder / "config/vellumd.toml").read_text() == "mine"

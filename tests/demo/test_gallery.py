@@ -27,7 +27,7 @@ def test_samples_ship_as_drawn(tmp_path: Path) -> None:
 
 def test_samples_can_be_read() -> None:
     """The circle, the square and the star also stand out on the backdrop."""
-    shapes, backdrop, star = (scene for scene in gallery.SCENES.values())
+    shapes, backdrop, star = (gallery.SCENES[name] for name in ("shapes", "backdrop", "star"))
     for scene in (shapes, backdrop, star):
         assert scene.readable[0, scene.colour[scene.taken]].all()
     assert backdrop.readable[0, shapes.colour[shapes.taken]].all()

@@ -217,6 +217,7 @@ def test_a_crashed_door_is_named_by_readyz(site: Site) -> None:
         ("lambda context: context.report(True, None)", "it crashed (TypeError)"),
         ("lambda context: context.announce(8200)", "it crashed (TypeError)"),
         ("lambda context: exit(3)", "it crashed (SystemExit)"),
+        ("Panics", "it crashed (PanicException)"),
         ("Cancels", "it cancelled itself"),
         ("Ends", "it ended by itself"),
     ],
@@ -229,6 +230,9 @@ class Ends:
     async def run(self): pass
 class Cancels(Ends):
     async def run(self): raise asyncio.CancelledError
+class PanicException(BaseException): "As extension modules raise it."
+class Panics(Ends):
+    async def run(self): raise PanicException
 """
     site.install("bad", code + DOOR.format(name="bad", factory=factory))
     with site.serving("--plugins.bad.line", "1") as running:

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -47,8 +48,7 @@ ENGINE_PACKAGES = {
 HEADER_MAX = 100 << 20
 """Largest safetensors header in bytes that is believed."""
 
-DISK_MIN_GB = 2.0
-"""Free space in GB below which the data folder is called full."""
+GB = 10**9
 
 TORCH_SAYS = """
 import json, torch
@@ -229,13 +229,35 @@ def _lora(role: str, file: Path | None, found: model_card.ModelCard) -> Check:
 
 
 def store(settings: Settings) -> Iterator[Check]:
-    """Whether the data folder can be written or made, and how much room its disk has."""
+    """Whether the data folder can be made, written, locked and fsynced, and has room."""
     wanted = settings.store.dir
     there = next(folder for folder in (wanted, *wanted.absolute().parents) if folder.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):
-            free = shutil.disk_usage(there).free / 1e9
-    except OSError:
-        yield Check(False, f"data folder {wanted} cannot be written: correct store.dir")
+        with tempfile.TemporaryDirectory(prefix=".vellumd-doctor-", dir=there) as trial:
+            yield from _disk(wanted, Path(trial))
+            free = shutil.disk_usage(there).free / GB
+    except OSError as error:
+        yield Check(False, f"{wanted} cannot be written ({error.strerror}): correct store.dir")
         return
-    yield Check(free >= DISK_MIN_GB, f"data folder {wanted}: writable, {free:.0f} GB free")
+    reserve = settings.store.reserve_gb
+    text = f"{free:.1f} GB free, {reserve:g} GB of them kept free (store.reserve_gb)"
+    remedy = "" if free > reserve else ": no job is accepted; free some, or lower the reserve"
+    yield Check(free > reserve, text + remedy)
+
+
+def _disk(wanted: Path, trial: Path) -> Iterator[Check]:
+    """What the folder's disk has to be able to do, tried in a folder that goes away."""
+    began = time.perf_counter()
+    platform.write_durably(trial / "file", bytes(1 << 16))
+    platform.fsync_dir(trial)
+    milliseconds = (time.perf_counter() - began) * 1000
+    yield Check(True, f"{wanted} can be written; fsync of 64 KiB took {milliseconds:.1f} ms")
+    lock = platform.FileLock(trial / "lock")
+    try:
+        platform.FileLock(trial / "lock").release()
+    except platform.LockedError:
+        yield Check(True, "locks hold: a second daemon would be refused")
+    else:
+        yield Check(False, "locks do not hold there: choose a store.dir on a disk of this machine")
+    finally:
+        lock.release()

@@ -1,9 +1,11 @@
-"""`vellumd doctor`: check this machine, the model and the configuration."""
+"""`vellumd doctor`: check this machine, the model and the configuration. Takes no job."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import logging
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -12,59 +14,93 @@ from vellumd.cli.main import FAILED, OK, load_settings
 if TYPE_CHECKING:
     from vellumd.hookspecs import Check
     from vellumd.settings import Settings
+    from vellumd.sources import Loaded
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No arguments of its own."""
+    """How much to check, and how to tell it."""
+    parser.add_argument(
+        "--edit", action="store_true", help="also edit one picture with the demo and compare it"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every finding; `FAILED` if something must be mended."""
+    """Tell every finding; `FAILED` if something must be mended."""
     loaded = load_settings(args)
-    for warning in loaded.warnings:
-        print(f"note  {warning}")
-    print(f"      settings from: {', '.join(loaded.sources) or 'the defaults'}")
-    findings = []
-    for check in examine(loaded.settings):
-        print(f"{'ok  ' if check.ok else 'FAIL'}  {check.text}", flush=True)
-        findings.append(check.ok)
-    failed = findings.count(False)
-    print(f"{len(findings)} checks, {failed} to mend")
+    found = []
+    for about, check in examine(loaded, edit=args.edit):
+        found.append({"about": about, "ok": check.ok, "text": check.text})
+        if not args.json:
+            print(f"{'ok  ' if check.ok else 'FAIL'}  {about:<9} {check.text}", flush=True)
+    failed = sum(not finding["ok"] for finding in found)
+    if args.json:
+        print(json.dumps({"checks": found, "failed": failed}, indent=1))
+    else:
+        print(f"{len(found)} checks, {failed} to mend")
     return FAILED if failed else OK
 
 
-def examine(settings: Settings) -> Iterator[Check]:
-    """All checks, quick ones first."""
-    from vellumd.cli import checks
+def examine(loaded: Loaded, *, edit: bool = False) -> Iterator[tuple[str, Check]]:
+    """All checks, quick ones first, each with what it is about."""
+    from vellumd.cli import checks, golden
 
-    yield from checks.interpreter()
-    yield from checks.positions()
-    yield from checks.store(settings)
-    yield from checks.model(settings)
-    yield from checks.loras(settings)
-    yield daemon(settings)
-    yield from asyncio.run(of_plugins(settings))
-    yield from checks.card()
+    settings = loaded.settings
+    for about, found in (
+        ("settings", sources(loaded)),
+        ("packages", checks.interpreter()),
+        ("packages", checks.positions()),
+        ("data", checks.store(settings)),
+        ("model", checks.model(settings)),
+        ("model", checks.loras(settings)),
+        ("daemon", daemon(settings)),
+        ("plugins", of_plugins(settings)),
+        ("card", checks.card()),
+    ):
+        yield from ((about, check) for check in found)
+    if edit:
+        yield "edit", asyncio.run(golden.edit())
 
 
-def daemon(settings: Settings) -> Check:
+def sources(loaded: Loaded) -> Iterator[Check]:
+    """Where the settings come from, and what was noticed while reading them."""
+    from vellumd.hookspecs import Check
+
+    yield Check(True, f"from {', '.join(loaded.sources) or 'the defaults'}")
+    for warning in loaded.warnings:
+        yield Check(True, f"note: {warning}")
+
+
+def daemon(settings: Settings) -> Iterator[Check]:
     """Whether a daemon runs on this data folder."""
     from vellumd.cli import client
     from vellumd.hookspecs import Check
 
     running = client.announced(settings)
-    text = f"a daemon answers at {running.url}" if running else "no daemon runs on this data folder"
-    return Check(True, text)
+    text = f"one answers at {running.url}" if running else "none runs on this data folder"
+    yield Check(True, text)
 
 
-async def of_plugins(settings: Settings) -> Iterable[Check]:
+def of_plugins(settings: Settings) -> Iterable[Check]:
     """What the enabled plugins check: ports, brokers, folders."""
+    return asyncio.run(_of_plugins(settings))
+
+
+async def _of_plugins(settings: Settings) -> list[Check]:
     from vellumd import plugins
+    from vellumd.hookspecs import Check
 
     found: list[Check] = []
     loaded = plugins.load(settings.enabled_plugins())
     for name, spec in loaded.transports.items():
         valid = loaded.validate_section(name, spec.settings_model, settings)
         for check in spec.checks:
-            found += await check(valid)
+            try:
+                found += await check(valid)
+            except Exception:
+                log.exception("a check of %s", name)
+                text = f"{name}: its check broke off; tell the plugin's author what is said above"
+                found.append(Check(False, text))
     return found

@@ -25,7 +25,7 @@ COMMANDS = {
     "keys": "list, add and remove the keys that open the daemon's doors",
     "plugins": "list the installed plugins and what they bring",
     "doctor": "check this machine, the model and the configuration",
-    "init": "write a commented configuration into a folder",
+    "init": "write a commented configuration, a service unit and Windows scripts into a folder",
 }
 """Subcommands, each a module of this package, and what they do."""
 

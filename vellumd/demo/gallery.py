@@ -4,7 +4,7 @@
     python -m vellumd.demo.gallery --samples .
 
 The gallery has one edit of each kind by the base weights: the first one of an exam, right
-or wrong. A wrong one says so. `--samples` writes `shapes.png`, `backdrop.png` and `star.png`
+or wrong. A wrong one says so. `--samples` writes the pictures of `SCENES`
 into a folder, to have pictures at hand that the demo understands.
 """
 
@@ -116,10 +116,12 @@ def _scene(start: str, end: str, *shapes: tuple[str, str, int, int]) -> Scenes:
 
 SCENES = {
     "shapes": _scene("white", "white", ("circle", "red", 1, 1), ("square", "orange", 2, 2)),
+    "shapes-blue": _scene("white", "white", ("circle", "blue", 1, 1), ("square", "orange", 2, 2)),
     "backdrop": _scene("blue", "purple", ("ring", "white", 0, 3)),
     "star": _scene("black", "black", ("star", "yellow", 0, 2)),
 }
-"""The samples: one picture to edit, one for its background, one for its shape."""
+"""The samples: one picture to edit and what the example makes of it, one for its background,
+one for its shape."""
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ SELECT EXISTS (SELECT 1 FROM turns WHERE lane = ?);
 
 -- name: claim
 UPDATE jobs SET status = 'running', started = :now, attempt = attempt + 1
-WHERE status = 'queued' AND number = (
+WHERE status = 'queued' AND :lane NOT IN (SELECT lane FROM paused) AND number = (
     SELECT number FROM jobs
     WHERE status = 'queued' AND (lane, priority, source, client) = (
         SELECT lane, priority, source, client FROM turns

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vellumd import errors
-from vellumd.store import integrity, rebuild, schema
+from vellumd.store import integrity, rebuild, schema, story
 from vellumd.store.mark import Mark
 from vellumd.store.spool import Spool
 
@@ -19,8 +19,21 @@ log = logging.getLogger(__name__)
 SIDE_FILES = ("", "-wal", "-shm")
 """Endings of the files that make one SQLite database."""
 
-_UNAVAILABLE = ("locked", "busy", "unable to open", "readonly", "full", "denied", "out of memory")
-"""Words of SQLite's errors that say nothing against the database itself."""
+_UNAVAILABLE = frozenset(
+    (
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_AUTH,
+    )
+)
+"""SQLite's result codes that say nothing against the database itself. IOERR is among them: a
+full disk has no room for the shared memory of a healthy one (sqlite.org/rescode.html)."""
 
 
 class UnusableStoreError(errors.ConfigError):
@@ -68,9 +81,12 @@ def open_file(path: Path, spool: Spool | None) -> Opened:
 
 
 def _open(path: Path, spool: Spool | None, mark: Mark) -> Opened:
+    missing = not path.exists()
     connection, reason, kept = _whole(path)
     try:
         schema.migrate(connection)
+        if missing and spool and any(map(story.request, map(spool.folder, spool.job_ids()))):
+            reason = "it was missing"
         if not reason and rebuild.last_seq(connection) < mark.read():
             reason = "it lacks its last commits"
             kept = schema.back_up(connection, _aside())
@@ -82,7 +98,7 @@ def _open(path: Path, spool: Spool | None, mark: Mark) -> Opened:
         raise
     name = kept.name if kept else ""
     log.error("the job store was damaged (%s): kept as %s, %d job(s) restored from their folders",
-              reason, name, jobs)  # fmt: skip
+              reason, name or "nothing", jobs)  # fmt: skip
     return Opened(connection, mark, Rebuilt(reason, name, jobs))
 
 
@@ -98,7 +114,8 @@ def _whole(path: Path) -> tuple[sqlite3.Connection, str, Path | None]:
         _close(connection)
         raise
     except (sqlite3.Error, ValueError) as error:  # ValueError: text that is no UTF-8
-        if any(word in str(error) for word in _UNAVAILABLE):
+        # The low byte is the code, the others tell more of it.
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _UNAVAILABLE:
             _close(connection)
             raise
         reason = str(error)

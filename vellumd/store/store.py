@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,9 @@ class BrokenStoreError(errors.Internal):
     """The database cannot be used any more; the next start checks and mends it."""
 
     remedy = "Check the disk and start the daemon again: it mends what can be mended."
+
+
+log = logging.getLogger(__name__)
 
 
 class Store:
@@ -58,11 +62,14 @@ class Store:
 
     def _look_back(self, tx: Transaction) -> None:
         """Note outside the database what its loss must not undo, before anybody hears of it."""
-        self._mark.write(tx.committed[-1].seq)
+        self._count(tx)
+        try:
+            self._mark.write(tx.committed[-1].seq)
+        except OSError:  # a note: without it a log cut at its end is not noticed
+            log.exception("the store's mark could not be written")
         for event in tx.committed:
             if self._spool and event.type in ("failed", "cancelled"):
                 story.note_end(self._spool.folder(event.job_id), event)
-        self._count(tx)
 
     @classmethod
     async def open(
@@ -163,18 +170,28 @@ class Store:
 
         return await self._db.run(work)
 
-    async def cancelled(self, job_id: str, *, running: bool) -> Job | None:
-        """End a queued job, or a running one when `running`; None if it is in neither."""
+    async def cancelled(self, job_id: str) -> Job | None:
+        """End a job as cancelled; None if it has ended already."""
 
         def work(tx: Transaction) -> Job | None:
-            row = tx.one(SQL["cancelled"], {"id": job_id, "now": now_ms(), "running": running})
+            row = tx.one(SQL["cancelled"], {"id": job_id, "now": now_ms(), "running": True})
             return None if row is None else _ended(tx, row)
 
         return await self._db.run(work)
 
-    async def request_cancel(self, job_id: str) -> bool:
-        """Remember that a running job shall end, over a crash; False if it runs not."""
-        return await self._db.run(lambda tx: tx.one(SQL["request_cancel"], [job_id]) is not None)
+    async def cancel(self, job_id: str) -> bool:
+        """End a queued job; of a running one remember that it shall end, over a crash.
+
+        True if it runs. In one transaction, since a running job may be put back in between.
+        """
+
+        def work(tx: Transaction) -> bool:
+            if row := tx.one(SQL["cancelled"], {"id": job_id, "now": now_ms(), "running": False}):
+                _ended(tx, row)
+                return False
+            return tx.one(SQL["request_cancel"], [job_id]) is not None
+
+        return await self._db.run(work)
 
     async def requeue(
         self,
