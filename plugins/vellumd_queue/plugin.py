@@ -28,6 +28,7 @@ def _base_url(url: str) -> str:
         raise ValueError("must begin with http:// or https:// and name a server")
     if parts.username or parts.query or parts.fragment:
         raise ValueError("must hold no user, no ? and no #; a token belongs into token_file")
+    _ = parts.port  # raises ValueError for one that is none
     return url.rstrip("/")
 
 
@@ -83,21 +84,27 @@ class MapSettings(Section):
     )
     answer: Annotated[dict[str, str], AfterValidator(_answer)] = Field(
         {},
-        description="What a result's names are called, e.g. image = 'output.png'; also the "
-        "words done and failed. An empty text leaves a name out.",
+        description="What a result's names are called, e.g. image = 'output.png', for any of "
+        f"{', '.join(ANSWER)}, of which done and failed are words for status. An empty text "
+        "leaves a name out.",
     )
 
 
 class Worker(Section):
     """What can be said of each server."""
 
+    url: Url | None = Field(
+        None, description="The server's address, without the path of the queue."
+    )
     token: SecretStr | None = Field(
-        None, description="Sent as `Authorization: Bearer`; better as token_file."
+        None,
+        description="Sent as `Authorization: Bearer`; better as token_file, the name of a file "
+        "whose first line it is.",
     )
     worker: str = Field(
         default_factory=socket.gethostname,
         max_length=128,
-        description="Name told to the server; unset, this machine's.",
+        description="Name told to the server as ?worker=; unset, this machine's.",
     )
     map: MapSettings = MapSettings()
     result: Literal["json", "multipart"] = Field(
@@ -106,23 +113,25 @@ class Worker(Section):
     heartbeat: float | None = Field(
         None,
         ge=1,
-        description="Seconds between two signs of life for a job that is not answered yet; "
-        "unset, none is sent.",
+        description="Seconds between two signs of life, JSON of id and worker, for each job that "
+        "is not answered yet; for servers that lease jobs. The first comes when a job is taken; "
+        "unset, none does.",
     )
 
 
 class ServerSettings(Worker):
     """One server."""
 
-    url: Url = Field(description="The server's address, without the path of the queue.")
+    url: Url
 
 
 class QueueSettings(Worker):
     """Pulls jobs from queue servers: from `url`, or from several `servers`."""
 
-    url: Url | None = Field(None, description="The server's address; for several, servers.NAME.")
     servers: dict[str, ServerSettings] = Field(
-        {}, description="Several servers by name, each with url and any of the other keys."
+        {},
+        description="Several servers by name instead of url, each with the keys above, e.g. "
+        "[plugins.queue.servers.shop] with url = 'http://queue.lan:8000'.",
     )
 
     @model_validator(mode="after")
@@ -135,8 +144,7 @@ class QueueSettings(Worker):
         """The servers by name."""
         if self.servers:
             return self.servers
-        shared = {name: getattr(self, name) for name in Worker.model_fields}
-        return {ONLY: ServerSettings(url=str(self.url), **shared)}
+        return {ONLY: ServerSettings(**{key: getattr(self, key) for key in Worker.model_fields})}
 
 
 def open_transport(context: TransportContext) -> Transport:

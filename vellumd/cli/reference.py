@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,22 @@ PRESETS = """\
 UNSET = "..."
 
 
-def sections() -> Iterator[tuple[str, str, list[tuple[str, FieldInfo]]]]:
-    """Name, description and keys of each section: the core's, then the default plugins'."""
+def sections(
+    wanted: Iterable[str] = DEFAULT_PLUGINS,
+) -> Iterator[tuple[str, str, list[tuple[str, FieldInfo]]]]:
+    """Name, description and keys of each section: the core's, then those of `wanted` plugins."""
     for name, field in Settings.model_fields.items():
         group = field.annotation
         if isinstance(group, type) and issubclass(group, BaseModel):
             yield name, _sentence(group), list(keys(group))
-    for name, spec in sorted(plugins.load(DEFAULT_PLUGINS).transports.items()):
+    for name, spec in sorted(plugins.load(wanted).transports.items()):
         yield f"plugins.{name}", _sentence(spec.settings_model), list(keys(spec.settings_model))
+
+
+def bundled() -> list[str]:
+    """Plugins of vellumd's own distribution; most run only where their section exists."""
+    points = plugins.entry_points()
+    return [point.name for point in points if point.dist and point.dist.name == "vellumd"]
 
 
 def toml() -> str:
@@ -67,7 +75,7 @@ def toml() -> str:
 def settings_tables() -> str:
     """The settings as Markdown, one table a section."""
     parts = []
-    for name, description, fields in sections():
+    for name, description, fields in sections(bundled()):
         rows = (f"| `{key}` | `{_default(f)}` | {_cell(f.description)} |" for key, f in fields)
         parts.append(
             f"### `[{name}]`\n\n{description}\n\n| Key | Default | Meaning |\n|---|---|---|"

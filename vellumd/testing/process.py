@@ -75,9 +75,14 @@ class DaemonProcess:
         self._process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
         return self._ended(seconds)
 
+    @property
+    def alive(self) -> bool:
+        """Whether it runs: for senders that would wait for one that was killed."""
+        return self._process is not None and self._process.poll() is None
+
     def close(self) -> None:
         """Leave nothing running."""
-        if self._process is not None and self._process.poll() is None:
+        if self.alive:
             self.kill()
 
     def _ended(self, seconds: float) -> int:
