@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from pathlib import Path
 
@@ -42,8 +43,7 @@ def refusal(link: Link, entry: Entry) -> Debt:
     told = json.loads(entry.refusal or b"{}")
 
     async def compose() -> Body:
-        fields = mapping.failed(link.settings.map, told["id"], told["code"], told["error"])
-        return _encode(link, fields, "")
+        return _failure(link, told["id"], told["code"], told["error"])
 
     async def settle(code: str | None) -> None:
         await link.journal.settle(entry)
@@ -53,7 +53,12 @@ def refusal(link: Link, entry: Entry) -> Debt:
 
 def _of_job(link: Link, id: Id, job: Job, name: str, settle: Settle) -> Debt:
     async def compose() -> Body:
-        return await asyncio.to_thread(_compose, link, id, job, await _files(link, job))
+        try:
+            return await asyncio.to_thread(_compose, link, id, job, await _files(link, job))
+        except (errors.NotFound, errors.Expired, FileNotFoundError):
+            # Removed meanwhile: a server that is told nothing gives the job for ever.
+            gone = errors.Expired("The result is not kept any more.")
+            return _failure(link, id, gone.code, gone.message)
 
     ended = job.ended.timestamp() if job.ended else 0.0
     return Debt(name, id, ended + GIVE_UP_S, compose, settle)
@@ -67,15 +72,21 @@ async def _files(link: Link, job: Job) -> list[Path]:
 
 
 def _compose(link: Link, id: Id, job: Job, files: list[Path]) -> Body:
-    names = link.settings.map
     if files:
         pictures = [file.read_bytes() for file in files]
-        fields = mapping.done(names, id, pictures, job.results[0].seed, job.elapsed_s)
-        return _encode(link, fields, job.results[0].type)
+        whole = [hashlib.sha256(picture).hexdigest() for picture in pictures]
+        if whole != [result.sha256 for result in job.results]:
+            return _failure(link, id, errors.Internal.code, "The result is damaged.")
+        seed, type = job.results[0].seed, job.results[0].type
+        fields = mapping.done(link.settings.map, id, pictures, seed, job.elapsed_s)
+        return _encode(link, fields, type)
     if job.error is None:
-        error = errors.Cancelled("The job was cancelled.")
-        return _encode(link, mapping.failed(names, id, error.code, error.message), "")
-    return _encode(link, mapping.failed(names, id, job.error.code, job.error.message), "")
+        return _failure(link, id, errors.Cancelled.code, "The job was cancelled.")
+    return _failure(link, id, job.error.code, job.error.message)
+
+
+def _failure(link: Link, id: Id, code: str, message: str) -> Body:
+    return _encode(link, mapping.failed(link.settings.map, id, code, message), "")
 
 
 def _encode(link: Link, fields: dict[str, object], type: str) -> Body:

@@ -28,11 +28,13 @@ class Bounds:
 
     `silence_s` is between two pieces of an answer, `total_s` for all of it. A pull is given
     time, since a server that gives each job once has forgotten the one we hang up on.
+    `fetch_s` is for how long a picture behind a URL may fail until its job is refused.
     """
 
     connect_s: float = 10
     silence_s: float = 30
     total_s: float = 300
+    fetch_s: float = 600
     job: int = 48 * MIB
     picture: int = 64 * MIB
     word: int = MIB
@@ -55,7 +57,7 @@ class Client:
     ) -> None:
         self._session = session
         self._server = server
-        self._bounds = bounds
+        self.bounds = bounds
         self._timeout = aiohttp.ClientTimeout(
             total=bounds.total_s, sock_connect=bounds.connect_s, sock_read=bounds.silence_s
         )
@@ -67,7 +69,7 @@ class Client:
             if answer.status in (204, 404):
                 return b""
             check(answer)
-            return await read(answer, self._bounds.job)
+            return await read(answer, self.bounds.job)
 
     async def picture(self, url: str) -> AsyncGenerator[bytes, None]:
         """A picture of a job, in pieces; raises `BadImage` if it is not to be had."""
@@ -78,7 +80,7 @@ class Client:
             read = 0
             async for piece in answer.content.iter_chunked(PIECE):
                 read += len(piece)
-                if read > self._bounds.picture:
+                if read > self.bounds.picture:
                     raise errors.BadImage("images: behind its URL are too many bytes.")
                 yield piece
 
@@ -90,14 +92,14 @@ class Client:
                 return "gone"
             if answer.status != 409:  # 409: it has a result already
                 check(answer)
-            await read(answer, self._bounds.word)
+            await read(answer, self.bounds.word)
             return "delivered"
 
     async def beat(self, id: Id) -> None:
         """Tell that the job is still worked on."""
         fields = {"id": id, "worker": self._server.worker}
         async with self._ask(self._server.map.heartbeat, id, json=fields) as answer:
-            await read(answer, self._bounds.word)
+            await read(answer, self.bounds.word)
 
     @asynccontextmanager
     async def _ask(
@@ -119,6 +121,8 @@ class Client:
                 **options,
             ) as answer:
                 yield answer
+        except aiohttp.InvalidURL:  # ours was checked at the start, so it is a picture's
+            raise errors.BadRequest("images: a URL is none.") from None
         except aiohttp.ClientConnectorError:
             raise ServerDownError("cannot be reached") from None
         except TimeoutError:

@@ -15,10 +15,7 @@ from vellumd_queue.backoff import Backoff
 from vellumd_queue.client import ServerDownError
 from vellumd_queue.journal import Entry
 from vellumd_queue.link import Link
-from vellumd_queue.mapping import Id, Order
-
-FETCH_S = 600.0
-"""Seconds for which a picture's URL may fail; then its job is refused."""
+from vellumd_queue.mapping import GarbageError, Id, Order
 
 
 async def take(link: Link, entry: Entry) -> bool:
@@ -29,13 +26,18 @@ async def take(link: Link, entry: Entry) -> bool:
     if entry.job is None:
         link.sender.owe(answers.refusal(link, entry))
         return False
-    job = await asyncio.to_thread(mapping.find_job, entry.job, link.settings.map)
-    if job is None:  # the mapping was changed meanwhile
-        await link.journal.settle(entry)
-        return False
-    id = mapping.read_id(job, link.settings.map)
+    names = link.settings.map
     try:
-        return await _accept(link, entry, id, mapping.read_order(job, link.settings.map))
+        job = await asyncio.to_thread(mapping.find_job, entry.job, names) or {}
+        id = mapping.read_id(job, names)
+    except GarbageError as garbage:  # it could be read when it came, so `map` was changed
+        link.context.log.error(
+            "a job that was pulled cannot be read with the new map and waits: the server %s",
+            garbage,
+        )
+        return False
+    try:
+        return await _accept(link, entry, id, mapping.read_order(job, names))
     except errors.VellumError as error:
         await _refuse(link, entry, id, error)
         return False
@@ -43,13 +45,14 @@ async def take(link: Link, entry: Entry) -> bool:
 
 async def _accept(link: Link, entry: Entry, id: Id, order: Order) -> bool:
     """Submit it, and again while the daemon has no room for it."""
-    backoff = Backoff()
+    backoff = Backoff(link.pace)
+    patient_until = time.monotonic() + link.client.bounds.fetch_s
     while True:
         try:
             new, job = await _submit(link, id, await _request(link, order))
             break
         except ServerDownError as down:
-            if time.time() - entry.at > FETCH_S:
+            if time.monotonic() > patient_until:
                 raise errors.BadImage(f"images: the server of a URL {down.text}.") from None
             pause = backoff.pause(down.retry_after)
         except errors.VellumError as error:
@@ -61,7 +64,7 @@ async def _accept(link: Link, entry: Entry, id: Id, order: Order) -> bool:
     link.taken.set()
     if not new:
         link.context.log.info("job %.80r was given again", id)
-        if job.status.terminal and not link.sender.owes(job.id):
+        if job.status.terminal and not link.sender.will_send(job.id):
             link.sender.owe(answers.repeat(link, id, job))
     return new
 

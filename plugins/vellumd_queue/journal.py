@@ -7,6 +7,7 @@ with it, and no crash, full queue or daemon that stops can lose it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 import time
 from collections.abc import Iterable
@@ -38,14 +39,25 @@ class Entry:
 
 
 class Journal:
-    """One SQLite file, committed to disk before each method returns."""
+    """One SQLite file, committed to disk before each method returns.
 
-    def __init__(self, file: Path) -> None:
+    One that is damaged when it is opened is set aside, and a new one begun.
+    """
+
+    def __init__(self, file: Path, log: logging.Logger) -> None:
         self._file = file
+        self._log = log
         self._one_at_a_time = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        self._connection = await asyncio.to_thread(_open, self._file)
+        try:
+            self._connection = await asyncio.to_thread(_open, self._file)
+        except sqlite3.OperationalError:
+            raise  # locked, or out of room: that passes
+        except sqlite3.DatabaseError as error:
+            aside = await asyncio.to_thread(_set_aside, self._file)
+            self._log.error("%s was damaged (%s) and is now %s", self._file.name, error, aside)
+            self._connection = await asyncio.to_thread(_open, self._file)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -84,10 +96,27 @@ class Journal:
 
 def _open(file: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(SCHEMA)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(SCHEMA)
+        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise sqlite3.DatabaseError(found)
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection
+
+
+def _set_aside(file: Path) -> str:
+    """Keep a damaged file under another name, with what SQLite has beside it."""
+    aside = f"{file.name}.damaged-{time.time_ns()}"
+    for end in ("", "-wal", "-shm"):
+        part = file.with_name(file.name + end)
+        if part.exists():
+            part.rename(file.with_name(aside + end))
+    return aside
 
 
 def _commit(connection: sqlite3.Connection, statement: str, values: tuple[Any, ...]) -> int:

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from vellumd import TransportContext
+from vellumd_queue.backoff import Pace
 from vellumd_queue.client import Client
 from vellumd_queue.journal import Journal
 from vellumd_queue.plugin import ServerSettings
@@ -20,6 +21,7 @@ class Link:
     name: str
     settings: ServerSettings
     context: TransportContext
+    pace: Pace
     journal: Journal
     client: Client
     state: State

@@ -25,6 +25,8 @@ ID_MAX = 256
 """Longest id in characters."""
 ELEMENTS_MAX = 100_000
 """Most brackets and commas of an answer: pictures are few long texts."""
+STEPS_DIGITS = 9
+"""Digits of a number of steps that is looked at; thousands of them are more than `int` takes."""
 PRIVATE = {"images", "mask", "client_id", "meta"}
 """Fields of a request that are not taken over as they come."""
 
@@ -61,15 +63,15 @@ def find_job(body: bytes, mapping: MapSettings) -> dict[str, Any] | None:
         raise GarbageError(f"answers with a JSON {type(job).__name__} where a job should be")
     named = [path for path in _id_paths(mapping) if holds(job, path)]
     if not named:
-        names = ", ".join(sorted(job)[:8])
+        names = ", ".join(map(ascii, sorted(job)[:8]))
         raise GarbageError(f"answers with an object without an id; it has {names[:200]}")
     return None if dig(job, named[0]) in (None, "") else job
 
 
 def read_id(job: Mapping[str, Any], mapping: MapSettings) -> Id:
     """The job's id; raises `GarbageError` for one that cannot be sent back."""
-    found = next(dig(job, path) for path in _id_paths(mapping) if holds(job, path))
-    if isinstance(found, bool) or not isinstance(found, Id) or len(str(found)) > ID_MAX:
+    found = next((dig(job, path) for path in _id_paths(mapping) if holds(job, path)), None)
+    if isinstance(found, bool) or not isinstance(found, Id) or not _is_short_text(str(found)):
         raise GarbageError("answers with an id that is neither a short text nor a whole number")
     return found
 
@@ -109,8 +111,9 @@ def request_of(order: Order, images: list[ImageRef], mask: ImageRef | None) -> d
         raise errors.BadRequest("width and height: must be given together.")
     if width is not None:
         fields.setdefault("size", f"{width}x{height}")
-    if str(fields.get("steps", "")).isdecimal() and not fields.get("preset"):
-        fields["preset"] = models.implied_preset(int(fields["steps"]))
+    steps = str(fields.get("steps", ""))
+    if steps.isdecimal() and len(steps) < STEPS_DIGITS and not fields.get("preset"):
+        fields["preset"] = models.implied_preset(int(steps))
     return {**fields, "images": images, "mask": mask}
 
 
@@ -214,7 +217,7 @@ def _part(name: str, value: Any, type: str) -> bytes:
         file = f'{head}; filename="result.{models.SUFFIXES[type]}"\r\nContent-Type: {type}'
         return file.encode() + b"\r\n\r\n" + value
     text = "" if value is None else str(value)
-    return f"{head}\r\n\r\n{text}".encode()
+    return f"{head}\r\n\r\n{text}".encode(errors="replace")
 
 
 def _text(value: Any) -> Any:
@@ -248,6 +251,11 @@ def dig(value: Any, path: str) -> Any:
         else:
             return None
     return value
+
+
+def _is_short_text(text: str) -> bool:
+    """Whether it can be written and is short; JSON can spell half a character."""
+    return len(text) <= ID_MAX and not re.search("[\ud800-\udfff]", text)
 
 
 def holds(job: Mapping[str, Any], path: str) -> bool:

@@ -22,7 +22,7 @@ async def poll(link: Link, gate: Gate) -> None:
     """Finish what was pulled before, then pull for ever."""
     for left in await link.journal.entries(link.name):
         await intake.take(link, left)
-    idling, backoff = Idling(), Backoff()
+    idling, backoff = Idling(link.pace), Backoff(link.pace)
     clock = asyncio.get_running_loop().time
     while True:
         async with gate.turn():
@@ -50,9 +50,12 @@ async def _pull(link: Link) -> Entry | None:
     if job is None:
         return None
     mapping.read_id(job, link.settings.map)
+    told = False
     while True:
         try:
             return await link.journal.keep(link.name, body)
         except sqlite3.Error as error:
-            link.context.log.error("what was pulled cannot be written down: %s", error)
+            if not told:
+                link.context.log.error("what was pulled cannot be written down yet: %s", error)
+            told = True
             await asyncio.sleep(STORE_S)

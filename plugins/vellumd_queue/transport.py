@@ -9,6 +9,7 @@ import aiohttp
 
 from vellumd import TransportContext
 from vellumd_queue import answers
+from vellumd_queue.backoff import Pace
 from vellumd_queue.client import Bounds, Client
 from vellumd_queue.gate import Gate
 from vellumd_queue.heart import beat
@@ -26,10 +27,16 @@ UNKNOWN_S = 3600.0
 class QueueTransport:
     """Pulls jobs from queue servers and posts their results."""
 
-    def __init__(self, context: TransportContext, bounds: Bounds | None = None) -> None:
+    def __init__(
+        self,
+        context: TransportContext,
+        bounds: Bounds | None = None,
+        pace: Pace | None = None,
+    ) -> None:
         self._context = context
         self._settings: QueueSettings = context.settings
         self._bounds = bounds or Bounds()
+        self._pace = pace or Pace()
         self._states: list[State] = []
 
     async def run(self) -> None:
@@ -37,7 +44,7 @@ class QueueTransport:
         gate = Gate(self._context)
         async with (
             aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session,
-            Journal(self._context.dir / "pulled.sqlite") as journal,
+            Journal(self._context.dir / "pulled.sqlite", self._context.log) as journal,
             asyncio.TaskGroup() as tasks,
         ):
             named = self._settings.named()
@@ -60,8 +67,8 @@ class QueueTransport:
         client = Client(session, server, self._bounds)
         state = State(server.url, self._report)
         self._states.append(state)
-        sender = Sender(client, state, self._context.log)
-        return Link(name, server, self._context, journal, client, state, sender)
+        sender = Sender(client, state, self._context.log, self._pace)
+        return Link(name, server, self._context, self._pace, journal, client, state, sender)
 
     async def _hand_out(self, links: dict[str, Link]) -> None:
         """Give each ended job to its server's sender."""

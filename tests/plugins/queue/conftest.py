@@ -19,12 +19,15 @@ from vellumd import EngineSpec, TransportSpec
 from vellumd.daemon import Daemon
 from vellumd.plugins import Plugins
 from vellumd.settings import Settings
+from vellumd_queue.backoff import Pace
 from vellumd_queue.client import Bounds
 from vellumd_queue.plugin import QueueSettings
 from vellumd_queue.transport import QueueTransport
 
-QUICK = Bounds(connect_s=1, silence_s=0.5, total_s=2, job=1 << 20, picture=1 << 20)
+QUICK = Bounds(connect_s=1, silence_s=0.5, total_s=1, fetch_s=0.3, job=1 << 20, picture=1 << 20)
 """For servers that are silent on purpose."""
+HASTE = Pace(idle_s=0.05, idle_max_s=0.2, patience=5, failed_max_s=0.2)
+"""Pauses a twentieth as long, so that tests need not wait."""
 
 
 def png(color: str = "teal", width: int = 48, height: int = 32) -> bytes:
@@ -65,6 +68,7 @@ def open_door(tmp_path: Path, paper_engine: None) -> OpenDoor:
         core: dict[str, Any] | None = None,
         engine: dict[str, Any] | None = None,
         bounds: Bounds = QUICK,
+        pace: Pace = HASTE,
         **queue: Any,
     ) -> AsyncIterator[Daemon]:
         settings = Settings.model_validate(
@@ -77,7 +81,7 @@ def open_door(tmp_path: Path, paper_engine: None) -> OpenDoor:
             }
         )
         spec = TransportSpec(
-            "queue", QueueSettings, lambda context: QueueTransport(context, bounds)
+            "queue", QueueSettings, lambda context: QueueTransport(context, bounds, pace)
         )
         plugins = Plugins((), {spec.name: spec}, {paper.name: paper}, ())
         async with Daemon(settings, plugins).running() as daemon:

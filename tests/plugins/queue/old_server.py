@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from urllib.parse import urlsplit
 Answer = tuple[int, dict[str, str], bytes]
 EMPTY: Answer = (204, {}, b"")
 OK: Answer = (200, {}, b"{}")
+LOOK_S = 0.05
+"""Seconds between two looks at what happens elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,12 @@ class OldServer:
         return [call for call in self.calls if call.path == path]
 
     def wait(self, happened: Callable[[], Any], seconds: float = 15) -> None:
-        """Wait until something is so."""
+        """Wait until something is so, be it of this server or not."""
+        end = time.monotonic() + seconds
         with self.changed:
-            if not self.changed.wait_for(happened, seconds):
-                raise TimeoutError
+            while not self.changed.wait_for(happened, LOOK_S):
+                if time.monotonic() > end:
+                    raise TimeoutError
 
     def offer(self, job: Any) -> None:
         """Put a job into the queue."""

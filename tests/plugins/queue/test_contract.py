@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.plugins.queue.old_server import OK, Answer, Call, OldServer
 from vellumd import errors
 from vellumd.testing import Refused, Reply, TransportContract
+
+LOST_S = 5.0
+"""Seconds after which a job that was given away counts as lost with the daemon that had it."""
 
 
 class TestQueue(TransportContract):
@@ -29,14 +33,14 @@ class TestQueue(TransportContract):
             self.old.offer({"id": key, "image": image, "prompt": prompt})
         if (self.daemon.folder / "hold").exists():
             return  # a busy daemon pulls nothing: the server keeps it
-        self.old.wait(lambda: len(self.told(key)) > before, 1.5)
+        self.wait(lambda: len(self.told(key)) > before)
         code = self.told(key)[-1].json.get("code", "internal")
         if errors.BY_CODE[code].status < 500:
             raise Refused(code)
 
     def receive(self, key: str) -> Reply:
         before = len(self.answers(key))
-        self.old.wait(lambda: len(self.answers(key)) > before, 1.5)
+        self.wait(lambda: len(self.answers(key)) > before)
         answer = self.answers(key)[-1].json
         picture = base64.b64decode(answer.get("image", ""))
         return Reply("", picture, answer.get("code", ""))
@@ -44,15 +48,20 @@ class TestQueue(TransportContract):
     def confirm(self, key: str) -> None:
         before = len(self.answers(key))
         self.confirmed.add(key)
-        self.old.wait(lambda: len(self.answers(key)) > before)
+        self.wait(lambda: len(self.answers(key)) > before)
 
     def send_rubbish(self) -> None:
         self.old.offer(b"\xff")
-        self.old.offer({"message": "no jobs today"})
         self.old.offer({"id": "rubbish", "images": 7, "prompt": []})
 
     def hang_up(self) -> None:
         self.old.close()
+
+    def wait(self, happened: Callable[[], bool]) -> None:
+        """Until something is so, unless the daemon is gone or has lost what it was given."""
+        self.old.wait(lambda: happened() or not self.daemon.alive, LOST_S)
+        if not happened():
+            raise ConnectionError
 
     def told(self, key: str) -> list[Call]:
         """What came about a job: signs of life and answers."""

@@ -38,7 +38,7 @@ def test_empty_answers(body: bytes) -> None:
         (b"[" * 200_000, "elements"),
         (b"7", "int"),
         (b'[{"id": 1}]', "list"),
-        (b'{"message": "no"}', "without an id; it has message"),
+        (b'{"message": "no"}', "without an id; it has 'message'"),
         (b'{"id": {"a": 1}}', "neither a short text"),
         (b'{"id": true}', "neither a short text"),
         (b'{"id": 1.5}', "neither a short text"),
