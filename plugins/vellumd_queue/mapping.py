@@ -126,8 +126,13 @@ def picture_url(picture: str, base: str) -> str | None:
     relative = picture.startswith("/") and not picture.startswith("/9j/")
     if not relative and not re.match(r"https?://", picture, re.IGNORECASE):
         return None
-    url = urljoin(f"{base}/", picture)
-    if origin(url) != origin(base):
+    try:
+        url = urljoin(f"{base}/", picture)
+        url.encode()
+        same = origin(url) == origin(base)
+    except ValueError:
+        raise errors.BadRequest("images: a URL is none.") from None
+    if not same:
         raise errors.BadRequest("images: a URL must be on the queue's own server.")
     return url
 
@@ -144,13 +149,9 @@ def decode_picture(picture: str) -> bytes:
 
 
 def origin(url: str) -> tuple[str, str | None, int]:
-    """Scheme, host and port."""
+    """Scheme, host and port; raises `ValueError` if it has none of those."""
     parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError:
-        raise errors.BadRequest("images: a URL has a wrong port.") from None
-    return parts.scheme, parts.hostname, port or (443 if parts.scheme == "https" else 80)
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
 
 # out: results to answers
