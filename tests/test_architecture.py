@@ -25,7 +25,7 @@ LAYERS = (
     {"store"},
     {"events", "metrics", "deliveries", "jobs", "context"},
     {"circuit", "child", "supervisor", "executor"},
-    {"hookspecs", "plugins", "transports", "lag"},
+    {"hookspecs", "plugins", "transports", "lag", "containment"},
     {"watchdog", "daemon", "local", "testing"},
     {"cli"},
 )  # fmt: skip

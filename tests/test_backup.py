@@ -63,6 +63,7 @@ async def test_a_copy_of_a_running_daemon(
     )
     async with run_daemon(store={"dir": tmp_path / "copy"}) as daemon:
         assert [warning["code"] for warning in daemon.info()["warnings"]] == ["store_rebuilt"]
+        assert await daemon.jobs.is_paused(0)
         await is_back(daemon, done, waiting)
 
 

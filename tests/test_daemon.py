@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sqlite3
@@ -27,6 +28,15 @@ from vellumd.store.spool import sha256_of
 
 Run = Callable[..., AbstractAsyncContextManager[Daemon]]
 Picture = Callable[..., bytes]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for another program's lock on the store does so for moments only."""
+    monkeypatch.setattr(schema, "BUSY_S", 0.1)
+    monkeypatch.setattr("vellumd.executor.STORE_RETRY_S", 0.1)
+    monkeypatch.setattr("vellumd.executor.PUT_BACK_S", 0.5)
+    monkeypatch.setattr("vellumd.daemon.STORE_RETRY_S", 0.1)
 
 
 async def submit(daemon: Daemon, picture: bytes, prompt: str = "invert", **fields: Any) -> Job:
@@ -195,12 +205,23 @@ async def test_strays_are_swept(make_settings: Callable[..., Any], picture: Pict
 
 
 async def test_two_daemons_do_not_share_a_folder(run_daemon: Run) -> None:
-    """The second one refuses to start and touches nothing."""
-    async with run_daemon():
+    """The second one refuses to start and touches nothing, whatever files somebody removed."""
+    async with run_daemon() as daemon:
+        for file in daemon.settings.store.dir.glob("*.lock"):
+            file.unlink()
         with pytest.raises(ExceptionGroup) as caught:
             async with run_daemon():
                 pass
         assert caught.group_contains(LockedStoreError)
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_only_its_own_address_is_taken_back(run_daemon: Run, own: bool) -> None:
+    """A daemon that ends leaves alone what another one announced."""
+    async with run_daemon() as daemon:
+        file = daemon.settings.store.dir / "daemon.json"
+        file.write_text(json.dumps({"pid": os.getpid() + (not own), "url": "http://x"}))
+    assert file.exists() != own
 
 
 async def test_events_resume_without_gap_or_repeat(run_daemon: Run, picture: Picture) -> None:
@@ -308,6 +329,7 @@ async def test_no_model_keeps_intake_open(run_daemon: Run, picture: Picture) -> 
         ({"tier": "warp"}, "unknown_tier"),
         ({"tier": "reference"}, "unknown_tier"),
         ({"wobble": 1}, "bad_request"),
+        ({"job_id": "../spool"}, "bad_request"),
     ],
 )
 async def test_a_wrong_request_is_refused_by_code(
@@ -321,8 +343,9 @@ async def test_a_wrong_request_is_refused_by_code(
         assert daemon.jobs.queue()["queued"] == 0
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_locked_store_delays_and_loses_nothing(
-    run_daemon: Run, picture: Picture, make_settings: Callable[..., Any]
+    run_daemon: Run, picture: Picture, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While another program locks the database intake says so; then all goes on."""
     async with run_daemon(paper={"step_s": 0.02}) as daemon:
@@ -332,8 +355,9 @@ async def test_a_locked_store_delays_and_loses_nothing(
                 break
         rude = sqlite3.connect(daemon.settings.store.dir / "jobs.sqlite", isolation_level=None)
         rude.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(errors.EngineUnavailable):
-            await submit(daemon, picture(2))
+        while "the queue waits" not in caplog.text:  # the edit has ended and cannot be noted
+            with pytest.raises(errors.EngineUnavailable):
+                await submit(daemon, picture(2))
         rude.execute("ROLLBACK")
         rude.close()
         accepted = await submit(daemon, picture(3), steps=1)
@@ -352,6 +376,7 @@ async def test_a_retry_outlives_its_preset(
         assert again.request and again.request.steps == 3 and again.status is JobStatus.DONE
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_stop_does_not_wait_for_a_locked_store(
     run_daemon: Run, picture: Picture, ledger: Callable[[], list[str]]
 ) -> None:
@@ -460,8 +485,9 @@ async def test_a_transport_that_never_ends_is_left(
             pass
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_locked_store_costs_no_observer_an_event(
-    make_settings: Callable[..., Any], picture: Picture
+    make_settings: Callable[..., Any], picture: Picture, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Observers are told all that happened, late if they must, and the daemon lives."""
     heard: list[str] = []
@@ -480,6 +506,9 @@ async def test_a_locked_store_costs_no_observer_an_event(
         job = await submit(daemon, picture(), steps=1)
         with pytest.raises(errors.EngineUnavailable):
             await finish(daemon, job)
+        async with asyncio.timeout(10):
+            while "the observers wait" not in caplog.text:
+                await asyncio.sleep(0.02)
         rude.execute("ROLLBACK")
         rude.close()
         async with asyncio.timeout(10):

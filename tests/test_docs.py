@@ -179,9 +179,8 @@ def test_the_lines_door_is_explained_in_full() -> None:
 
 
 def test_the_lines_door_is_small() -> None:
-    """A whole door fits in 80 lines of code; texts, comments and blank lines not counted."""
-    lines = without_blanks((LINES / "vellumd_lines.py").read_text("utf-8"))
-    assert len([line for line in lines if not line.lstrip().startswith(('"""', "#"))]) <= 80
+    """A whole door fits in 80 lines, every line of the module counted."""
+    assert len((LINES / "vellumd_lines.py").read_text("utf-8").splitlines()) <= 80
 
 
 def without_blanks(code: str) -> list[str]:

@@ -163,7 +163,7 @@ async def test_a_full_disk_holds_the_queue_until_there_is_room(
                 raise OSError(28, "No space left on device")
             path.write_bytes(data)
 
-        job = await submit(daemon, picture(1), "full")
+        job = await submit(daemon, picture(1))
         following = await submit(daemon, picture(2))
         monkeypatch.setattr(daemon.jobs._spool, "_write", write)
         await until(lambda: looked > 2)
@@ -184,10 +184,53 @@ async def test_a_job_without_room_can_be_cancelled(
     """It is queued, so it ends at once."""
     (tmp_path / "full").touch()
     async with run_daemon() as daemon:
-        job = await submit(daemon, picture(), "full")
+        job = await submit(daemon, picture())
         await until(lambda: daemon.executor.held == "storage_full")
         await until(lambda: daemon.jobs.queue()["queued"] == 1)
         assert (await daemon.jobs.cancel(job.id)).status is JobStatus.CANCELLED
+
+
+async def test_a_result_without_room_does_not_repeat_for_ever(
+    run_daemon: Run, picture: Picture, ledger: Ledger, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A result too large for the room that there is ends its job; the next one is done."""
+    monkeypatch.setattr("vellumd.executor.ROOM_S", 0.05)
+    full = tmp_path / "full"
+    full.touch()
+    async with run_daemon() as daemon:  # whose own trial writes find room
+        ended = await finish(daemon, job := await submit(daemon, picture(1)))
+        assert ended.error and ended.error.code == "storage_full"
+        assert ledger() == [job.id] * 3
+        full.unlink()
+        following = await finish(daemon, await submit(daemon, picture(2)))
+        assert following.status is JobStatus.DONE
+
+
+async def test_a_full_disk_under_the_engine_holds_nothing(
+    run_daemon: Run, picture: Picture, ledger: Ledger
+) -> None:
+    """No room for a cache or a temporary file: that job fails at once, the next is done."""
+    async with run_daemon() as daemon:
+        job = await submit(daemon, picture(1), "scratch")
+        following = await submit(daemon, picture(2))
+        ended = await finish(daemon, job)
+        assert ended.error and ended.error.code == "storage_full" and ended.attempt == 1
+        assert (await finish(daemon, following)).status is JobStatus.DONE
+        assert ledger() == [job.id, following.id]
+
+
+async def test_a_drain_starts_no_engine(run_daemon: Run, picture: Picture) -> None:
+    """The job that takes too long is put back, and no process takes over from the killed one."""
+    states: list[str] = []
+    async with run_daemon(paper={"step_s": 0.05}) as daemon:
+        job = await submit(daemon, picture(), steps=100)
+        await first_step(daemon, job)
+        daemon.supervisor._on_state = lambda state: states.append(state.state)
+        await daemon.executor.drain(0)
+        assert (await daemon.jobs.get(job.id)).status is JobStatus.QUEUED
+        await until(lambda: bool(states))
+        assert states == ["unloaded"] and daemon.supervisor.state.restarts == 0
 
 
 @pytest.mark.parametrize(("prompt", "code"), [("memory", "out_of_memory"), ("black", "bad_output")])

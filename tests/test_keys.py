@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import stat
 import sys
 from pathlib import Path
@@ -65,6 +67,24 @@ def test_a_name_is_taken_once(tmp_path: Path) -> None:
         ring.add("phone")
     with pytest.raises(errors.NotFound, match="tablet"):
         ring.remove("tablet")
+
+
+def test_a_change_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk: the keys stay as they were, and no half-written file beside them."""
+    ring = Keyring(tmp_path / "keys.json")
+    ring.add("phone")
+    before = sorted(tmp_path.iterdir())
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="space"):
+        ring.add("laptop")
+    assert [key.name for key in ring.keys] == ["phone"]
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"keys": [{"name": "a"}]}', "\xff"])

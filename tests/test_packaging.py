@@ -83,6 +83,7 @@ def test_the_base_install_has_no_engine(wheel: zipfile.ZipFile) -> None:
         "prometheus-client",
         "pydantic",
         "pydantic-settings",
+        "watchdog",
     }
 
 

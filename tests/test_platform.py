@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from vellumd import platform
 
 LIMITS = """
 import resource
@@ -24,3 +29,26 @@ def test_as_many_files_as_allowed() -> None:
         [sys.executable, "-c", LIMITS], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["128", "128"]
+
+
+def test_a_share_without_fsync_of_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a file system has no such call is no fault; that a disk fails is one."""
+
+    def fsync(handle: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    number = errno.EINVAL
+    platform.fsync_dir(tmp_path)
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output"):
+        platform.fsync_dir(tmp_path)
+
+
+def test_who_writes_a_file_is_told_where_the_system_can(tmp_path: Path) -> None:
+    """Linux tells it of local files; on shares it would take every file for one in use."""
+    file = tmp_path / "a"
+    with file.open("wb"):
+        assert platform.being_written(file)
+        assert not platform.being_written(file, on_share=True)
+    assert not platform.being_written(file)

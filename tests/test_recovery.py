@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import secrets
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -176,6 +178,101 @@ async def test_a_store_that_is_gone_altogether_is_rebuilt(killed: Killed) -> Non
     assert store.rebuilt and store.rebuilt.reason == "it was missing"
 
 
+BAD_REQUESTS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no JSON": lambda told: told.clear(),
+    "another's": lambda told: told.update(id="019f0000-0000-7000-8000-000000000000"),
+    "a batch that is no text": lambda told: told["request"].update(batch={"a": 1}),
+    "a time beyond all clocks": lambda told: told.update(created=10**40),
+    "a time beyond the calendar": lambda told: told.update(created=10**17),
+    "a lane that is no number": lambda told: told.update(lane=10**30),
+    "a batch that is no Unicode": lambda told: told["request"].update(batch="\ud800"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_REQUESTS)
+async def test_a_bad_request_file_costs_its_own_job_alone(
+    killed: Killed, bad: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is named, its folder is kept, and however often one starts there is one copy."""
+    clean, _, before, picture = killed
+    lost, folder = before[3], clean / "spool" / before[3].id
+    told = json.loads((folder / "request.json").read_text())
+    BAD_REQUESTS[bad](told)
+    (folder / "request.json").write_text(json.dumps(told) if told else "{")
+    (clean / NAME).write_bytes(secrets.token_bytes(1 << 16))
+    for start in range(3):
+        store = await check_nothing_lost(clean, [job for job in before if job != lost], picture)
+        assert bool(store.rebuilt) == (start == 0)
+    assert f"job {lost.id} could not be restored" in caplog.text
+    kept = clean / "spool" / f"{lost.id}.unreadable"
+    assert (kept / "request.json").exists() and (kept / "input-1.png").exists()
+    assert len(list(clean.glob("*damaged*"))) == 1
+
+
+async def test_a_bad_end_file_costs_no_job(killed: Killed) -> None:
+    """A job whose end says what cannot be is done once more."""
+    clean, _, before, _ = killed
+    failed = next(job for job in before if job.error)
+    end = clean / "spool" / failed.id / "end.json"
+    told = json.loads(end.read_text())
+    end.write_text(json.dumps({**told, "data": {**told["data"], "elapsed_s": "long"}}))
+    (clean / NAME).unlink()
+    async with opened(clean) as disk:
+        statuses = {job.id: (await disk.jobs.get(job.id)).status for job in before}
+    assert statuses.pop(failed.id) is JobStatus.QUEUED
+    assert [statuses[job.id] for job in before if job.status.terminal and job != failed] == [
+        job.status for job in before if job.status.terminal and job != failed
+    ]
+
+
+@pytest.mark.parametrize("damage", ["log", "database"])
+async def test_a_rebuild_that_fails_leaves_the_old_store(
+    killed: Killed, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that finds no room changes nothing, however often; the next one mends."""
+    _, folder, before, picture = killed
+    (folder / (NAME + ("-wal" if damage == "log" else ""))).write_bytes(b"")
+    there = {file.name for file in folder.iterdir()} | {f"{NAME}-wal", f"{NAME}-shm"}
+
+    def full(*_: object) -> int:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recovery.rebuild, "from_folders", full)
+        for _ in range(3):
+            with pytest.raises(recovery.UnusableStoreError, match="disk is full"):
+                async with opened(folder):
+                    pass
+    assert {file.name for file in folder.iterdir()} <= there | {f"{NAME}.new"}
+    assert (await check_nothing_lost(folder, before, picture)).rebuilt
+
+
+@pytest.mark.parametrize("paused", [True, False])
+@pytest.mark.parametrize("damage", ["garbled", "log gone", "gone"])
+async def test_a_pause_outlives_the_database(killed: Killed, damage: str, paused: bool) -> None:
+    """What somebody paused stays so, and what was resumed, whatever an old copy says."""
+    folder = killed[1]
+    async with opened(folder) as disk:
+        await disk.jobs.set_paused(0, not paused)
+    async with opened(folder) as disk:
+        await disk.jobs.set_paused(0, paused)
+        await ended(disk)
+        kill(folder, folder / "copy")
+    folder /= "copy"
+    if damage == "garbled":
+        (folder / NAME).write_bytes(secrets.token_bytes(1 << 16))
+    else:
+        (folder / (NAME + ("-wal" if damage == "log gone" else ""))).unlink()
+    async with opened(folder) as disk:
+        assert disk.store.rebuilt and await disk.jobs.is_paused(0) == paused
+
+
+async def ended(disk: OnDisk) -> None:
+    """Something happens in the store."""
+    (running, *_) = await disk.store.running()
+    await disk.jobs.failed(running.id, errors.BadOutput("Black."))
+
+
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_FULL])
 async def test_a_full_disk_is_no_damage(
     killed: Killed, monkeypatch: pytest.MonkeyPatch, code: int
@@ -241,6 +338,15 @@ async def claimed(disk: OnDisk) -> Job:
     job = await disk.jobs.claim(0)
     assert job
     return job
+
+
+async def test_a_start_that_is_given_up_leaves_nothing_open(killed: Killed) -> None:
+    """The folder is free when the call has ended, not when its thread ends some time later."""
+    folder = killed[1]
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await Store.open(folder / NAME, lambda events: None)
+    assert not (folder / f"{NAME}-wal").exists()
 
 
 # older and newer schemas

@@ -12,12 +12,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.jobs_on_disk import NAME, OnDisk, ask, opened
 from vellumd import errors
-from vellumd.models import Job, JobStatus
+from vellumd.models import Job, JobStatus, ResolvedEdit, new_job_id
 from vellumd.store.room import GB, Usage
 from vellumd.store.spool import STAGED_S
 
@@ -123,6 +124,13 @@ async def test_without_retention_a_job_goes_once_it_is_delivered(
         assert await expired(disk, plain) and await expired(disk, lost)
 
 
+def an_hour_passes(disk: OnDisk) -> None:
+    """Nothing that is staged is of the last hour any more."""
+    past = time.time() - STAGED_S - 1
+    for file in (disk.spool.root / "staged").iterdir():
+        os.utime(file, (past, past))
+
+
 def used(disk: OnDisk) -> int:
     """Bytes that are really there."""
     fresh = Usage()
@@ -137,19 +145,66 @@ async def test_room_is_made_from_the_oldest(tmp_path: Path, picture: Picture) ->
     async with opened(tmp_path, max_gb=20.5 * one / GB) as disk:
         jobs = [await disk.finish(picture(n, size, "BMP"), n) for n in range(10)]
         assert abs(disk.spool.usage.bytes - used(disk)) < one / 10
+        an_hour_passes(disk)
         await disk.retention().once()
         assert all("input-1.bmp" in names(disk, job) for job in jobs)
         jobs += [await disk.finish(picture(n, size, "BMP"), n) for n in range(10, 15)]
+        an_hour_passes(disk)
         await disk.retention().once()
         there = ["input-1.bmp" in names(disk, job) for job in jobs]
         assert there == [False] * 10 + [True] * 5
         assert all("result-1.png" in names(disk, job) for job in jobs)
         jobs += [await disk.finish(picture(n, size, "BMP"), n) for n in range(15, 25)]
+        an_hour_passes(disk)
         await disk.retention().once()
         gone = [await expired(disk, job) for job in jobs]
         assert gone == [True] * 5 + [False] * 20
         assert disk.spool.usage.bytes <= disk.room.limit
         assert abs(disk.spool.usage.bytes - used(disk)) < one / 10
+
+
+async def test_what_was_sent_can_be_named_for_an_hour(tmp_path: Path, picture: Picture) -> None:
+    """However short the room: results go before it, then intake stops until the hour is over."""
+    size = (500, 400)
+    one = len(picture(0, size, "BMP"))
+    async with opened(tmp_path, max_gb=3.5 * one / GB) as disk:
+        requests = [await ask(disk.jobs, picture(n, size, "BMP"), n) for n in range(3)]
+        job = await disk.finish(picture(0, size, "BMP"), 0)
+        await disk.retention().once()
+        assert await expired(disk, job) and disk.spool.usage.bytes <= disk.room.limit
+        for request in requests:
+            job = await disk.jobs.submit(request, "test")
+            assert await disk.jobs.claim(0)
+            await disk.jobs.failed(job.id, errors.BadOutput("Black."))
+        requests.append(await ask(disk.jobs, picture(3, size, "BMP"), 3))
+        await disk.retention().once()
+        with pytest.raises(errors.StorageFull):
+            await disk.jobs.stage(picture(4, size, "BMP"), "a.bmp")
+        for request in requests:
+            assert await disk.jobs.staged(request.images[0].sha256)
+        an_hour_passes(disk)
+        await disk.retention().once()
+        assert await disk.jobs.stage(picture(4, size, "BMP"), "a.bmp")
+
+
+async def test_a_job_is_deleted_while_room_is_made(
+    tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retention goes on with the next one."""
+    async with opened(tmp_path, max_gb=1e-9) as disk:
+        first, second, third = [await disk.finish(picture(n), n) for n in range(3)]
+        an_hour_passes(disk)
+        loop, remove_inputs = asyncio.get_running_loop(), disk.spool.remove_inputs
+
+        def meanwhile(job_id: str, edit: ResolvedEdit) -> bool:
+            if job_id == first.id:
+                deleting = disk.jobs.delete(second.id)
+                asyncio.run_coroutine_threadsafe(deleting, loop).result(10)
+            return remove_inputs(job_id, edit)
+
+        monkeypatch.setattr(disk.spool, "remove_inputs", meanwhile)
+        await disk.retention().once()
+        assert await expired(disk, first) and await expired(disk, third)
 
 
 async def test_full_of_what_must_stay_means_storage_full(tmp_path: Path, picture: Picture) -> None:
@@ -166,6 +221,7 @@ async def test_full_of_what_must_stay_means_storage_full(tmp_path: Path, picture
         running = await disk.jobs.claim(0)
         assert running
         await disk.jobs.failed(running.id, errors.BadOutput("Black."))
+        an_hour_passes(disk)
         await disk.retention().once()
         assert await disk.jobs.submit(await ask(disk.jobs, picture(3, size, "BMP"), 3), "test")
 
@@ -189,22 +245,56 @@ async def test_intake_stops_at_the_reserve(tmp_path: Path, picture: Picture) -> 
 
 
 async def test_uploads_and_strays(tmp_path: Path, picture: Picture) -> None:
-    """An upload lives for an hour; a folder without a job goes, if it is not on its way."""
+    """An upload lives for an hour; a folder without a job goes, if it is not on its way.
+
+    What has no job's name is not ours, and stays.
+    """
     async with opened(tmp_path) as disk:
         image = await disk.jobs.stage(picture(), "a.png")
-        old, young = disk.spool.root / "old", disk.spool.root / "young"
+        old, young, foreign = (
+            disk.spool.root / name for name in (new_job_id(), new_job_id(), "holiday")
+        )
         past = time.time() - STAGED_S - 1
-        for folder in (old, young):
+        for folder in (old, young, foreign):
             folder.mkdir()
-        os.utime(old, (past, past))
+        for folder in (old, foreign):
+            os.utime(folder, (past, past))
         await disk.retention().once()
         await disk.retention().tidy()
         assert await disk.jobs.staged(image.sha256)
-        assert young.exists() and not old.exists()
+        assert young.exists() and foreign.exists() and not old.exists()
         os.utime(disk.spool.root / "staged" / image.sha256, (past, past))
         await disk.retention().once()
         with pytest.raises(errors.NotFound):
             await disk.jobs.staged(image.sha256)
+
+
+async def test_a_folder_that_is_not_ours_to_read(
+    tmp_path: Path,
+    picture: Picture,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Such as a disk's lost+found: start and retention go on without it, told once."""
+    locked = tmp_path / "spool" / "lost+found"
+    locked.mkdir(parents=True)
+    scandir = os.scandir
+
+    def denied(folder: Any) -> Any:
+        if not isinstance(folder, int) and os.fspath(folder) == str(locked):
+            raise PermissionError(13, "Permission denied", str(locked))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    async with opened(tmp_path, max_gb=1e-9) as disk:
+        await disk.jobs.recover()
+        job = await disk.finish(picture(), 1)
+        an_hour_passes(disk)
+        for _ in range(2):
+            await disk.retention().tidy()
+            await disk.retention().once()
+        assert await expired(disk, job)
+    assert locked.exists() and caplog.text.count("lost+found") == 1
 
 
 async def test_intake_goes_on_beside_it(tmp_path: Path, picture: Picture, full: bool) -> None:

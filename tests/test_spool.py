@@ -99,6 +99,34 @@ def test_staged_pictures_last_an_hour(spool: Spool, picture: Callable[..., bytes
     assert sha256_of(spool.folder("job") / "input-1.png") == one.sha256
 
 
+def flip(file: Path) -> None:
+    """One bit of a picture's colours changes, as on a failing disk."""
+    data = bytearray(file.read_bytes())
+    data[-20] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_damaged_picture_spoils_no_later_one(
+    spool: Spool, picture: Callable[..., bytes], streamed: bool
+) -> None:
+    """Sent again it is whole again; named by its hash it is gone."""
+    data = picture(format="BMP")
+    ref = stage(spool, data)
+    flip(spool.root / "staged" / ref.sha256)
+    used = spool.usage.bytes
+    assert ref.sha256 == (stage(spool, data) if streamed else spool.admit_bytes(data, "")).sha256
+    spool.create("job", edit(ref), {})
+    assert sha256_of(spool.folder("job") / "input-1.bmp") == ref.sha256
+    assert spool.usage.bytes == used
+    flip(spool.root / "staged" / ref.sha256)
+    with pytest.raises(errors.NotFound):
+        spool.staged(ref.sha256)
+    with pytest.raises(errors.Expired, match="damaged"):
+        spool.restage("job", edit(ref))
+    assert list((spool.root / "staged").iterdir()) == []
+
+
 def test_many_jobs_of_one_picture_at_once(spool: Spool, picture: Callable[..., bytes]) -> None:
     """The same bytes sent by many at the same time: each job gets its input."""
     data = picture(format="BMP", size=(300, 300))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 
 from vellumd import errors
 from vellumd.models import ImageRef, JobEvent, JobStatus, ResolvedEdit, Result, new_job_id
-from vellumd.store import schema
+from vellumd.store import recovery, schema
 from vellumd.store.rows import NewJob
+from vellumd.store.spool import Spool
 from vellumd.store.store import Store
 
 LIMIT = 100
@@ -49,6 +51,32 @@ async def store(tmp_path: Path, events: list[JobEvent]) -> AsyncIterator[Store]:
     store = await Store.open(tmp_path / "jobs.sqlite", events.extend)
     yield store
     await store.close()
+
+
+async def test_an_opening_that_is_given_up_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that opens the file cannot be stopped: what it opens is closed, too."""
+    begun, go_on = threading.Event(), threading.Event()
+    found: list[recovery.Opened] = []
+    open_file = recovery.open_file
+
+    def slowly(path: Path, spool: Spool | None) -> recovery.Opened:
+        begun.set()
+        assert go_on.wait(10)
+        found.append(open_file(path, spool))
+        return found[0]
+
+    monkeypatch.setattr(recovery, "open_file", slowly)
+    async with asyncio.TaskGroup() as tasks:
+        opening = tasks.create_task(Store.open(tmp_path / "jobs.sqlite", lambda events: None))
+        assert await asyncio.to_thread(begun.wait, 10)
+        opening.cancel()
+        go_on.set()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        found[0].connection.execute("SELECT 1")
+    with pytest.raises(ValueError, match="closed"):
+        found[0].mark.read()
 
 
 async def test_a_job_goes_from_queued_to_done(store: Store, events: list[JobEvent]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import io
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from vellumd import errors
 from vellumd.circuit import Circuit
@@ -18,10 +21,14 @@ from vellumd.models import ImageRef, ResolvedEdit
 from vellumd.protocol import Done, Init, PreviewImage, Step
 from vellumd.supervisor import EditFailedError, EngineAbsentError, EngineDiedError, Supervisor
 
+INPUT = io.BytesIO()
+Image.new("RGB", (64, 48), "teal").save(INPUT, "PNG")
+SHA256 = hashlib.sha256(INPUT.getvalue()).hexdigest()
+
 
 def edit(prompt: str = "invert", steps: int = 3) -> ResolvedEdit:
     return ResolvedEdit(
-        model="demo", prompt=prompt, images=(ImageRef(sha256="0" * 64, width=64, height=48),),
+        model="demo", prompt=prompt, images=(ImageRef(sha256=SHA256, width=64, height=48),),
         steps=steps, true_cfg_scale=1.0, seed=1,
     )  # fmt: skip
 
@@ -46,10 +53,10 @@ async def supervised(
 
 
 @pytest.fixture
-def job(tmp_path: Path, picture: Any) -> str:
+def job(tmp_path: Path) -> str:
     """The id of a job whose input lies in the spool."""
     (tmp_path / "job").mkdir()
-    (tmp_path / "job" / "input-1.png").write_bytes(picture())
+    (tmp_path / "job" / "input-1.png").write_bytes(INPUT.getvalue())
     return "job"
 
 
@@ -245,6 +252,18 @@ async def test_unloading_ends_the_process(tmp_path: Path, job: str) -> None:
         assert supervisor.state.restarts == 0
 
 
+async def test_who_unloads_last_is_right(tmp_path: Path) -> None:
+    """An engine is wanted from the call on: an unload before the first wait sticks."""
+    async with supervised(tmp_path) as supervisor, asyncio.TaskGroup() as tasks:
+        await supervisor.ready()
+        wanted = supervisor.ready()
+        supervisor.unload()
+        waiting = tasks.create_task(wanted)
+        await until(supervisor, "unloaded")
+        assert not waiting.done()
+        waiting.cancel()
+
+
 async def test_unloading_waits_for_the_edit(tmp_path: Path, job: str) -> None:
     """A running edit is finished before its engine goes."""
     async with supervised(tmp_path, step_s=0.05) as supervisor:
@@ -298,6 +317,21 @@ async def test_a_missing_model_opens_the_circuit_at_once(tmp_path: Path) -> None
             supervisor.load()
             while supervisor.state.restarts < 2:
                 await asyncio.sleep(0.01)
+        assert "paper is missing" in supervisor.state.reason
+
+
+async def test_a_broken_engine_is_not_ready_for_being_unloaded(tmp_path: Path) -> None:
+    """Unloaded means that a job loads it, and this one cannot be loaded: it stays `failed`."""
+    circuit = Circuit(probe_s=(600.0,))
+    async with supervised(tmp_path, circuit=circuit, load_error="model_missing") as supervisor:
+        async with asyncio.timeout(20):
+            while not circuit.open:
+                await asyncio.sleep(0.01)
+        supervisor.unload()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await until(supervisor, "unloaded")
+        assert supervisor.state.state == "failed" and not supervisor.state.ready
         assert "paper is missing" in supervisor.state.reason
 
 

@@ -64,7 +64,10 @@ class TransportJobs:
         await self._jobs.delete(job_id)
 
     async def result(self, job_id: str, n: int = 1) -> Path:
-        """File of result `n`; raises `NotDone`, `NotFound`, `Expired` or the job's error."""
+        """File of result `n`, whose bytes are the ones that were made.
+
+        Raises `NotDone`, `NotFound`, `Expired` (also when it was damaged) or the job's error.
+        """
         return await self._jobs.result(job_id, n)
 
     async def input(self, job_id: str, n: int = 1) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel
 
 import vellumd
-from vellumd import errors, logs, model_card, platform, plugins, watchdog
+from vellumd import containment, errors, logs, model_card, platform, plugins, watchdog
 from vellumd.context import TransportContext
 from vellumd.events import EventBus
 from vellumd.executor import STORE_RETRY_S, Executor
@@ -33,7 +34,7 @@ from vellumd.plugins import Plugins
 from vellumd.protocol import Init
 from vellumd.settings import Settings
 from vellumd.store.retention import Retention
-from vellumd.store.room import Room
+from vellumd.store.room import Room, writable
 from vellumd.store.spool import Spool
 from vellumd.store.store import Store
 from vellumd.supervisor import EngineState, Supervisor
@@ -42,6 +43,8 @@ from vellumd.watchdog import Part
 
 log = logging.getLogger("vellumd")
 
+ANNOUNCEMENT = "daemon.json"
+"""File in the data folder that tells commands on this machine where the daemon is."""
 LINGER_S = 20.0
 """Seconds beyond `daemon.stop_s` in which everything else has ended; then the process is."""
 THREADS = 8
@@ -104,11 +107,13 @@ class Daemon:
             with self.lag.watching():
                 await self._serve(folder)
         finally:
-            (folder / "daemon.json").unlink(missing_ok=True)
+            take_back_announcement(folder)
             lock.release()
 
     async def _serve(self, folder: Path) -> None:
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "vellumd-io"))
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(THREADS, "vellumd-io"))
+        loop.set_task_factory(containment.make_task)
         self.bus = EventBus()
         self.bus.observers.append(self.metrics.observe)
         spool = Spool(folder / "spool", self.settings.limits)
@@ -199,7 +204,7 @@ class Daemon:
         if file := self.transports.key_files.get(first):
             announcement["key_file"] = str(file.absolute())
         platform.replace_durably(
-            self.settings.store.dir / "daemon.json", json.dumps(announcement).encode()
+            self.settings.store.dir / ANNOUNCEMENT, json.dumps(announcement).encode()
         )
 
     # what goes on beside
@@ -298,6 +303,13 @@ def read_card(settings: Settings) -> ModelCard:
         return ModelCard(name=Path(settings.engine.model).name)
 
 
+def take_back_announcement(folder: Path) -> None:
+    """Remove what this process announced; another one's address is not ours to remove."""
+    with suppress(OSError, ValueError, TypeError, LookupError):
+        if json.loads((folder / ANNOUNCEMENT).read_bytes())["pid"] == os.getpid():
+            (folder / ANNOUNCEMENT).unlink()
+
+
 def take_lock(folder: Path) -> platform.FileLock:
     """The lock on a data folder, which is made if missing.
 
@@ -305,7 +317,9 @@ def take_lock(folder: Path) -> platform.FileLock:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return platform.FileLock(folder / "daemon.lock")
+        if not writable(folder):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return platform.lock_folder(folder)
     except OSError as error:
         raise errors.ConfigError(
             f"store.dir: {folder} cannot be written ({error.strerror}). Correct it."
@@ -330,7 +344,11 @@ def run(settings: Settings, warnings: Iterable[str], on_open: Callable[[Daemon],
     logs.start(settings.log)
     for warning in warnings:
         log.warning("%s", warning)
-    return asyncio.run(_run(settings, on_open))
+    try:
+        return asyncio.run(_run(settings, on_open))
+    except SystemExit:  # of what is no task: a callback
+        log.critical("a plugin ended the daemon", exc_info=True)
+        return platform.STUCK
 
 
 async def _run(settings: Settings, on_open: Callable[[Daemon], None]) -> int:

@@ -7,6 +7,7 @@ The table in docs/errors.md is generated from `ALL`.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -148,7 +149,7 @@ class Cancelled(VellumError):
 
 
 class Expired(VellumError):
-    """The job was known, but its pictures are no longer kept."""
+    """The job was known, but its pictures are no longer kept, or were damaged."""
 
     code, status = "expired", 410
     remedy = "Send it again."
@@ -192,7 +193,7 @@ class QueueFull(VellumError):
 
 
 class OutOfMemory(VellumError):
-    """The edit does not fit in the card's memory."""
+    """The edit does not fit in the memory of the card or the machine."""
 
     code = "out_of_memory"
     remedy = "Use fewer or smaller pictures, or a smaller size such as fit:0.5."
@@ -286,6 +287,15 @@ def from_code(code: str, message: str) -> VellumError:
     return kind(message.removesuffix(f" {kind.remedy}"))
 
 
+def disk_error(error: OSError) -> VellumError:
+    """What to tell a sender of whom something could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull("The disk with the pictures is full.")
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return EngineUnavailable("The folder of the pictures cannot be written.")
+    return Internal("The picture could not be stored.")
+
+
 WARNINGS: dict[str, str] = {
     "demo_model": "The embedded demo model made this picture, not a real model.",
     "enlarged": "The picture was enlarged by more than 1.5 times per side.",
@@ -296,8 +306,8 @@ WARNINGS: dict[str, str] = {
     "prompt_cut": "The prompt was longer than the encoder reads and was cut.",
     "lora_ignored": "The LoRA was not applied.",
     "store_rebuilt": "The job store was damaged and was made again from the jobs' folders.",
-    "memory_freed": "The card's memory ran out; part of the edit was done twice.",
-    "vae_tiled": "The card's memory ran out; the picture was made in tiles and may show seams.",
+    "memory_freed": "Memory ran out; part of the edit was done twice.",
+    "vae_tiled": "Memory ran out; the picture was made in tiles and may show seams.",
     "unknown_field": "A field was not understood and was ignored.",
 }
 """Warnings that a job or an answer can carry, code to text."""

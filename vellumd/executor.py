@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 STORE_RETRY_S = 2.0
 """Seconds until a change is tried again that the store could not take."""
+UNSTORED_MOST = 3
+"""Runs of one job that find no room for the result, each begun when there was some."""
 ROOM_S = 2.0
 """Seconds between two looks whether the disk has room for results again."""
 PUT_BACK_S = 3.0
@@ -40,6 +42,7 @@ class Executor:
         self._resumed.set()
         self._changed = asyncio.Event()
         self._cancelled: set[str] = set()
+        self._unstored: dict[str, int] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         jobs.cancel_running = self.cancel
@@ -170,6 +173,7 @@ class Executor:
             await self._kept(
                 partial(self._jobs.done, job.id, done.results, done.elapsed_s, done.warnings)
             )
+            self._unstored.pop(job.id, None)
         self._cancelled.discard(job.id)
 
     async def _edit(self, job: Job) -> Done:
@@ -187,13 +191,15 @@ class Executor:
         raise EngineDiedError
 
     async def _fail(self, job_id: str, failure: EditFailedError) -> None:
-        """The edit failed; one whose result found no room is done once there is some."""
-        if isinstance(failure.error, errors.StorageFull):
+        """The edit failed; one whose result found no room runs again once there is some."""
+        change = partial(self._jobs.failed, job_id, failure.error, failure.warnings)
+        unstored = self._unstored.pop(job_id, 0) + 1
+        if failure.unstored:
             self._full = True
-            await self._kept(partial(self._jobs.requeue, job_id, untried=True))
-        else:
-            change = partial(self._jobs.failed, job_id, failure.error, failure.warnings)
-            await self._kept(change)
+            if unstored < UNSTORED_MOST:
+                self._unstored[job_id] = unstored
+                change = partial(self._jobs.requeue, job_id, untried=True)
+        await self._kept(change)
 
     async def _mourn(self, job_id: str) -> None:
         """The engine died; what it had finished counts, else the job runs again."""

@@ -22,6 +22,7 @@ from vellumd.events import EventBus
 from vellumd.model_card import ModelCard
 from vellumd.models import (
     ENDS,
+    JOB_ID,
     META_BYTES,
     EditRequest,
     EventType,
@@ -41,7 +42,7 @@ from vellumd.presets import Presets
 from vellumd.settings import Settings
 from vellumd.store.room import Room
 from vellumd.store.rows import NewJob
-from vellumd.store.spool import Spool, disk_error
+from vellumd.store.spool import Spool
 from vellumd.store.store import Store
 
 PIECE = 1 << 20
@@ -114,7 +115,7 @@ class Jobs:
                 return await asyncio.to_thread(self._stage_file, picture, name)
             return await self._stage_stream(picture, name)
         except OSError as error:
-            raise disk_error(error) from error
+            raise errors.disk_error(error) from error
 
     def _stage_file(self, picture: Path, name: str) -> ImageRef:
         incoming, file = self._spool.open_incoming()
@@ -161,6 +162,8 @@ class Jobs:
             raise errors.EngineUnavailable("The daemon is stopping.", retry_after=10)
         if len(json.dumps(reply).encode()) > META_BYTES:
             raise errors.BadRequest(f"reply: it is longer than {META_BYTES} bytes.")
+        if job_id and not JOB_ID.fullmatch(job_id):
+            raise errors.BadRequest("job_id: it is no UUID in lower case.")
         edit, warnings = self.presets.resolve(request)
         new = NewJob(
             id=job_id or new_job_id(),
@@ -280,13 +283,13 @@ class Jobs:
             raise errors.NotDone("The job has not ended.")
         if not 1 <= n <= len(job.results):
             raise errors.NotFound(f"The job has {len(job.results)} results.")
-        return self._spool.result(job_id, job.results[n - 1])
+        return await asyncio.to_thread(self._spool.result, job_id, job.results[n - 1])
 
     async def input(self, job_id: str, n: int) -> Path:
         """File of input `n`; raises `NotFound`, `Expired`."""
         job = kept(await self._store.get(job_id))
         assert job.request is not None
-        return self._spool.input(job_id, job.request, n)
+        return await asyncio.to_thread(self._spool.input, job_id, job.request, n)
 
     # events
 

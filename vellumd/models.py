@@ -70,6 +70,10 @@ _id_last = 0
 _id_random = random.Random()
 
 
+JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""A job's id: a UUID as `new_job_id` writes it. Its folder has that name."""
+
+
 def new_job_id() -> str:
     """A UUIDv7 (RFC 9562 §5.7), strictly increasing within this process.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 import shutil
@@ -48,40 +49,58 @@ class LockedError(Exception):
 
 
 class FileLock:
-    """An exclusive lock on a file that the system releases when its holder dies."""
+    """An exclusive lock on a file or folder that the system releases when its holder dies."""
 
     def __init__(self, path: Path) -> None:
-        """Take the lock; raises `LockedError` if another process has it."""
-        self._file = path.open("a+b")
+        """Take the lock, on a file that is made if missing; `LockedError` if another has it.
+
+        Raises `OSError` where the disk cannot lock.
+        """
+        flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+        self._handle = os.open(path, flags, 0o666)
         try:
             if sys.platform == "win32":
                 import msvcrt
 
-                self._file.seek(0)
-                msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)
+                msvcrt.locking(self._handle, msvcrt.LK_NBLCK, 1)
             else:
                 import fcntl
 
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise LockedError(path.name) from None
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._handle)
+            if isinstance(error, BlockingIOError | PermissionError):  # Windows says the latter
+                raise LockedError(path.name) from None
+            raise
 
     def release(self) -> None:
         """Let another process in."""
-        self._file.close()
+        os.close(self._handle)
+
+
+def lock_folder(folder: Path) -> FileLock:
+    """Take the lock on a folder, as `FileLock` does.
+
+    On Unix the folder itself is locked: a file in it could be removed, and then another
+    one locked. Windows locks no folder, but lets nobody remove a file that is open.
+    """
+    return FileLock(folder / "daemon.lock" if WINDOWS else folder)
 
 
 def fsync_dir(folder: Path) -> None:
     """Make new and renamed names in `folder` survive a power cut.
 
-    Windows has no such call; NTFS journals names itself.
+    Windows has no such call; NTFS journals names itself. Nor have some shares, which say
+    that it is invalid (fsync(2), EINVAL): there it is the server's concern.
     """
     if WINDOWS:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
 
@@ -104,12 +123,51 @@ def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 
 def replace_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Put `data` in place of `path`: readers see the old file or the new one, whole."""
+    """Put `data` in place of `path`: readers see the old file or the new one, whole.
+
+    Where that fails, nothing of the new one stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
-    write_durably(temporary, data, mode)
-    os.replace(temporary, path)
+    try:
+        write_durably(temporary, data, mode)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     fsync_dir(path.parent)
+
+
+def being_written(path: Path, *, on_share: bool = False) -> bool:
+    """Whether a program has the file open for writing, as far as the system tells.
+
+    Linux grants a read lease only on a file that nobody writes (fcntl(2), F_SETLEASE). Not so
+    on shares: NFS and CIFS refuse it wherever the server has granted no delegation. Windows
+    shares no file with a reader that its writer does not share. Elsewhere False: size and
+    times have to tell.
+    """
+    if sys.platform == "linux":
+        if on_share:
+            return False
+        import fcntl
+
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            # Who opens the file in this very moment breaks the lease, which is told by a
+            # signal: one that does nothing, where the usual SIGIO would end the process.
+            fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError as error:
+            return error.errno == errno.EAGAIN
+        finally:
+            os.close(handle)
+        return False
+    try:
+        path.open("rb").close()
+    except PermissionError:
+        return True
+    return False
 
 
 def link_or_copy(source: Path, target: Path) -> None:

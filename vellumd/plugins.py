@@ -17,7 +17,7 @@ from typing import TypeVar
 import pluggy
 from pydantic import BaseModel
 
-from vellumd import hookspecs, sources
+from vellumd import containment, hookspecs, sources
 from vellumd.errors import ConfigError
 from vellumd.hookspecs import GROUP, EngineSpec, TransportSpec
 from vellumd.models import Job, JobEvent
@@ -55,8 +55,9 @@ class Plugins:
         """Call every `vellumd_job_event`; one that raises harms nobody else."""
         for name, observe in self.observers:
             try:
-                observe(job, event)
-            except Exception:
+                with containment.plugin(name):
+                    observe(job, event)
+            except (Exception, SystemExit):
                 log.exception("plugin %s failed in vellumd_job_event", name)
 
     def validate_section(self, name: str, model: type[BaseModel], settings: Settings) -> BaseModel:

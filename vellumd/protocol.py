@@ -151,7 +151,8 @@ class Done(Frozen):
 class Failed(Frozen):
     """The edit ended without result; `code` as in errors. `cancelled` is one of them.
 
-    `warnings` are those it had earned by then.
+    `warnings` are those it had earned by then. `unstored`: only room for the result was
+    missing, so the edit succeeds once there is some.
     """
 
     type: Literal["failed"] = "failed"
@@ -159,6 +160,7 @@ class Failed(Frozen):
     code: str
     message: str
     warnings: tuple[Notice, ...] = ()
+    unstored: bool = False
 
 
 class Fatal(Frozen):

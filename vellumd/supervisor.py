@@ -53,12 +53,18 @@ Answer = Step | PreviewImage | Done | Failed
 
 
 class EditFailedError(Exception):
-    """The child is well, and the edit ended without result: `error` says why."""
+    """The child is well, and the edit ended without result: `error` says why.
 
-    def __init__(self, error: errors.VellumError, warnings: tuple[Notice, ...]) -> None:
+    `unstored`: only because there is no room for it.
+    """
+
+    def __init__(
+        self, error: errors.VellumError, warnings: tuple[Notice, ...], unstored: bool
+    ) -> None:
         super().__init__(error.message)
         self.error = error
         self.warnings = warnings
+        self.unstored = unstored
 
 
 class EngineDiedError(Exception):
@@ -227,9 +233,8 @@ class Supervisor:
                 if isinstance(answer, (Done, Failed)):
                     self._judge(answer)
                 if isinstance(answer, Failed):
-                    raise EditFailedError(
-                        errors.from_code(answer.code, answer.message), answer.warnings
-                    )
+                    error = errors.from_code(answer.code, answer.message)
+                    raise EditFailedError(error, answer.warnings, answer.unstored)
                 yield answer
                 if isinstance(answer, Done):
                     return
@@ -266,7 +271,9 @@ class Supervisor:
         self._send(Preview(on=wanted))
 
     def kill(self) -> None:
-        """End the child now; its edit raises `EngineDiedError`."""
+        """End the child now; its edit raises `EngineDiedError`, and none takes over."""
+        self._wanted.clear()
+        self._dismiss()
         if self._child:
             self._child.kill()
 

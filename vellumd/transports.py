@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vellumd import errors
+from vellumd import containment, errors
 from vellumd.hookspecs import Transport, TransportSpec
 
 log = logging.getLogger(__name__)
@@ -101,20 +101,28 @@ class Transports:
     async def _run_once(self, spec: TransportSpec) -> str:
         """Run a transport until it ends; how it did."""
         self.doors[spec.name].urls.clear()
+        loop = asyncio.get_running_loop()
+        with containment.plugin(spec.name):
+            # A task of its own: before Python 3.13 a task group that failed leaves its task
+            # behind as one that somebody cancelled.
+            running = loop.create_task(self._live(spec), name=spec.name)
         try:
-            await self._open(spec).run()
+            await running
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
             return "it cancelled itself"
-        except (KeyboardInterrupt, GeneratorExit):
+        except GeneratorExit:
             raise
-        except BaseException as error:  # extension modules raise such, and sys.exit does
+        except BaseException as error:  # extension modules raise such
             if isinstance(error, errors.ConfigError) and not self.started.is_set():
                 raise
             log.exception("transport %s crashed", spec.name)
             return f"it crashed ({type(error).__name__})"
         return "it ended by itself"
+
+    async def _live(self, spec: TransportSpec) -> None:
+        await self._open(spec).run()
 
     def report(self, name: str, ok: bool, text: str) -> None:
         """See `TransportContext.report`."""

@@ -7,11 +7,13 @@ for ever (measured).
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from aiohttp import BodyPartReader, ClientError, MultipartReader, StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -20,27 +22,20 @@ from vellumd import errors
 from vellumd_http import wire
 
 JSON_MAX = 32 << 20
-"""Largest JSON body, and text of a form, in bytes: these are held in memory."""
+"""Largest JSON body, and picture that comes as text in a form, in bytes: these are taken
+into memory."""
 CHUNK = 64 << 10
+PIECE = 1 << 20
+"""Bytes read from a file at a time."""
 SMALL = 64 << 10
 """Bytes that need no slot, whatever follows."""
 PARTS_MAX = 64
 """Parts of one form."""
+LINES_MAX = 8192
+"""Lines of one form outside its parts' contents: before the first, boundaries, headers. Its
+parts can have no more; lines without end would keep the loop busy."""
 AT_ONCE = 8
-"""Big bodies worked on at the same time, and big ones held in memory."""
-
-
-class Slots:
-    """What big bodies share, so that many of them cost no more than `at_once` do.
-
-    `work` is for bodies whose bytes are here: one that waits for its sender gives it back,
-    so nobody waits behind a slow one. `memory` is for bodies that are held in memory, and
-    kept to their end: behind slow ones of that kind, others of that kind wait.
-    """
-
-    def __init__(self, at_once: int = AT_ONCE) -> None:
-        self.work = asyncio.Semaphore(at_once)
-        self.memory = asyncio.Semaphore(at_once)
+"""Big bodies worked on at the same time."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +53,31 @@ class Pace:
 class Paced:
     """A request's content that ends when it is too long or too slow.
 
-    Beyond `SMALL` bytes it needs its turn in `slots`. Only time spent waiting for the
-    sender counts, not what we do with the bytes. It has the methods of aiohttp's
-    StreamReader that a MultipartReader uses.
+    Beyond `SMALL` bytes it needs one of `slots` to be worked on, and gives it back while it
+    waits for its sender: nobody waits behind a slow one. Only that waiting counts as time,
+    not what we do with the bytes. It has the methods of aiohttp's StreamReader that a
+    MultipartReader uses.
     """
 
-    def __init__(self, content: StreamReader, limit: int, pace: Pace, slots: Slots) -> None:
+    def __init__(
+        self,
+        content: StreamReader,
+        limit: int,
+        pace: Pace,
+        slots: asyncio.Semaphore,
+        folder: Path | None,
+    ) -> None:
         self._content = content
         self._limit = limit
         self._pace = pace
         self._slots = slots
-        self._has: list[asyncio.Semaphore] = []
+        self._has_slot = False
+        self._folder = folder
         self._left = pace.total_s
         self._quiet = pace.stall_s
         self._mark = 0
         self._back = b""
+        self._lines = 0
 
     async def read(self, n: int = CHUNK) -> bytes:
         """Up to `n` bytes; none at the end."""
@@ -80,7 +85,7 @@ class Paced:
             data, self._back = self._back[:n], self._back[n:]
             return data
         if self._content.total_bytes > SMALL:
-            await self._take(self._slots.work)
+            await self._take()
         if ready := self._content.read_nowait(n):  # what is here already needs no deadline
             self._count(0)
             return ready
@@ -90,7 +95,10 @@ class Paced:
             return await self._content.read(n)
 
     async def readline(self, *, max_line_length: int | None = None) -> bytes:
-        """Through the next line feed; raises where a line is longer than allowed."""
+        """Through the next line feed; raises where there are more or longer ones than allowed."""
+        self._lines += 1
+        if self._lines > LINES_MAX:
+            raise errors.BadRequest(f"The form has more than {LINES_MAX} lines around its parts.")
         if not self._back:
             self._back = await self.read()
         line, feed, self._back = self._back.partition(b"\n")
@@ -107,49 +115,60 @@ class Paced:
         """Whether all has been read."""
         return not self._back and self._content.at_eof()
 
-    async def all(self) -> bytearray:
-        """The whole body."""
-        body = bytearray()
-        while chunk := await self.read():
-            body += chunk
-            if len(body) > SMALL:
-                await self.hold()
-        return body
-
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes."""
         while chunk := await self.read():
             yield chunk
 
-    async def hold(self) -> None:
-        """Take leave to hold what comes in memory, until the end."""
-        if self._slots.memory not in self._has:
-            self._give(self._slots.work)  # or eight in line here would stop everybody
-            await self._take(self._slots.memory)
+    async def json(self) -> dict[str, Any]:
+        """The JSON object that the body is, whatever its Content-Type."""
+        body = await self.whole(self.chunks())
+        if len(body) <= SMALL:
+            return wire.parse_object(body)
+        return await asyncio.to_thread(wire.parse_object, body)
+
+    async def whole(self, chunks: AsyncIterator[bytes]) -> bytearray:
+        """All that comes, at most `JSON_MAX` bytes; a big body has its slot from then on."""
+        body = bytearray()
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > SMALL:
+                return await self._through_file(body, chunks)
+        return body
+
+    async def _through_file(self, first: bytearray, rest: AsyncIterator[bytes]) -> bytearray:
+        """`first` and `rest`, which take no memory until the last of them is here.
+
+        The file has no name, so nothing of it stays.
+        """
+        with _file_in(self._folder) as file:
+            size = await asyncio.to_thread(_append, file, first)
+            async for chunk in rest:
+                size += await asyncio.to_thread(_append, file, chunk)
+                if size > JSON_MAX:
+                    raise too_large(JSON_MAX)
+            await self._take()
+            return await asyncio.to_thread(_read, file)
 
     def close(self) -> None:
-        """Let the next bodies in line go on."""
-        for slot in (self._slots.work, self._slots.memory):
-            self._give(slot)
+        """Let the next body in line go on."""
+        if self._has_slot:
+            self._has_slot = False
+            self._slots.release()
 
-    async def _take(self, slot: asyncio.Semaphore) -> None:
-        if slot in self._has:
+    async def _take(self) -> None:
+        if self._has_slot:
             return
         try:
             async with asyncio.timeout(self._pace.total_s):
-                await slot.acquire()
+                await self._slots.acquire()
         except TimeoutError:
             raise errors.BodyTimeout("Too many other uploads were in front.") from None
-        self._has.append(slot)
-
-    def _give(self, slot: asyncio.Semaphore) -> None:
-        if slot in self._has:
-            self._has.remove(slot)
-            slot.release()
+        self._has_slot = True
 
     @asynccontextmanager
     async def _waiting(self) -> AsyncIterator[None]:
-        self._give(self._slots.work)
+        self.close()
         start = time.monotonic()
         try:
             async with asyncio.timeout(min(self._quiet, self._left)):
@@ -170,18 +189,50 @@ class Paced:
             self._mark, self._quiet = received, self._pace.stall_s
 
 
+def _file_in(folder: Path | None) -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile(dir=folder, buffering=0)
+    except OSError as error:
+        raise errors.disk_error(error) from error
+
+
+def _append(file: IO[bytes], data: bytes | bytearray) -> int:
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError as error:
+        raise errors.disk_error(error) from error
+    return len(data)
+
+
+def _read(file: IO[bytes]) -> bytearray:
+    body = bytearray()
+    file.seek(0)
+    while piece := file.read(PIECE):
+        body += piece
+    return body
+
+
 def too_large(limit: int) -> errors.PayloadTooLarge:
     """The error of a body beyond `limit` bytes."""
     return errors.PayloadTooLarge(f"The body is larger than {limit >> 20} MiB.")
 
 
 class Bodies:
-    """Opens bodies, which share their slots."""
+    """Opens bodies, which share their slots; big ones that are needed whole wait in `folder`."""
 
-    def __init__(self, max_bytes: int, pace: Pace | None = None, at_once: int = AT_ONCE) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        pace: Pace | None = None,
+        at_once: int = AT_ONCE,
+        folder: Path | None = None,
+    ) -> None:
         self.max_bytes = max_bytes
         self._pace = pace or Pace()
-        self._slots = Slots(at_once)
+        self._slots = asyncio.Semaphore(at_once)
+        self._folder = folder
 
     @asynccontextmanager
     async def open(self, request: web.Request, limit: int | None = None) -> AsyncIterator[Paced]:
@@ -191,21 +242,16 @@ class Bodies:
             raise errors.BadRequest("Content-Encoding: compressed bodies are not taken.")
         if (request.content_length or 0) > limit:
             raise too_large(limit)
-        paced = Paced(request.content, limit, self._pace, self._slots)
+        paced = Paced(request.content, limit, self._pace, self._slots, self._folder)
         try:
             yield paced
         finally:
             paced.close()
 
     async def json(self, request: web.Request) -> dict[str, Any]:
-        """The JSON object in the body, whatever its Content-Type."""
+        """The JSON object in the body of `request`."""
         async with self.open(request, JSON_MAX) as paced:
-            body = await paced.all()
-            if len(body) <= SMALL:
-                fields = wire.parse_object(body)
-            else:
-                fields = await asyncio.to_thread(wire.parse_object, body)
-        return fields
+            return await paced.json()
 
 
 def is_form(request: web.Request) -> bool:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 from aiohttp import web
 
@@ -21,6 +22,32 @@ SYSTEM_BUFFER = 256 << 10
 each stalled reader, and a slow one would seem stalled while it empties them."""
 
 
+class _Counted:
+    """A transport that knows how much of what it was given has been taken."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._given = 0
+
+    @property
+    def taken(self) -> int:
+        """Bytes that wait here no more."""
+        return self._given - self._transport.get_write_buffer_size()
+
+    def write(self, data: bytes) -> None:
+        """As the transport's own."""
+        self._given += len(data)
+        self._transport.write(data)
+
+    def writelines(self, parts: Sequence[bytes]) -> None:
+        """As the transport's own."""
+        self._given += sum(map(len, parts))
+        self._transport.writelines(parts)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class Connection(web.RequestHandler):
     """Ends when its reader takes less than `pace.progress` bytes of what waits in `stall_s`."""
 
@@ -29,14 +56,14 @@ class Connection(web.RequestHandler):
     def __init__(self, server: web.Server, pace: Pace, **options: Any) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
         self._pace = pace
-        self._link: asyncio.Transport | None = None
+        self._link: _Counted | None = None
         self._verdict: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Be told of the first byte that the system does not take at once."""
         assert isinstance(transport, asyncio.Transport)
-        self._link = transport
-        super().connection_made(transport)
+        self._link = _Counted(transport)
+        super().connection_made(cast(asyncio.Transport, self._link))
         wire = transport.get_extra_info("socket")
         wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SYSTEM_BUFFER)
         # Last: of TLS the handshake may be waiting, so that writing is paused at once.
@@ -59,12 +86,11 @@ class Connection(web.RequestHandler):
 
     def _watch(self) -> None:
         assert self._link is not None
-        waiting = self._link.get_write_buffer_size()
-        self._verdict = self._loop.call_later(self._pace.stall_s, self._judge, waiting)
+        self._verdict = self._loop.call_later(self._pace.stall_s, self._judge, self._link.taken)
 
     def _judge(self, before: int) -> None:
         assert self._link is not None
-        if before - self._link.get_write_buffer_size() < self._pace.progress:
+        if self._link.taken - before < self._pace.progress:
             self._link.abort()  # closing would wait for the reader
         else:
             self._watch()

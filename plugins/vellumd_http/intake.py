@@ -10,7 +10,7 @@ from aiohttp import web
 
 from vellumd import ImageRef, TransportContext, errors
 from vellumd_http import wire
-from vellumd_http.body import JSON_MAX, SMALL, Bodies, Paced, Part, is_form, parts, too_large
+from vellumd_http.body import JSON_MAX, Bodies, Paced, Part, is_form, parts
 
 
 class Intake:
@@ -34,12 +34,13 @@ class Intake:
             return await self._context.stage(paced.chunks())
 
     async def _from_json(self, request: web.Request) -> dict[str, Any]:
-        fields = await self._bodies.json(request)
-        pictures, mask = wire.take_pictures(fields)
-        self._check_count(len(pictures))
-        fields["images"] = await self._resolve(pictures, "images")
-        if mask is not None:
-            fields["mask"] = (await self._resolve([mask], "mask"))[0]
+        async with self._bodies.open(request, JSON_MAX) as paced:
+            fields = await paced.json()
+            pictures, mask = wire.take_pictures(fields)
+            self._check_count(len(pictures))
+            fields["images"] = await self._resolve(pictures, "images")
+            if mask is not None:
+                fields["mask"] = (await self._resolve([mask], "mask"))[0]
         return fields
 
     async def _resolve(self, pictures: list[Any], field: str) -> list[ImageRef]:
@@ -86,8 +87,8 @@ class Intake:
     async def _picture(self, part: Part, first: bytes, field: str, form: _Form) -> ImageRef:
         """A file, or a text that names or holds one; no picture begins like those."""
         if first.startswith((b"sha256:", b"data:")):
-            text = (await form.text(part.rest(first), field, JSON_MAX)).strip()
-            return await self._resolve_one(text, field)
+            body = await form.paced.whole(part.rest(first))
+            return await self._resolve_one(_decoded(body, field).strip(), field)
         with errors.about(field):
             return await self._context.stage(part.rest(first), wire.clean_name(part.filename))
 
@@ -98,30 +99,28 @@ class Intake:
 
 
 class _Form:
-    """What a form has brought so far; its texts share one budget of bytes."""
+    """What a form has brought so far; the texts it keeps share one budget of bytes."""
 
     def __init__(self, paced: Paced) -> None:
-        self._paced = paced
+        self.paced = paced
         self.texts: dict[str, str] = {}
         self.images: list[ImageRef] = []
         self.mask: ImageRef | None = None
-        self._bytes = 0
+        self._left = wire.FIELD_MAX
 
-    async def text(
-        self, chunks: AsyncIterator[bytes], name: str, most: int = wire.FIELD_MAX
-    ) -> str:
-        """The text that `chunks` make, at most `most` bytes."""
+    async def text(self, chunks: AsyncIterator[bytes], name: str) -> str:
+        """The text that `chunks` make."""
         body = bytearray()
         async for chunk in chunks:
-            self._bytes += len(chunk)
-            if self._bytes > JSON_MAX:
-                raise too_large(JSON_MAX)
-            if self._bytes > SMALL:
-                await self._paced.hold()
+            self._left -= len(chunk)
+            if self._left < 0:
+                raise errors.BadRequest(f"{name}: the form has more than 1 MiB of text.")
             body += chunk
-            if len(body) > most:
-                raise errors.BadRequest(f"{name}: is longer than {most >> 20} MiB.")
-        try:
-            return body.decode()
-        except UnicodeDecodeError:
-            raise errors.BadRequest(f"{name}: is not UTF-8 text.") from None
+        return _decoded(body, name)
+
+
+def _decoded(body: bytearray, name: str) -> str:
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        raise errors.BadRequest(f"{name}: is not UTF-8 text.") from None

@@ -34,8 +34,9 @@ def read(path: Path) -> str:
         raise errors.ConfigError(
             f"plugins.http.api_key_file: {path.name!r} cannot be read. Make it, or drop the key."
         ) from None
-    if len(lines) != 1:
+    if len(lines) != 1 or not lines[0].isascii():  # HTTP's headers carry nothing else
         raise errors.ConfigError(
-            f"plugins.http.api_key_file: {path.name!r} must hold one line, the key without spaces."
+            f"plugins.http.api_key_file: {path.name!r} must hold one line, the key, in ASCII and "
+            "without spaces."
         )
     return lines[0]

@@ -41,10 +41,17 @@ class Unanswered:
         return self._jobs.get(digest)
 
     def expect(self, digest: str, job_id: str) -> None:
-        """The request of `digest` is answered by `job_id` from now on."""
+        """The request of `digest` is answered by `job_id` from now on.
+
+        Raises `StorageFull` and the like where that cannot be written down.
+        """
         self._jobs.pop(digest, None)
         self._jobs[digest] = job_id
-        (self._folder / digest).write_text(job_id, encoding="ascii")
+        try:
+            (self._folder / digest).write_text(job_id, encoding="ascii")
+        except OSError as error:
+            self.received(digest, job_id)
+            raise errors.disk_error(error) from error
         if len(self._jobs) > self.MOST:
             oldest = next(iter(self._jobs))
             self.received(oldest, self._jobs[oldest])

@@ -68,7 +68,7 @@ class HttpSettings(BaseModel):
         ge=1,
         le=4096,
         description="Largest multipart or raw upload in MiB; it streams to disk. "
-        "JSON is held in memory and ends at 32 MiB.",
+        "JSON ends at 32 MiB.",
     )
     legacy_size: Literal["match", "auto"] = Field(
         "match",

@@ -69,7 +69,7 @@ class HttpTransport:
     def app(self) -> web.Application:
         """All routes behind the guard."""
         context, settings = self._context, self._settings
-        bodies = Bodies(settings.max_body_mb << 20, self._pace)
+        bodies = Bodies(settings.max_body_mb << 20, self._pace, folder=context.dir)
         intake = Intake(context, bodies)
         public_url = context.info()["public_url"]
         secret = keyfile.make_or_read(context.dir / "link_secret") if public_url else ""

@@ -17,6 +17,9 @@ from vellumd_queue.journal import Entry
 from vellumd_queue.link import Link
 from vellumd_queue.mapping import GarbageError, Id, Order
 
+MISTAKES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What a mistake of ours would raise: a job that makes us stumble must not do so at each start."""
+
 
 async def take(link: Link, entry: Entry) -> bool:
     """Bring an entry of the journal to its end, however long that takes.
@@ -40,7 +43,10 @@ async def take(link: Link, entry: Entry) -> bool:
         return await _accept(link, entry, id, mapping.read_order(job, names))
     except errors.VellumError as error:
         await _refuse(link, entry, id, error)
-        return False
+    except MISTAKES:
+        link.context.log.exception("job %.80r cannot be understood", id)
+        await _refuse(link, entry, id, errors.Internal("The job cannot be understood."))
+    return False
 
 
 async def _accept(link: Link, entry: Entry, id: Id, order: Order) -> bool:

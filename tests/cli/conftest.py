@@ -90,7 +90,8 @@ class Handler(BaseHTTPRequestHandler):
         elif not self._allowed():
             return
         elif parts == ["v1", "capabilities"]:
-            self._json(200, {"note": "pictures are noise"})
+            doors = {"http": {"ok": True, "text": "listens"}, "mail": {"ok": False, "text": "down"}}
+            self._json(200, {"note": "pictures are noise", "doors": doors})
         elif parts == ["v1", "jobs"]:
             query = {k: v[0] for k, v in parse_qs(url.query).items()}
             cursor = int(query.pop("cursor", "0"))

@@ -155,7 +155,7 @@ def test_a_data_folder_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.M
     (fault,) = faults(stored(tmp_path, reserve_gb=1e9))
     assert "no job is accepted" in fault
     with monkeypatch.context() as patched:
-        patched.setattr(platform, "FileLock", NoLock)
+        patched.setattr(platform, "lock_folder", NoLock)
         (fault,) = faults(stored(tmp_path))
         assert "locks do not hold" in fault
 

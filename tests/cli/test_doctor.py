@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from vellumd import local, model_card, plugins, sources
-from vellumd.cli import doctor, golden, main
+from vellumd.cli import checks, doctor, golden, main
 from vellumd.hookspecs import Check, TransportSpec
 from vellumd.models import ErrorInfo
 from vellumd.plugins import Plugins
@@ -49,6 +49,13 @@ def test_a_table_for_people(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert not Path("data").exists()
 
 
+@pytest.fixture
+def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares the seconds in which torch looks for a card."""
+    monkeypatch.setattr(checks, "card", lambda: [Check(True, "not looked for")])
+
+
+@pytest.mark.usefixtures("no_card")
 def test_json_for_machines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One object with the same findings; a fault is told there and by the exit code."""
     with socket.socket() as taken:
@@ -150,6 +157,7 @@ async def test_an_engine_that_never_comes_ends_the_edit(monkeypatch: pytest.Monk
     assert not found.ok and "did not end within" in found.text
 
 
+@pytest.mark.usefixtures("no_card")
 def test_edit_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without --edit no engine is started, with it there is one more finding."""
     monkeypatch.setattr(local, "session", shutil.rmtree)

@@ -99,6 +99,21 @@ def test_the_key_is_sent(folder: Path, api: Api, capsys: pytest.CaptureFixture[s
     assert main.main([*edit, "--key-file", "key"]) == 0
 
 
+@pytest.mark.parametrize("key", ["é", "ключ", "two words", "line\n", ""])
+def test_what_is_no_key_is_told(
+    folder: Path, api: Api, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    """It cannot be sent: wrong usage, or a wrong file, and not a daemon that is not there."""
+    edit = ["edit", "a.jpg", "-p", "x", "--url", api.url]
+    with pytest.raises(SystemExit) as caught:
+        main.main([*edit, "--key", key])
+    assert caught.value.code == main.USAGE
+    assert "argument --key: a key has ASCII characters only" in capsys.readouterr().err
+    (folder / "key").write_bytes(f"{key}\n{key}".encode("latin-1", "replace"))
+    assert main.main([*edit, "--key-file", "key"]) == main.FAILED
+    assert "key: holds no key" in capsys.readouterr().err
+
+
 def test_the_daemon_of_the_data_folder_is_found(folder: Path, api: Api) -> None:
     """Without --url, the daemon that announced itself in store.dir does the edit."""
     (folder / "d").mkdir()

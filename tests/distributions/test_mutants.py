@@ -11,19 +11,25 @@ from pathlib import Path
 import pytest
 
 LINES = Path(__file__).parent / "lines"
+TOO_EARLY = """\
+submitting = self.context.jobs.submit(request, key=id, reply=id)
+                    asyncio.get_running_loop().call_later(0.1, asyncio.create_task, submitting)
+                    job = type("Job", (), {"id": id})"""
+IMPATIENT = "from vellumd.testing import contract\ncontract.WAIT_S = 3.0\n"
 
 
 @pytest.mark.parametrize(
     ("right", "wrong", "test"),
     [
-        ('key=f"{sender} {id}", ', "", "test_a_duplicate_is_the_same_job"),
-        ("await delivery.delivered()", "pass", "test_a_confirmed_reply_is_no_longer_owed"),
-        ("await write(writer, reply)", "await delivery.delivered(); await write(writer, reply)",
+        ("key=id, ", "", "test_a_duplicate_is_the_same_job"),
+        ("await self.owed.pop(id).delivered()", "pass", "test_a_confirmed_reply_is_no_longer_owed"),
+        ("file = await", "await delivery.delivered(); file = await",
          "test_an_unconfirmed_reply_comes_again"),
-        ("job = await", "await write(writer, {'id': id, 'accepted': id}); job = await",
+        ("job = await self.context.jobs.submit(request, key=id, reply=id)",
+         TOO_EARLY,
          "test_a_kill_while_sending"),
         (", RecursionError", "", "test_rubbish_harms_nobody"),
-        ("return {\"id\": order.get(\"id\"), \"refused\"", "return {\"accepted\"",
+        ("return {\"error\": error.public()}", "return {\"accepted\": id}",
          "test_a_bad_picture_is_refused"),
         ("server.close()", "await asyncio.sleep(60)", "test_a_stop_is_quick"),
     ],
@@ -35,6 +41,7 @@ def test_a_broken_door_fails(site: Path, tmp_path: Path, right: str, wrong: str,
     assert code.count(right) == 1
     (tmp_path / "vellumd_lines.py").write_text(code.replace(right, wrong), "utf-8")
     shutil.copy(LINES / "tests" / "test_contract.py", tmp_path)
+    (tmp_path / "conftest.py").write_text(IMPATIENT)
     path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", test, "."]
     done = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import sys
 import threading
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vellumd import errors
+from vellumd import errors, platform
 from vellumd.models import ResolvedEdit
 from vellumd.protocol import Capabilities, Init, Report
 
@@ -61,6 +62,14 @@ class Plain:
     def _host(self, *_: object) -> None:
         raise MemoryError
 
+    def _processor(self, *_: object) -> None:
+        import torch
+
+        torch.empty(1 << 60)
+
+    def _handle(self, *_: object) -> None:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
+
     def _print(self, *_: object) -> None:
         print("a stray print", flush=True)
         libc = ctypes.CDLL(None)
@@ -88,7 +97,26 @@ class Plain:
         report.preview(noise.resize((64, 64)))
 
     def _full(self, *_: object) -> None:
-        raise OSError(28, "No space left on device")
+        fill_disk("result-1.png")
+
+    def _unclosed(self, *_: object) -> None:
+        fill_disk("result.json")
+
+    def _scratch(self, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/secret/path")
+
+
+def fill_disk(name: str) -> None:
+    """Have the next result file of this name find no room."""
+    store = platform.replace_durably
+
+    def replace_durably(path: Path, data: bytes) -> None:
+        if path.name == name:
+            platform.replace_durably = store
+            raise OSError(errno.ENOSPC, "No space left on device")
+        store(path, data)
+
+    platform.replace_durably = replace_durably
 
 
 def _torch() -> Iterator[str]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
 def reference(data: bytes) -> ImageRef:
     with Image.open(io.BytesIO(data)) as image:
         kind = TYPES[str(image.format)]
-    return ImageRef(sha256="0" * 64, width=image.width, height=image.height, type=kind)
+    return ImageRef(
+        sha256=sha256(data).hexdigest(), width=image.width, height=image.height, type=kind
+    )
 
 
 def resolved(images: Sequence[ImageRef], **fields: Any) -> ResolvedEdit:

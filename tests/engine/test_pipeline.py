@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -161,6 +163,17 @@ def test_cancel_ends_within_one_block(model: Model, files: list[Path], after: in
     assert same(paint(model, files), expected)
 
 
+SHORT = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4 bytes."),
+    MemoryError(),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+)
+"""As the driver, the CPU's allocator on Linux and Windows, Python and the system say it."""
+
+
 def fail_in_decoder(model: Model, times: int) -> tuple[Any, list[bool]]:
     """Let the VAE's decoder run out of memory `times` times; how each was tiled."""
     tiled: list[bool] = []
@@ -168,7 +181,7 @@ def fail_in_decoder(model: Model, times: int) -> tuple[Any, list[bool]]:
     def full(*_: object) -> None:
         tiled.append(model.parts.vae.use_tiling)
         if len(tiled) <= times:
-            raise torch.OutOfMemoryError("simulated")
+            raise SHORT[0]
 
     return model.parts.vae.decoder.register_forward_pre_hook(full), tiled
 
@@ -189,6 +202,37 @@ def test_out_of_memory_goes_down_the_ladder(model: Model, files: list[Path]) -> 
     quiet = Told()
     assert same(paint(model, files, quiet), expected)
     assert quiet.warnings == []
+
+
+@pytest.mark.parametrize("error", SHORT, ids=lambda error: str(error)[:40])
+def test_every_way_of_running_out_goes_down_the_ladder(model: Model, error: Exception) -> None:
+    """The driver, the allocator of the CPU and Python say it in words of their own."""
+    told, work = Told(), Mock(side_effect=[error, error, "done"])
+    with memory.Ladder(memory.rungs(model.parts.vae), told) as ladder:
+        assert ladder.climb(work) == "done"
+    assert told.warnings == ["memory_freed", "vae_tiled"]
+
+
+def test_what_this_machine_says_goes_down_the_ladder(model: Model) -> None:
+    """torch on the CPU, asked for more than any machine has."""
+    told = Told()
+    with (
+        memory.Ladder(memory.rungs(model.parts.vae), told) as ladder,
+        pytest.raises(errors.OutOfMemory),
+    ):
+        ladder.climb(lambda: torch.empty(1 << 60))
+    assert told.warnings == ["memory_freed", "vae_tiled"]
+
+
+def test_other_errors_are_no_lack_of_memory(model: Model) -> None:
+    """They end the edit at once."""
+    told, work = Told(), Mock(side_effect=RuntimeError("mat1 and mat2 cannot be multiplied"))
+    with (
+        memory.Ladder(memory.rungs(model.parts.vae), told) as ladder,
+        pytest.raises(RuntimeError, match="mat1"),
+    ):
+        ladder.climb(work)
+    assert work.call_count == 1 and told.warnings == []
 
 
 def test_each_rung_is_taken_once_an_edit(model: Model, files: list[Path]) -> None:

@@ -86,9 +86,11 @@ def test_leftovers_of_an_attempt_are_replaced(child: Child) -> None:
 @pytest.mark.parametrize(
     ("prompt", "code"),
     [
-        ("fail", "internal"), ("full", "storage_full"),
+        ("fail", "internal"),
+        ("full", "storage_full"), ("unclosed", "storage_full"), ("scratch", "storage_full"),
         ("black", "bad_output"), ("nan", "bad_output"),
         ("memory", "out_of_memory"), ("driver", "out_of_memory"), ("host", "out_of_memory"),
+        ("processor", "out_of_memory"), ("handle", "out_of_memory"),
     ],
 )  # fmt: skip
 def test_a_failed_edit_is_coded(child: Child, prompt: str, code: str) -> None:
@@ -100,6 +102,17 @@ def test_a_failed_edit_is_coded(child: Child, prompt: str, code: str) -> None:
     assert child.run(f"after-{prompt}", [PICTURE]).type == "done"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "unstored"), [("full", True), ("unclosed", True), ("scratch", False)]
+)
+def test_only_a_result_is_worth_waiting_for_room(child: Child, prompt: str, unstored: bool) -> None:
+    """A full disk under the engine's own files is a failure like any other, and says so."""
+    failed = child.run(f"room-{prompt}", [PICTURE], prompt=prompt)
+    assert failed.unstored is unstored
+    assert ("result" in failed.message) is unstored
+    assert ("temporary files" in failed.message) is not unstored
+
+
 def test_a_failure_tells_what_was_tried(child: Child) -> None:
     """The warnings of an edit that failed come with its failure, with their texts."""
     failed = child.run("tried", [PICTURE], prompt="memory")
@@ -109,12 +122,21 @@ def test_a_failure_tells_what_was_tried(child: Child) -> None:
 
 def test_a_broken_input_costs_no_engine_time(child: Child) -> None:
     """A picture that ends early is `bad_image` before the engine is asked."""
-    frame = child.edit("broken", [PICTURE, PICTURE])
-    (child.spool / "broken" / "input-2.png").write_bytes(PICTURE[:-40])
-    child.send(frame)
+    child.send(child.edit("broken", [PICTURE, PICTURE[:-40]]))
     frames = child.until(protocol.Failed)
     assert frames[-1].code == "bad_image"
     assert frames[-1].message.startswith("images.1: ")
+    assert "denoise" not in {f.phase for f in frames if isinstance(f, protocol.Beat)}
+
+
+@pytest.mark.parametrize(("name", "field"), [("input-2.png", "images.1"), ("mask.png", "mask")])
+def test_a_changed_input_costs_no_engine_time(child: Child, name: str, field: str) -> None:
+    """A picture that is whole, but not the one that came in, is told and not edited."""
+    frame = child.edit(f"changed-{field}", [PICTURE, PICTURE], mask=PICTURE)
+    (child.spool / f"changed-{field}" / name).write_bytes(encoded(picture(40, 30, seed=1)))
+    child.send(frame)
+    frames = child.until(protocol.Failed)
+    assert (frames[-1].code, frames[-1].message.split(":")[0]) == ("expired", field)
     assert "denoise" not in {f.phase for f in frames if isinstance(f, protocol.Beat)}
 
 

@@ -216,10 +216,12 @@ def test_a_crashed_door_is_named_by_readyz(site: Site) -> None:
         ("lambda context: None", "it crashed (AttributeError)"),
         ("lambda context: context.report(True, None)", "it crashed (TypeError)"),
         ("lambda context: context.announce(8200)", "it crashed (TypeError)"),
-        ("lambda context: exit(3)", "it crashed (SystemExit)"),
+        ("lambda context: exit(3)", "it crashed (ExitedError)"),
         ("Panics", "it crashed (PanicException)"),
         ("Cancels", "it cancelled itself"),
         ("Ends", "it ended by itself"),
+        ("Waits", "it crashed (ExitedError)"),
+        ("Groups", "it crashed (ExceptionGroup)"),
     ],
 )
 def test_junk_is_contained(site: Site, factory: str, problem: str) -> None:
@@ -233,12 +235,86 @@ class Cancels(Ends):
 class PanicException(BaseException): "As extension modules raise it."
 class Panics(Ends):
     async def run(self): raise PanicException
+class Waits(Ends):
+    async def run(self): await asyncio.create_task(self.exit())
+    async def exit(self): raise SystemExit(3)
+class Groups(Ends):
+    async def run(self):
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(asyncio.to_thread(exit, 3))
 """
     site.install("bad", code + DOOR.format(name="bad", factory=factory))
     with site.serving("--plugins.bad.line", "1") as running:
         until(lambda: site.get("/readyz")[1]["doors"].get("bad", "").startswith(problem))
         running.send_signal(signal.SIGTERM)
         assert running.wait(10) == 0
+
+
+EXITS = """
+class Door:
+    def __init__(self, context):
+        self.context = context
+    async def run(self):
+        self.context.report(True, "open")
+        while not os.path.exists("exit"):
+            await asyncio.sleep(0.02)
+        self.leave(asyncio.get_running_loop())
+        await asyncio.Event().wait()
+    def leave(self, loop):
+        {leave}
+    async def grow(self):
+        asyncio.create_task(self.exit()), self.shed()
+    def shed(self):
+        asyncio.create_task(asyncio.sleep(0)).cancel()
+    async def exit(self):
+        self.quit()
+    def quit(self):
+        raise {error}(0)
+"""
+"""Once there is a file `exit`."""
+
+
+@pytest.mark.parametrize("error", ["SystemExit", "KeyboardInterrupt"])
+def test_a_task_that_exits_is_contained(site: Site, error: str) -> None:
+    """One that nobody awaits, made by a task of the door: named, and all doors stay open."""
+    code = EXITS.format(leave="loop.create_task(self.grow())", error=error)
+    site.install("bad", code + DOOR.format(name="bad", factory="Door"))
+    with site.serving("--plugins.bad.line", "1") as running:
+        (site.folder / "exit").touch()
+        until(lambda: f"a task of the plugin bad raised {error}" in site.log())
+        status, told = site.get("/v1/capabilities")
+        assert (status, told["doors"]["bad"]["text"]) == (200, "open")
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(10) == 0
+    assert "never awaited" not in site.log()
+
+
+def test_a_callback_that_exits_ends_the_daemon(site: Site) -> None:
+    """The limit: as no ordinary end, so that a service manager starts another, and named."""
+    code = EXITS.format(leave="loop.call_soon(self.quit)", error="SystemExit")
+    site.install("bad", code + DOOR.format(name="bad", factory="Door"))
+    with site.serving("--plugins.bad.line", "1") as running:
+        (site.folder / "exit").touch()
+        assert running.wait(15) == 70
+    assert "a plugin ended the daemon" in site.log() and "stranger_bad.py" in site.log()
+
+
+def test_an_observer_that_exits_is_contained(site: Site) -> None:
+    """In the hook and in a task that it makes; the job is done all the same."""
+    site.install(
+        "bad",
+        "async def leave(): exit(3)\n"
+        "@hookimpl\ndef vellumd_job_event(event):\n"
+        "    asyncio.get_running_loop().create_task(leave())\n    exit(3)\n",
+    )
+    with site.serving("--plugins.bad.line", "1"):
+        connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=30)
+        connection.request("POST", "/v1/jobs", edit(), {"Prefer": "wait=20"})
+        assert json.loads(connection.getresponse().read())["status"] == "done"
+        connection.close()
+        until(lambda: "a task of the plugin bad raised SystemExit" in site.log())
+        assert "plugin bad failed in vellumd_job_event" in site.log()
+        assert site.get("/healthz")[0] == 200
 
 
 def test_a_silent_door_holds_nothing_up(site: Site) -> None:

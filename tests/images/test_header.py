@@ -11,7 +11,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import pillow_heif
 import pytest
+from PIL import Image
 
 from tests.images import samples
 from vellumd import errors, images
@@ -218,15 +220,29 @@ def test_junk_exif_is_ignored(format: str, tmp_path: Path) -> None:
         assert _inspect(tmp_path, data).width == samples.SIZE[0]
 
 
-def test_heif_needs_its_extra(tmp_path: Path) -> None:
+def test_heif_needs_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """HEIF is `unsupported_format` where no decoder for it is installed."""
     heif = AVIF.replace(b"avif", b"heic").replace(b"avis", b"heic")
     heif = heif.replace(b"mif1avif", b"mif1heic")
-    if images.header.heif_readable():
-        assert _inspect(tmp_path, heif).type == "image/heif"
-    else:
-        with pytest.raises(errors.UnsupportedFormat, match="HEIF"):
-            _inspect(tmp_path, heif)
+    assert _inspect(tmp_path, heif).type == "image/heif"
+    monkeypatch.setattr(images.header, "heif_readable", lambda: False)
+    with pytest.raises(errors.UnsupportedFormat, match="HEIF"):
+        _inspect(tmp_path, heif)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (333, 221), (128, 128)])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_heif_is_as_large_as_its_decoder_says(
+    tmp_path: Path, size: tuple[int, int], orientation: int
+) -> None:
+    """What encoders add to fill whole blocks does not count, nor how the camera was held."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = tmp_path / "a.heic"
+    pillow_heif.from_pillow(Image.new("RGB", size, "red")).save(file, exif=exif.tobytes())
+    upright = size[::-1] if orientation >= 5 else size
+    found = images.inspect(file, Limits())
+    assert (found.width, found.height) == images.load(file).image.size == upright
 
 
 _GROWTH = """

@@ -31,6 +31,7 @@ PACKAGES = {
     "prometheus-client": "0.22",
     "pydantic": "2.11",
     "pydantic-settings": "2.8",
+    "watchdog": "7.1",
 }
 """Least versions of what every install needs; pyproject.toml holds the same."""
 
@@ -252,9 +253,9 @@ def _disk(wanted: Path, trial: Path) -> Iterator[Check]:
     platform.fsync_dir(trial)
     milliseconds = (time.perf_counter() - began) * 1000
     yield Check(True, f"{wanted} can be written; fsync of 64 KiB took {milliseconds:.1f} ms")
-    lock = platform.FileLock(trial / "lock")
+    lock = platform.lock_folder(trial)
     try:
-        platform.FileLock(trial / "lock").release()
+        platform.lock_folder(trial).release()
     except platform.LockedError:
         yield Check(True, "locks hold: a second daemon would be refused")
     else:

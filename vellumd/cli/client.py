@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from vellumd.cli import arguments
 from vellumd.cli.main import Refused, Unavailable
 from vellumd.settings import Settings
 
@@ -57,15 +58,21 @@ def announced(settings: Settings, key: str | None = None) -> Client | None:
     except (OSError, ValueError, KeyError):
         return None
     if key is None and "key_file" in said:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, Refused):
             key = read_key(Path(said["key_file"]))
     client = Client(url, key)
     return client if client.alive() else None
 
 
 def read_key(file: Path) -> str:
-    """The key that a file holds; editors of Windows put a mark in front of it."""
-    return file.read_text("utf-8-sig").strip()
+    """The key that a file holds; editors of Windows put a mark in front of it.
+
+    Raises `Refused` for a file that holds none.
+    """
+    try:
+        return arguments.key(file.read_text("utf-8-sig").strip())
+    except (UnicodeDecodeError, argparse.ArgumentTypeError):
+        raise Refused(f"{file}: holds no key: one line of ASCII without spaces.") from None
 
 
 def require(settings: Settings, args: argparse.Namespace) -> Client:

@@ -37,7 +37,7 @@ EXIT_CODES = {
     FAILED: "an edit, a call or a check failed; the message says why",
     USAGE: "the command line is wrong",
     UNAVAILABLE: "no daemon answers",
-    STUCK: "the daemon ended without a plugin that would not end; the log names it",
+    STUCK: "a plugin ended the daemon, or would not end with it; the log names it",
     CONFIG: "the configuration is wrong",
     INTERRUPTED: "interrupted by Ctrl+C",
 }

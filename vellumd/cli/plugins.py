@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from vellumd.cli.main import OK, Refused, load_settings
+from vellumd.cli.main import OK, load_settings
 
 if TYPE_CHECKING:
     from vellumd.settings import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No arguments of its own."""
+    """Which daemon's doors to show."""
+    from vellumd.cli import arguments
+
+    arguments.add_daemon(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,17 +29,14 @@ def run(args: argparse.Namespace) -> int:
         print(f"{plugin.name:<12} {plugin.distribution} {plugin.version}, {state}")
     print(f"transports: {', '.join(sorted(loaded.transports)) or 'none'}")
     print(f"engines: {', '.join(sorted(loaded.engines)) or 'none'}")
-    for name, door in doors(settings).items():
+    for name, door in doors(settings, args).items():
         print(f"{name:<12} {'open' if door['ok'] else 'NOT OPEN'}: {door['text']}")
     return OK
 
 
-def doors(settings: Settings) -> dict[str, Any]:
-    """The doors of the daemon that runs on the data folder; none if it wants a key."""
+def doors(settings: Settings, args: argparse.Namespace) -> dict[str, Any]:
+    """The doors of the daemon that runs; none where none runs."""
     from vellumd.cli import client
 
-    daemon = client.announced(settings)
-    try:
-        return dict(daemon.get("/v1/capabilities")["doors"]) if daemon else {}
-    except Refused:
-        return {}
+    daemon = client.find(settings, args)
+    return dict(daemon.get("/v1/capabilities")["doors"]) if daemon else {}

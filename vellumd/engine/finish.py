@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from errno import EDQUOT, ENOSPC, EROFS
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from PIL import Image
 
 import vellumd
 from vellumd import errors, images, platform
+from vellumd.engine.faults import storing
 from vellumd.models import ResolvedEdit, Result, notice
 from vellumd.settings import Limits
 
@@ -32,6 +32,17 @@ def input_files(folder: Path, edit: ResolvedEdit) -> tuple[list[Path], Path | No
     """Where the pictures and the mask of `edit` lie in its job's `folder`."""
     files = [folder / name for name, _ in edit.files()]
     return files[: len(edit.images)], files[-1] if edit.mask else None
+
+
+def check(folder: Path, edit: ResolvedEdit) -> None:
+    """Raises `Expired` where an input in the job's `folder` is not the file that came in.
+
+    One that changed on the disk may still decode, and would be edited as if it had been sent.
+    """
+    fields = [*(f"images.{n}" for n in range(len(edit.images))), "mask"]
+    for field, (name, picture) in zip(fields, edit.files(), strict=False):
+        if images.sha256_of(folder / name) != picture.sha256:
+            raise errors.Expired(f"{field}: the picture was damaged on the disk.")
 
 
 def decode(files: Sequence[Path], mask: Path | None, limits: Limits) -> Inputs:
@@ -74,7 +85,7 @@ class Results:
     """The results of one job, written into its folder so that any crash is harmless.
 
     `result.json` comes last: a folder that has it is whole, one that has not is
-    overwritten by the next attempt.
+    overwritten by the next attempt. Whatever finds no room raises `faults.UnstoredError`.
     """
 
     def __init__(self, folder: Path, job: str, edit: ResolvedEdit, inputs: Inputs) -> None:
@@ -83,7 +94,8 @@ class Results:
         self._edit = edit
         self._inputs = inputs
         self.written: list[Result] = []
-        self._sweep()
+        with storing():
+            self._sweep()
 
     def _sweep(self) -> None:
         """Remove what an earlier attempt left, `result.json` before what it speaks of."""
@@ -109,7 +121,8 @@ class Results:
             height=picture.height,
             seed=seed,
         )
-        platform.replace_durably(self._folder / result.file, data)
+        with storing():
+            platform.replace_durably(self._folder / result.file, data)
         self.written.append(result)
 
     def _facts(self, seed: int) -> dict[str, Any]:
@@ -127,9 +140,5 @@ class Results:
             "timings": timings,
             "warnings": [notice(code).model_dump(mode="json") for code in codes],
         }
-        platform.replace_durably(self._folder / RESULT_FILE, json.dumps(body).encode())
-
-
-def is_full(error: Exception) -> bool:
-    """Whether `error` says that nothing can be written: no room, no quota, read-only."""
-    return isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EROFS)
+        with storing():
+            platform.replace_durably(self._folder / RESULT_FILE, json.dumps(body).encode())

@@ -1,4 +1,4 @@
-"""What an edit does when the card's memory runs out: one rung after the other."""
+"""What an edit does when memory runs out: one rung after the other."""
 
 # diffusers annotates in part only.
 # mypy: disable-error-code="no-untyped-call"
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from vellumd import errors
+from vellumd.engine.faults import is_memory
 from vellumd.protocol import Report
 
 log = logging.getLogger(__name__)
@@ -74,11 +75,14 @@ class Ladder:
         while True:
             # The way on is outside `except`: the exception holds the frames, and they hold
             # the tensors that must go first (pytorch/pytorch#18853).
-            with contextlib.suppress(torch.OutOfMemoryError):
+            try:
                 return work()
+            except Exception as error:
+                if not is_memory(error):
+                    raise
             free()
             if not self._left:
-                raise errors.OutOfMemory("The edit does not fit in the card's memory.")
+                raise errors.OutOfMemory("The edit does not fit in memory.")
             rung = self._left.pop(0)
             log.warning("out of memory: once more (%s)", rung.code)
             self._report.warn(rung.code)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import BinaryIO, NoReturn
 
 from vellumd import errors, platform
-from vellumd.engine import finish
+from vellumd.engine import faults, finish
 from vellumd.engine.report import PipeReport
 from vellumd.protocol import (
     VERSION,
@@ -151,7 +151,7 @@ class Worker:
         try:
             answer: Done | Failed = self._work(engine, init, frame, report)
         except Exception as error:
-            if _is_sticky(error):
+            if faults.is_sticky(error):
                 # The CUDA context is lost for this process; the daemon starts another
                 # one and repeats the job, so it gets no answer here.
                 log.exception("job %s: the card is lost to this process", frame.job)
@@ -166,6 +166,7 @@ class Worker:
         edit, folder = frame.edit, init.spool / frame.job
         report.beat("decode inputs")
         files, mask = finish.input_files(folder, edit)
+        finish.check(folder, edit)
         inputs = finish.decode(files, mask, Limits.model_validate(init.limits))
         for code in finish.warnings(edit, inputs):
             report.warn(code)
@@ -189,37 +190,15 @@ class Worker:
 
 def _failed(job: str, error: Exception, report: PipeReport) -> Failed:
     """The answer for `error`; the text of an unexpected one stays in the log."""
-    if isinstance(error, errors.VellumError):
-        log.info("job %s: %s", job, error.code)
+    told = faults.coded(error)
+    if told is error:
+        log.info("job %s: %s", job, told.code)
     else:
         log.error("job %s failed", job, exc_info=error)
-        error = _coded(error)
-    return Failed(job=job, code=error.code, message=error.message, warnings=report.notices())
-
-
-def _coded(error: Exception) -> errors.VellumError:
-    if finish.is_full(error):
-        return errors.StorageFull("The result could not be stored.")
-    if _is_memory(error):
-        return errors.OutOfMemory("The edit does not fit in memory.")
-    return errors.Internal("The engine failed unexpectedly.")
-
-
-# torch's errors are told by name and text, because this module knows no torch.
-
-
-def _is_memory(error: Exception) -> bool:
-    """Whether `error` says that memory ran out, the machine's or the card's."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "CUDA error: out of memory" in str(error))
+    return Failed(
+        job=job,
+        code=told.code,
+        message=told.message,
+        warnings=report.notices(),
+        unstored=isinstance(error, faults.UnstoredError),
     )
-
-
-def _is_sticky(error: Exception) -> bool:
-    """Whether `error` is one after which a CUDA context answers nothing any more."""
-    lost = type(error).__name__ == "AcceleratorError" or (
-        isinstance(error, RuntimeError) and "CUDA error" in str(error)
-    )
-    return lost and not _is_memory(error)

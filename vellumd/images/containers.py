@@ -305,6 +305,7 @@ def bmff(reader: Reader) -> Header:
     size, turned = _bmff_size(meta)
     if brands & _AVIF_BRANDS:
         return _header("image/avif", *size, turned)
+    size = _aperture(meta) or size
     return _header("image/heif", *(size[::-1] if turned >= 5 else size))
 
 
@@ -324,10 +325,11 @@ def _box(reader: Reader) -> tuple[int, bytes]:
 def _bmff_size(meta: bytes) -> tuple[tuple[int, int], int]:
     """Size and EXIF orientation of the main picture.
 
-    The largest `ispe` is the main picture's: thumbnails and the tiles of a grid are
-    smaller, alpha is equal (ISO/IEC 23008-12 §6.5.3).
+    Where the file does not say which of its pictures that is, the largest `ispe` is the main
+    one's: thumbnails and the tiles of a grid are smaller, alpha is equal (ISO/IEC 23008-12
+    §6.5.3).
     """
-    properties = list(_boxes(_child(_child(meta[4:], b"iprp"), b"ipco")))
+    properties = _main_properties(meta[4:])
     sizes = [
         (int.from_bytes(body[4:8], "big"), int.from_bytes(body[8:12], "big"))
         for kind, body in properties
@@ -338,6 +340,43 @@ def _bmff_size(meta: bytes) -> tuple[tuple[int, int], int]:
     angle = turns.get(b"irot", 0) & 3
     axis = turns[b"imir"] & 1 if b"imir" in turns else None
     return max(sizes, key=lambda size: size[0] * size[1]), _BMFF_TURNS[angle, axis]
+
+
+def _aperture(meta: bytes) -> tuple[int, int] | None:
+    """What HEIF decoders leave of the main picture: encoders pad it to whole blocks.
+
+    `clap` holds width and height as fractions (ISO/IEC 14496-12 §12.1.4).
+    """
+    body = dict(_main_properties(meta[4:])).get(b"clap", b"")
+    numbers = [int.from_bytes(body[at : at + 4], "big") for at in range(0, 16, 4)]
+    if len(body) < 32 or 0 in numbers:
+        return None
+    return round(numbers[0] / numbers[1]), round(numbers[2] / numbers[3])
+
+
+def _main_properties(meta: bytes) -> list[tuple[bytes, bytes]]:
+    """Type and body of what describes the main picture; of all pictures where none is named."""
+    described = _child(meta, b"iprp")
+    properties = list(_boxes(_child(described, b"ipco")))
+    named = _child(meta, b"pitm")[4:]
+    wanted = _associated(_child(described, b"ipma"), int.from_bytes(named, "big")) if named else []
+    return [properties[n - 1] for n in wanted if 0 < n <= len(properties)] or properties
+
+
+def _associated(ipma: bytes, item: int) -> list[int]:
+    """Numbers, from 1, of an item's properties (ISO/IEC 23008-12 §9.3.1)."""
+    wide_ids, wide_numbers = ipma[:1] > b"\0", bool(ipma[3:4] and ipma[3] & 1)
+    at, id_bytes, bytes_each = 8, 4 if wide_ids else 2, 2 if wide_numbers else 1
+    while at + id_bytes < len(ipma):
+        found = int.from_bytes(ipma[at : at + id_bytes], "big")
+        at += id_bytes + 1
+        end = at + ipma[at - 1] * bytes_each
+        if found == item:
+            numbers = [ipma[n : n + bytes_each] for n in range(at, end, bytes_each)]
+            most = (1 << (8 * bytes_each - 1)) - 1  # the first bit says "essential"
+            return [int.from_bytes(number, "big") & most for number in numbers]
+        at = end
+    return []
 
 
 _BMFF_TURNS = {

@@ -6,6 +6,7 @@ this for every upload, the engine before every decode.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Callable
 from functools import cache
@@ -77,6 +78,12 @@ def inspect(path: Path, limits: Limits) -> Header:
     """
     with path.open("rb") as file:
         return inspect_file(file, limits)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def inspect_file(file: BinaryIO, limits: Limits) -> Header:

@@ -107,6 +107,9 @@ INSERT OR IGNORE INTO paused (lane) VALUES (?);
 -- name: resume
 DELETE FROM paused WHERE lane = ?;
 
+-- name: paused
+SELECT lane FROM paused;
+
 -- name: is_paused
 SELECT count(*) FROM paused WHERE lane = ?;
 

@@ -1,5 +1,8 @@
 -- Named queries of rebuild.py.
 
+-- name: resume_all
+DELETE FROM paused;
+
 -- name: known
 SELECT id FROM jobs;
 

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vellumd import errors
+from vellumd import errors, platform
 from vellumd.store import integrity, rebuild, schema, story
 from vellumd.store.mark import Mark
+from vellumd.store.pauses import Pauses
 from vellumd.store.spool import Spool
 
 log = logging.getLogger(__name__)
 
-SIDE_FILES = ("", "-wal", "-shm")
-"""Endings of the files that make one SQLite database."""
+NEW = "new"
+"""Ending of a database that is being made again."""
 
 _UNAVAILABLE = frozenset(
     (
@@ -55,7 +56,13 @@ class Opened:
 
     connection: sqlite3.Connection
     mark: Mark
+    pauses: Pauses
     rebuilt: Rebuilt | None = None
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self.connection.close()
+        self.mark.close()
 
 
 def open_file(path: Path, spool: Spool | None) -> Opened:
@@ -66,8 +73,11 @@ def open_file(path: Path, spool: Spool | None) -> Opened:
     `NewerSchemaError`.
     """
     mark = Mark(path.with_name(f"{path.name}.mark"))
+    pauses = Pauses(path.with_name(f"{path.name}.paused"))
     try:
-        return _open(path, spool, mark)
+        for left in _files(path.with_name(f"{path.name}.{NEW}")):
+            left.unlink(missing_ok=True)
+        return _open(path, spool, mark, pauses)
     except BaseException as error:
         mark.close()
         if isinstance(error, sqlite3.Error | OSError):
@@ -80,36 +90,40 @@ def open_file(path: Path, spool: Spool | None) -> Opened:
         raise
 
 
-def _open(path: Path, spool: Spool | None, mark: Mark) -> Opened:
-    missing = not path.exists()
-    connection, reason, kept = _whole(path)
+def _open(path: Path, spool: Spool | None, mark: Mark, pauses: Pauses) -> Opened:
+    connection: sqlite3.Connection | None = None
+    reason = "it was missing" if _is_missed(path, spool, mark) else ""
     try:
-        schema.migrate(connection)
-        if missing and spool and any(map(story.request, map(spool.folder, spool.job_ids()))):
-            reason = "it was missing"
-        if not reason and rebuild.last_seq(connection) < mark.read():
-            reason = "it lacks its last commits"
-            kept = schema.back_up(connection, _aside())
         if not reason:
-            return Opened(connection, mark)
-        jobs = rebuild.from_folders(connection, spool, mark.read()) if spool else 0
+            connection, reason = _whole(path)
+        if connection:
+            schema.migrate(connection)
+            if rebuild.last_seq(connection) >= mark.read():
+                return Opened(connection, mark, pauses)
+            reason = "it lacks its last commits"
+            schema.back_up(connection, NEW)
     except BaseException:
-        connection.close()
+        _close(connection)
         raise
-    name = kept.name if kept else ""
-    log.error("the job store was damaged (%s): kept as %s, %d job(s) restored from their folders",
-              reason, name or "nothing", jobs)  # fmt: skip
-    return Opened(connection, mark, Rebuilt(reason, name, jobs))
+    _close(connection)
+    rebuilt = _rebuild(path, reason, spool, mark.read(), pauses.read())
+    return Opened(schema.connect(path), mark, pauses, rebuilt)
 
 
-def _whole(path: Path) -> tuple[sqlite3.Connection, str, Path | None]:
-    """A connection to a database that is whole; what was wrong, and where that is now."""
+def _is_missed(path: Path, spool: Spool | None, mark: Mark) -> bool:
+    """Whether there is no database although there was one."""
+    folders = map(spool.folder, spool.job_ids()) if spool else ()
+    return not path.exists() and bool(mark.read() or any(map(story.has_request, folders)))
+
+
+def _whole(path: Path) -> tuple[sqlite3.Connection | None, str]:
+    """A connection to a database that is whole, or what is wrong with it."""
     connection: sqlite3.Connection | None = None
     try:
         connection = schema.connect(path)
         reason = integrity.damage(connection)
         if not reason:
-            return connection, "", None
+            return connection, ""
     except errors.ConfigError:
         _close(connection)
         raise
@@ -120,8 +134,30 @@ def _whole(path: Path) -> tuple[sqlite3.Connection, str, Path | None]:
             raise
         reason = str(error)
     _close(connection)
+    return None, reason
+
+
+def _rebuild(path: Path, reason: str, spool: Spool | None, seq: int, paused: set[int]) -> Rebuilt:
+    """Put a new database in the place of the one at `path`, which is set aside.
+
+    The new one begins with the copy that lies beside it, if there is one. Until it is
+    whole the old one stays where it is: however often this fails, there is one of it.
+    """
+    new = path.with_name(f"{path.name}.{NEW}")
+    connection = schema.connect(new)
+    try:
+        schema.migrate(connection)
+        rebuild.pause(connection, paused)
+        jobs = rebuild.from_folders(connection, spool, seq) if spool else 0
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # its log does not move with it
+    finally:
+        connection.close()
     kept = _set_aside(path)
-    return schema.connect(path), reason, kept
+    os.replace(new, path)
+    platform.fsync_dir(path.parent)
+    log.error("the job store was damaged (%s): kept as %s, %d job(s) restored from their folders",
+              reason, kept or "nothing", jobs)  # fmt: skip
+    return Rebuilt(reason, kept, jobs)
 
 
 def _close(connection: sqlite3.Connection | None) -> None:
@@ -129,16 +165,15 @@ def _close(connection: sqlite3.Connection | None) -> None:
         connection.close()
 
 
-def _set_aside(path: Path) -> Path:
-    """Rename the files of a database; the new name of its first."""
-    target = path.with_name(f"{path.name}.{_aside()}")
-    for ending in SIDE_FILES:
-        file = path.with_name(path.name + ending)
+def _set_aside(path: Path) -> str:
+    """Rename the files of a database, to the time (UTC); the name of its first, if it is there."""
+    target = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+    for file in _files(path):
         if file.exists():
-            os.replace(file, target.with_name(target.name + ending))
-    return target
+            os.replace(file, target.with_name(target.name + file.name.removeprefix(path.name)))
+    return target.name if target.exists() else ""
 
 
-def _aside() -> str:
-    """The ending of a kept database: that it is damaged, and when this was found (UTC)."""
-    return f"damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+def _files(path: Path) -> list[Path]:
+    """All files that make the SQLite database at `path`."""
+    return [path.with_name(path.name + ending) for ending in ("", "-wal", "-shm")]

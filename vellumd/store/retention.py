@@ -1,9 +1,10 @@
 """How long jobs are kept: in days, and as long as there is room.
 
 An ended job loses its inputs first, where room is needed, then its folder and what its row
-says of the request, and after 90 days the row. A job whose delivery is not settled stays
-whole. All is done in small pieces, so that nobody waits for the store, and so that a kill
-between any two of them leaves nothing that the next start does not put right.
+says of the request, and after 90 days the row. What was sent within the hour, and a job whose
+delivery is not settled, stay whole. All is done in small pieces, so that nobody
+waits for the store, and so that a kill between any two of them leaves nothing that the next
+start does not put right.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
 
 from vellumd import errors
-from vellumd.models import now_ms
+from vellumd.models import ResolvedEdit, now_ms
 from vellumd.settings import StoreSettings
 from vellumd.store import rows
 from vellumd.store.database import Transaction, read_queries
@@ -134,19 +135,23 @@ class Retention:
             last = {"ended": found[-1]["ended"], "number": found[-1]["number"]}
 
     async def _make_room(self) -> None:
-        """While too much is used: inputs of the oldest go, then the folders of the oldest."""
+        """While too much is used: inputs of the oldest go, then the folders of the oldest.
+
+        Those that kept their inputs, since these are staged, come last.
+        """
         if self._room.over:
             await asyncio.to_thread(self._spool.usage.measure, self._spool.root)
         async for piece in self._ended("all", self._now()):
             if not self._room.over:
                 break
             await self._lighten(piece)
-        async for piece in self._ended("results", self._now()):
-            for row in piece:
-                if self._room.over:
-                    await self._expire([row["number"]])
-            if not self._room.over:
-                break
+        for kept in ("results", "all"):
+            async for piece in self._ended(kept, self._now()):
+                for row in piece:
+                    if self._room.over:
+                        await self._expire([row["number"]])
+                if not self._room.over:
+                    break
         self._room.exhausted = self._room.over
 
     async def _lighten(self, piece: list[sqlite3.Row]) -> None:
@@ -155,10 +160,9 @@ class Retention:
         for row in piece:
             if not self._room.over:
                 break
-            edit = (await self._store.get(row["id"])).request
-            if edit:
-                await asyncio.to_thread(self._spool.remove_inputs, row["id"], edit)
-            done.append([row["number"]])
+            edit = ResolvedEdit.model_validate_json(row["resolved"])
+            if await asyncio.to_thread(self._spool.remove_inputs, row["id"], edit):
+                done.append([row["number"]])
         await self._store.run(lambda tx: [tx.execute(SQL["lighten"], row) for row in done])
 
     async def _expire(self, numbers: Iterable[int]) -> None:

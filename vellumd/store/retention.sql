@@ -1,7 +1,7 @@
 -- Named queries of retention.py.
 
 -- name: ended
-SELECT number, id, ended,
+SELECT number, id, ended, resolved,
        EXISTS (SELECT 1 FROM deliveries WHERE job_id = jobs.id
                AND state IN ('waiting', 'pending')) AS owed,
        EXISTS (SELECT 1 FROM deliveries WHERE job_id = jobs.id)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from vellumd import errors
 from vellumd.settings import StoreSettings
+
+log = logging.getLogger(__name__)
 
 GB = 10**9
 RETRY_S = 60.0
@@ -41,12 +45,21 @@ class Usage:
 
 
 def children(folder: os.DirEntry[str] | Path) -> list[os.DirEntry[str]]:
-    """What is in a folder; nothing if it is none, or gone by now."""
+    """What is in a folder; nothing if it is none, gone by now, or not ours to read."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except PermissionError:
+        warn_unreadable(os.fspath(folder))
+        return []
+
+
+@cache
+def warn_unreadable(folder: str) -> None:
+    """Say it once: every look at the spool meets the folder again."""
+    log.warning("%s cannot be read: what is in it is not counted", folder)
 
 
 def share(file: os.DirEntry[str]) -> float:
@@ -126,7 +139,8 @@ class Room:
             )
         if self.over and self.exhausted:
             return errors.StorageFull(
-                "The pictures of jobs that wait or were not delivered fill store.max_gb.",
+                "Pictures of the last hour and of jobs that wait or were not delivered fill "
+                "store.max_gb.",
                 retry_after=RETRY_S,
             )
         return None

@@ -1,5 +1,6 @@
 """The folders: staged pictures, and one folder a job that tells its whole story.
 
+    spool/<job id>.unreadable/     a job that could not be restored; for a person to look at
     spool/staged/<sha256>          a picture that came in, kept for an hour or by a job
     spool/<job id>/input-1.png     inputs (second names of staged files), mask.png
                    request.json    written last: the request, resolved
@@ -14,26 +15,31 @@ daemon calls them in threads. `write` is a seam: tests of disk faults put their 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import itertools
 import json
+import logging
 import os
 import shutil
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from vellumd import errors, images, platform
-from vellumd.models import ImageRef, ResolvedEdit, Result
+from vellumd.errors import disk_error
+from vellumd.images import sha256_of
+from vellumd.models import JOB_ID, ImageRef, ResolvedEdit, Result
 from vellumd.settings import Limits
 from vellumd.store import story
 from vellumd.store.room import Usage, children, freed
 from vellumd.store.story import ResultFile
+
+log = logging.getLogger(__name__)
 
 STAGED_S = 3600
 """Seconds a staged picture is kept without a job using it."""
@@ -43,6 +49,8 @@ ROOM = 256 << 20
 """Free bytes that count as room: four PNGs of 4096x4096 pixels, the most an edit makes."""
 PROBE = 1 << 20
 """Bytes of the trial write."""
+CHECKED = 1024
+"""Files of which is remembered that they are whole; half a kilobyte each."""
 
 
 class SharedSync:
@@ -142,22 +150,34 @@ class Spool:
         return _ref(header, sha256, len(picture), name)
 
     def _is_kept(self, sha256: str) -> bool:
-        """Whether this content is staged already; if so its hour begins anew."""
-        with self._staging:
-            try:
-                os.utime(self._staged / sha256)
-            except FileNotFoundError:
-                return False
-            return True
+        """Whether this content is staged already; if so its hour begins anew.
+
+        A file that is not what its name says is removed: it would spoil all that reuse it.
+        """
+        staged = self._staged / sha256
+        try:
+            with self._staging:
+                os.utime(staged)
+            if sha256_of(staged) == sha256:  # not under the lock: others need not wait for it
+                return True
+            log.error("the staged picture %s was damaged on the disk; removed", sha256)
+            with self._staging:
+                if sha256_of(staged) != sha256:
+                    self._unlink(staged)
+        except FileNotFoundError:
+            pass
+        return False
 
     def _keep(self, incoming: Path, sha256: str) -> None:
         """Give a written file its place. What is there stays: a job may be linking it.
 
         Linux fails a link to a name that is replaced at that moment (ENOENT).
         """
+        if self._is_kept(sha256):
+            incoming.unlink()
+            return
         with self._staging:
-            if (self._staged / sha256).exists():
-                os.utime(self._staged / sha256)
+            if (self._staged / sha256).exists():  # since a moment ago
                 incoming.unlink()
             else:
                 os.replace(incoming, self._staged / sha256)
@@ -211,6 +231,9 @@ class Spool:
             try:
                 platform.link_or_copy(self.folder(job_id) / name, incoming)
                 os.utime(incoming)  # a second name has the age of the first
+                if sha256_of(incoming) != picture.sha256:
+                    incoming.unlink()
+                    raise errors.Expired("A picture of the job was damaged on the disk.")
                 self._keep(incoming, picture.sha256)
             except FileNotFoundError:
                 raise errors.Expired("The job's pictures are no longer kept.") from None
@@ -219,20 +242,15 @@ class Spool:
                 raise disk_error(error) from error
 
     def result(self, job_id: str, result: Result) -> Path:
-        """The file of a result; raises `Expired` when it is gone."""
-        return self._existing(self.folder(job_id) / result.file)
+        """The file of a result; raises `Expired` when it is gone or damaged."""
+        return _whole(self.folder(job_id) / result.file, result.sha256)
 
     def input(self, job_id: str, edit: ResolvedEdit, n: int) -> Path:
-        """The file of input `n` (from 1); raises `NotFound`, `Expired`."""
+        """The file of input `n` (from 1); raises `NotFound`, or `Expired` as `result` does."""
         if not 1 <= n <= len(edit.images):
             raise errors.NotFound(f"The job has {len(edit.images)} pictures.")
-        return self._existing(self.folder(job_id) / edit.files()[n - 1][0])
-
-    @staticmethod
-    def _existing(path: Path) -> Path:
-        if not path.is_file():
-            raise errors.Expired("The picture is no longer kept.")
-        return path
+        name, picture = edit.files()[n - 1]
+        return _whole(self.folder(job_id) / name, picture.sha256)
 
     def has_room(self) -> bool:
         """Whether results can be written: tried out too, for quotas and read-only disks."""
@@ -259,8 +277,17 @@ class Spool:
         return found if whole else None
 
     def job_ids(self) -> list[str]:
-        """The names of all folders that can be jobs', oldest first: ids sort by age."""
-        return sorted(set(os.listdir(self.root)) - {self._staged.name})
+        """The names of all folders that can be jobs', oldest first: ids sort by age.
+
+        What has another name is not ours, such as a file system's lost+found.
+        """
+        return sorted(filter(JOB_ID.fullmatch, os.listdir(self.root)))
+
+    def set_aside(self, job_id: str) -> str:
+        """Keep a folder that no job can be made of, under a name that is no job's."""
+        target = self.folder(f"{job_id}.unreadable")
+        os.replace(self.folder(job_id), target)
+        return target.name
 
     def remove(self, job_id: str) -> None:
         """Forget a job's pictures."""
@@ -268,17 +295,17 @@ class Spool:
         self.usage.add(-sum(freed(Path(file)) for file in children(folder)))
         shutil.rmtree(folder, ignore_errors=True)
 
-    def remove_inputs(self, job_id: str, edit: ResolvedEdit) -> None:
-        """Forget what came in for a job that has ended; its results stay.
+    def remove_inputs(self, job_id: str, edit: ResolvedEdit) -> bool:
+        """Forget what came in for a job that has ended, to make room; its results stay.
 
-        For want of room this is done, so what is staged goes too if no other job has it.
+        False, and nothing is forgotten, while one of its pictures is staged: others may
+        still name it, and no room would come of it, since it has two names.
         """
-        for name, picture in edit.files():
+        if any((self._staged / picture.sha256).exists() for _, picture in edit.files()):
+            return False
+        for name, _ in edit.files():
             self._unlink(self.folder(job_id) / name)
-            with self._staging:
-                staged = self._staged / picture.sha256
-                if freed(staged):
-                    self._unlink(staged)
+        return True
 
     def _unlink(self, path: Path) -> None:
         """Remove a file; one that Windows holds because it is being read goes another time."""
@@ -293,11 +320,10 @@ class Spool:
         Only what did not change for `idle_s` seconds: while the daemon takes in, the
         others belong to requests that are on their way.
         """
-        keep = {*known, self._staged.name}
         newest = time.time() - idle_s
-        strays = [entry for entry in children(self.root) if entry.name not in keep]
+        strays = [self.folder(job_id) for job_id in {*self.job_ids()}.difference(known)]
         parts = list(self._staged.glob(".*.part"))
-        for stray in (*map(Path, strays), *parts):
+        for stray in (*strays, *parts):
             with contextlib.suppress(FileNotFoundError):
                 if stray.stat().st_mtime <= newest:
                     self._unlink(stray) if stray in parts else self.remove(stray.name)
@@ -323,16 +349,21 @@ def _ref(header: images.Header, sha256: str, size: int, name: str) -> ImageRef:
     )
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _whole(path: Path, sha256: str) -> Path:
+    """The file, if it is what was stored; raises `Expired`."""
+    try:
+        found = path.stat()
+        if _matches(path, sha256, found.st_size, found.st_mtime_ns, found.st_ctime_ns):
+            return path
+    except FileNotFoundError:
+        raise errors.Expired("The picture is no longer kept.") from None
+    raise errors.Expired("The picture was damaged on the disk.")
 
 
-def disk_error(error: OSError) -> errors.VellumError:
-    """What to tell a sender whose picture could not be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return errors.StorageFull("The disk with the pictures is full.")
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return errors.EngineUnavailable("The folder of the pictures cannot be written.")
-    return errors.Internal("The picture could not be stored.")
+@lru_cache(CHECKED)
+def _matches(path: Path, sha256: str, *state: int) -> bool:
+    """Whether the file has this hash: looked at once, until its `state` is another."""
+    whole = sha256_of(path) == sha256
+    if not whole:
+        log.error("%s of job %s was damaged on the disk", path.name, path.parent.name)
+    return whole

@@ -53,12 +53,16 @@ class Store:
     ) -> None:
         self._db = Database(opened.connection, self._look_back, on_events, commit)
         self._mark = opened.mark
+        self._pauses = opened.pauses
         self._spool = spool
         self.rebuilt = opened.rebuilt
         self.tally: dict[str, int] = {}
 
     def _count(self, tx: Transaction) -> None:
         self.tally = dict(tx.execute(SQL["tally"]).fetchall())
+
+    def _note_paused(self, tx: Transaction) -> None:
+        self._pauses.write({row["lane"] for row in tx.execute(SQL["paused"])})
 
     def _look_back(self, tx: Transaction) -> None:
         """Note outside the database what its loss must not undo, before anybody hears of it."""
@@ -85,10 +89,23 @@ class Store:
         is the seam for tests of disk faults. Raises `NewerSchemaError`,
         `UnusableStoreError`.
         """
-        opened = await asyncio.to_thread(recovery.open_file, path, spool)
+        opening = asyncio.get_running_loop().run_in_executor(None, recovery.open_file, path, spool)
+        try:
+            opened = await asyncio.shield(opening)
+        except asyncio.CancelledError:  # the thread goes on, and the folder is not free before
+            (await opening).close()
+            raise
         store = cls(opened, on_events, commit, spool)
-        await store.run(store._count)
+        try:
+            await store.run(store._begin)
+        except BaseException:
+            await store.close()
+            raise
         return store
+
+    def _begin(self, tx: Transaction) -> None:
+        self._count(tx)
+        self._note_paused(tx)
 
     async def run(self, work: Callable[[Transaction], T]) -> T:
         """The outcome of `work` in one transaction, once it is on disk."""
@@ -223,7 +240,12 @@ class Store:
 
     async def set_paused(self, lane: int, paused: bool) -> None:
         """Whether a lane starts no job, also after a restart."""
-        await self._db.run(lambda tx: tx.execute(SQL["pause" if paused else "resume"], [lane]))
+
+        def work(tx: Transaction) -> None:
+            tx.execute(SQL["pause" if paused else "resume"], [lane])
+            self._note_paused(tx)
+
+        await self._db.run(work)
 
     async def forget(self, job_id: str) -> None:
         """Remove an ended job; raises `NotFound`, `NotDone` if it has not ended."""

@@ -55,6 +55,11 @@ def _read(file: Path, model: type[Model]) -> Model | None:
         return None
 
 
+def has_request(folder: Path) -> bool:
+    """Whether something was asked, be it readable or not."""
+    return (folder / REQUEST).exists()
+
+
 def request(folder: Path) -> RequestFile | None:
     """What was asked; None if the job was never accepted."""
     return _read(folder / REQUEST, RequestFile)

@@ -114,7 +114,7 @@ class TransportContract(ABC):
 
     def test_a_kill_while_sending(self) -> None:
         """The daemon dies somewhere in a request: sent again it is one job all the same."""
-        delays = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05)
+        delays = (0.0, 0.003, 0.01, 0.05)
         for number, delay in enumerate(delays):
             self.daemon.start()
             sending = threading.Thread(target=self.hand_in_once, args=(str(number),))
@@ -180,7 +180,7 @@ class TransportContract(ABC):
         assert shows_edit(self.reply("one").picture, "one")
 
     def test_rubbish_harms_nobody(self) -> None:
-        """With rubbish between them, both requests are answered; it makes no job."""
+        """With rubbish between them, both requests are answered; it makes no job and no crash."""
         self.daemon.start()
         self.daemon.hold()
         self.hand_in("before")
@@ -191,6 +191,7 @@ class TransportContract(ABC):
         for key in ("before", "after"):
             assert shows_edit(self.reply(key).picture, key)
         assert len(self.daemon.jobs()) == 2
+        assert not self.daemon.crashed()
 
     def test_a_stop_is_quick_and_keeps_what_was_accepted(self) -> None:
         """With a request running and two waiting the daemon ends well; the next one does them."""

@@ -124,6 +124,10 @@ class DaemonProcess:
         """Jobs in the store; to be asked while no daemon runs."""
         return self._rows("SELECT id FROM jobs")
 
+    def crashed(self) -> bool:
+        """Whether the door had to be opened again, so that all its senders were cut off."""
+        return "; opened again in " in (self.folder / "log").read_text("utf-8")
+
     def owed(self) -> int:
         """Replies that are not confirmed; to be asked while no daemon runs."""
         return self._rows("SELECT number FROM deliveries WHERE state IN ('waiting', 'pending')")

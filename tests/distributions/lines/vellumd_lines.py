@@ -3,14 +3,14 @@
 import asyncio
 import base64
 import json
+from contextlib import closing, suppress
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from vellumd import Delivery, EditRequest, TransportContext, TransportSpec, errors, hookimpl
 
-LINE_MAX = 64 << 20
-"""Bytes of the longest line: a picture in base64."""
+LINE_MAX = 64 << 20  # bytes: a picture in base64
 
 
 class LinesSettings(BaseModel):
@@ -21,79 +21,58 @@ class LinesSettings(BaseModel):
 
 
 class Lines:
-    """The door. A sender is known by its name; its last connection is where it is."""
+    """The door. `owed` are the replies that are not confirmed, by their requests' ids."""
 
     def __init__(self, context: TransportContext) -> None:
         self.context = context
-        self.senders: dict[str, asyncio.StreamWriter] = {}
-        self.unconfirmed: dict[tuple[str, str], Delivery] = {}
+        self.owed: dict[str, Delivery] = {}
+        self.more_owed = asyncio.Condition()
 
     async def run(self) -> None:
         port = self.context.settings.port
-        server = await asyncio.start_server(self.serve, "127.0.0.1", port, limit=LINE_MAX)
-        self.context.report(True, f"listens on port {port}")
-        try:
-            async for delivery in self.context.deliveries():
-                await self.deliver(delivery)
-        finally:
-            server.close()
-            for writer in self.senders.values():
-                writer.close()
+        async with asyncio.TaskGroup() as tasks:
+            server = await asyncio.start_server(
+                lambda *io: tasks.create_task(self.serve(*io)), "127.0.0.1", port, limit=LINE_MAX
+            )
+            self.context.report(True, f"listens on port {port}")
+            try:
+                async for delivery in self.context.deliveries():
+                    async with self.more_owed:
+                        self.owed[delivery.reply] = delivery
+                        self.more_owed.notify_all()
+            finally:
+                server.close()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
+        with closing(writer), suppress(ConnectionError, ValueError):  # gone, or a line too long
             while line := await reader.readline():
-                if answer := await self.take(line, writer):
-                    await write(writer, answer)
-        except (ConnectionError, ValueError):  # hung up, or a line over the limit
-            pass
-        finally:
-            self.senders = {name: w for name, w in self.senders.items() if w is not writer}
-            writer.close()
+                writer.write(json.dumps(await self.answer(line)).encode() + b"\n")
+                await writer.drain()
 
-    async def take(self, line: bytes, writer: asyncio.StreamWriter) -> dict[str, Any] | None:
-        order: dict[str, Any] = {}
+    async def answer(self, line: bytes) -> dict[str, Any]:
         try:
-            order = json.loads(line)
-            sender = str(order["from"])
-            if delivery := self.unconfirmed.pop((sender, order.get("confirm")), None):
-                await delivery.delivered()
-            if self.senders.get(sender) is not writer:
-                self.senders[sender] = writer
-                for key in [key for key in self.unconfirmed if key[0] == sender]:
-                    await self.unconfirmed.pop(key).retry(0)
-            if "image" not in order:
-                return None
-            image = await self.context.stage(base64.b64decode(order["image"]))
-            request = EditRequest.parse({"images": [image], "prompt": order["prompt"]})
-            id, reply = str(order["id"]), [sender, str(order["id"])]
-            job = await self.context.jobs.submit(request, key=f"{sender} {id}", reply=reply)
-            return {"id": id, "accepted": job.id}
+            match json.loads(line):
+                case {"id": str(id), "image": str(image), "prompt": str(prompt)}:
+                    picture = await self.context.stage(base64.b64decode(image))
+                    request = EditRequest.parse({"images": [picture], "prompt": prompt})
+                    job = await self.context.jobs.submit(request, key=id, reply=id)
+                    return {"accepted": job.id}
+                case {"wait": str(id)}:
+                    async with asyncio.timeout(60), self.more_owed:
+                        delivery = await self.more_owed.wait_for(lambda: self.owed.get(id))
+                    file = await self.context.jobs.result(delivery.job.id)
+                    picture = await asyncio.to_thread(file.read_bytes)
+                    return {"job": delivery.job.id, "image": base64.b64encode(picture).decode()}
+                case {"confirm": str(id)} if id in self.owed:
+                    await self.owed.pop(id).delivered()
+                    return {"confirmed": id}
         except errors.VellumError as error:
-            return {"id": order.get("id"), "refused": error.public()}
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return {"refused": errors.BadRequest("line: it is no order.").public()}
-
-    async def deliver(self, delivery: Delivery) -> None:
-        sender, id = delivery.reply
-        self.unconfirmed[sender, id] = delivery
-        if writer := self.senders.get(sender):
-            reply: dict[str, Any] = {"id": id, "job": delivery.job.id}
-            try:
-                file = await self.context.jobs.result(delivery.job.id)
-                reply["image"] = base64.b64encode(await asyncio.to_thread(file.read_bytes)).decode()
-            except errors.VellumError as error:
-                reply["error"] = error.public()
-            await write(writer, reply)
-
-
-async def write(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
-    writer.write(json.dumps(message).encode() + b"\n")
-    try:
-        async with asyncio.timeout(10):  # who does not read is hung up on
-            await writer.drain()
-    except (TimeoutError, ConnectionError):
-        writer.transport.abort()
+            return {"error": error.public()}
+        except TimeoutError:
+            return {"error": errors.Timeout("wait: there is no reply yet.").public()}
+        except (ValueError, RecursionError):  # neither JSON nor base64
+            pass
+        return {"error": errors.BadRequest("line: it asks for nothing that there is.").public()}
 
 
 @hookimpl

@@ -92,9 +92,10 @@ def test_only_the_right_key_opens(tmp_path: Path, header: str, opens: bool) -> N
 
 
 def test_a_file_without_a_key_refuses_the_start(tmp_path: Path) -> None:
-    """Empty or missing; the text names no path."""
+    """Empty, missing, or one that no client could send; the text names no path."""
     (tmp_path / "empty").write_text("\n", encoding="utf-8")
-    for name in ("empty", "none"):
+    (tmp_path / "foreign").write_text("ключ\n", encoding="utf-8")
+    for name in ("empty", "none", "foreign"):
         with pytest.raises(errors.ConfigError, match="api_key_file") as caught:
             access(tmp_path, api_key_file=tmp_path / name)
         assert str(tmp_path) not in caught.value.message

@@ -122,7 +122,17 @@ async def in_crumbs(request: web.Request) -> web.StreamResponse:
         await send_bytes(response, bytes(8 << 10))
 
 
-@pytest.mark.parametrize("write", [at_once, in_pieces, in_crumbs])
+async def without_waiting(request: web.Request) -> web.StreamResponse:
+    """More comes for the reader than it takes meanwhile."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    for start in range(0, len(BIG), 1 << 20):
+        await request.writer.write(BIG[start : start + (1 << 20)], drain=False)
+        await asyncio.sleep(0.02)
+    return response
+
+
+@pytest.mark.parametrize("write", [at_once, in_pieces, in_crumbs, without_waiting])
 @pytest.mark.parametrize("after", [b"", b"Connection: close\r\n"])
 async def test_a_reader_that_takes_nothing_is_dropped(
     write: Callable[[web.Request], Awaitable[web.StreamResponse]], after: bytes
@@ -133,10 +143,13 @@ async def test_a_reader_that_takes_nothing_is_dropped(
             await dropped(client)
 
 
-async def test_a_slow_reader_is_served() -> None:
-    """Three times longer than the stall limit, but steady."""
+@pytest.mark.parametrize("write", [in_pieces, without_waiting])
+async def test_a_slow_reader_is_served(
+    write: Callable[[web.Request], Awaitable[web.StreamResponse]],
+) -> None:
+    """Three times longer than the stall limit, but steady, however fast more comes."""
     loop = asyncio.get_running_loop()
-    async with serving(in_pieces) as port:
+    async with serving(write) as port:
         ask = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         with sent(port, ask) as client:
             size, began = 0, loop.time()

@@ -71,7 +71,7 @@ async def test_a_full_disk_is_not_ready(open_door: OpenDoor, tmp_path: Path) -> 
     """No result can be made, so no balancer shall send more; the reason is told."""
     (tmp_path / "full").touch()
     async with open_door(engine={"ledger": str(tmp_path / "ledger")}) as door:
-        await door.json("POST", "/v1/jobs", 202, json={**EDIT, "prompt": "full"})
+        await door.json("POST", "/v1/jobs", 202, json=EDIT)
         async with asyncio.timeout(20):
             while (told := await door.json("GET", "/readyz", None))["queue"] != "storage_full":
                 await asyncio.sleep(0.01)

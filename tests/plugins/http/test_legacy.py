@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,21 @@ async def test_what_runs_is_what_was_asked(door: Door) -> None:
     asked = (await door.json("GET", f"/v1/jobs/{answer['job_id']}"))["request"]
     assert (asked["preset"], asked["size"], asked["n"]) == ("original", "64x48", 2)
     assert (asked["steps"], asked["true_cfg_scale"]) == (28, 4)
+
+
+async def test_a_full_disk_is_507(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is only the job's id that finds no room; afterwards the same is accepted."""
+
+    def full(path: Path, *_: object, **__: object) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        answer = await door.json("POST", "/generate", 507, json=EDIT)
+        assert answer["code"] == "storage_full"
+    assert list((door.daemon.settings.store.dir / "plugins/http/unanswered").iterdir()) == []
+    await door.json("POST", "/generate", json=EDIT)
 
 
 async def test_legacy_size_auto_gives_the_old_size_back(open_door: OpenDoor) -> None:

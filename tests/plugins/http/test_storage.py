@@ -37,6 +37,26 @@ async def test_an_expired_job_is_410_and_then_404(door: Door) -> None:
     assert (await door.json("GET", path, 404))["code"] == "not_found"
 
 
+@pytest.mark.parametrize("sent", [False, True], ids=["never sent", "sent before"])
+async def test_a_damaged_picture_is_410(door: Door, sent: bool) -> None:
+    """Not passed on under the hash of what was stored, whole, in part or converted."""
+    job = await door.done()
+    folder = door.daemon.settings.store.dir / "spool" / job["id"]
+    for tail, file in (("result", "result-1.png"), ("inputs/1", "input-1.png")):
+        path = f"/v1/jobs/{job['id']}/{tail}"
+        if sent:
+            async with door.ask("GET", path) as got:
+                assert got.status == 200
+        stored = folder / file
+        data = bytearray(stored.read_bytes())
+        data[-20] ^= 1
+        stored.write_bytes(data)
+        for query, headers in (("", {}), ("", {"Range": "bytes=0-9"}), ("?format=jpeg", {})):
+            if file.startswith("result") or not query:
+                body = await door.json("GET", path + query, 410, headers=headers)
+                assert body["code"] == "expired" and "damaged" in body["detail"]
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
+import socket
 import ssl
+import struct
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -57,6 +61,36 @@ async def test_the_door_speaks_https_only(
             old.maximum_version = ssl.TLSVersion.TLSv1_1
         with pytest.raises(ssl.SSLError):
             await asyncio.open_connection("127.0.0.1", door.port, ssl=old)
+
+
+async def test_no_connection_leaves_a_traceback(
+    open_door: OpenDoor,
+    files: dict[str, str],
+    authority: trustme.CA,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Neither a good one nor a handshake that fails: anybody could fill the disk with those."""
+    trusting, distrusting = ssl.create_default_context(), ssl.create_default_context()
+    authority.configure_trust(trusting)
+    async with open_door(**files) as door:
+        async with door.client.get(f"{door.url}/healthz", ssl=trusting) as got:
+            assert got.status == 200
+        with pytest.raises(ssl.SSLError):
+            await asyncio.open_connection("127.0.0.1", door.port, ssl=distrusting)
+        for said in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00", bytes(4096)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+            writer.write(said)
+            writer.write_eof()
+            with suppress(ConnectionError):
+                await reader.read()
+            writer.close()
+        reset = socket.create_connection(("127.0.0.1", door.port))
+        reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset.close()
+        async with door.client.get(f"{door.url}/healthz", ssl=trusting) as got:
+            assert got.status == 200
+    loud = [one for one in caplog.records if one.exc_info or one.levelno >= logging.ERROR]
+    assert [one.getMessage() for one in loud] == []
 
 
 async def test_the_cookie_is_for_https_only(

@@ -95,7 +95,7 @@ async def test_a_result_that_is_gone_is_told(
     del old.rules["POST /api/queue/result"]
     async with open_door(url=old.url):
         await until(lambda: old.results()[-1].json["status"] == "failed")
-    assert old.results()[-1].json["code"] == {"removed": "expired", "damaged": "internal"}[harm]
+    assert old.results()[-1].json["code"] == "expired"
 
 
 async def test_a_damaged_journal_is_set_aside(
