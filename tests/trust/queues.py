@@ -20,6 +20,7 @@ from PIL import Image
 
 from vellumd.testing import DaemonProcess, free_port
 from vellumd.testing.standin import history
+from vellumd_queue.server import faults
 from vellumd_queue.server.ledger import Ledger
 
 LEASE_S = 3.0
@@ -36,7 +37,7 @@ class Plan:
     jobs: int
     restarts: int
     seed: int
-    rate: float = 0.12
+    rate: float
 
 
 class QueueServer:
@@ -131,6 +132,10 @@ def judge(plan: Plan, db: Path) -> dict[str, Any]:
             broken.append(f"{job} got more different results than it has contents")
         if notes["unknown"]:
             broken.append(f"{job} was answered but never given")
+    with closing(Ledger(db)) as seen:
+        happened = seen.faults()
+    if missed := set(faults.ALL) - set(happened):
+        broken.append(f"faults that did not happen: {missed}")
     events = history(plan.folder)
     executed = Counter(job for job, what, _ in events if what == "executed")
     if twice := [job for job, times in executed.items() if times > 1]:
@@ -146,6 +151,7 @@ def judge(plan: Plan, db: Path) -> dict[str, Any]:
         "contents": sum(len(set(notes["given"])) for notes in of.values()),
         "executed": sum(executed.values()),
         "results": dict(what),
+        "faults": happened,
         "most_waiting": deepest(events),
         "broken": broken,
     }

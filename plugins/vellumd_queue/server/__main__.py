@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--lease", type=float, default=LEASE_S, help="seconds of a lease")
     options.add_argument("--token-file", type=Path, help="file with the token that all must send")
     options.add_argument("--faults", type=float, default=0.0, help="share of broken answers, 0-1")
-    options.add_argument("--kinds", default=",".join(ALL), help="which faults")
+    options.add_argument("--kinds", nargs="+", choices=ALL, default=ALL, help="which faults")
     options.add_argument("--silence", type=float, default=120.0, help="seconds of silent faults")
     options.add_argument("--seed", type=int, default=0, help="of the faults")
     return options
@@ -34,8 +34,7 @@ def main() -> None:
     ledger = Ledger(args.db, args.lease)
     faults = None
     if args.faults:
-        kinds = tuple(args.kinds.split(","))
-        faults = Faults(ledger, args.faults, args.seed, kinds, args.silence)
+        faults = Faults(ledger, args.faults, args.seed, tuple(args.kinds), args.silence)
     try:
         web.run_app(
             make_app(ledger, token, faults),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hmac
 import html
 import json
+import uuid
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from aiohttp import web
 
@@ -64,9 +66,9 @@ class Server:
 
     async def add(self, request: web.Request) -> web.Response:
         """A sender puts a job into the queue."""
-        job = await request.json()
-        if not isinstance(job, dict):
-            raise web.HTTPBadRequest(text="a job is a JSON object")
+        job = _object(await request.read())
+        if not isinstance(job.setdefault("id", str(uuid.uuid4())), str | int):
+            raise web.HTTPBadRequest(text="an id is a text or a whole number")
         return web.json_response({"id": self._ledger.add(job)}, status=201)
 
     async def result(self, request: web.Request) -> web.Response:
@@ -83,7 +85,7 @@ class Server:
 
     async def heartbeat(self, request: web.Request) -> web.Response:
         """A worker still works on its job; 404 if it is not its any more."""
-        fields = await request.json()
+        fields = _object(await request.read())
         if not self._ledger.renew(fields.get("id"), str(fields.get("worker", ""))):
             raise web.HTTPNotFound(text="not your job")
         return web.json_response({})
@@ -91,8 +93,8 @@ class Server:
     async def take(self, request: web.Request) -> web.Response:
         """A worker posts a result; 409 if the job has one, 404 if there is no such job."""
         body = await request.read()
-        fields = json.loads(body)
-        verdict = self._ledger.take(fields["id"], fields.get("status") == "done", body)
+        fields = _object(body)
+        verdict = self._ledger.take(fields.get("id"), fields.get("status") == "done", body)
         status = {"accepted": 200, "repeated": 409, "unknown": 404}[verdict]
         return web.json_response({"result": verdict}, status=status)
 
@@ -110,3 +112,14 @@ class Server:
             f"<h1>{counts}</h1><table><tr><th>id<th>status<th>worker<th>times given{rows}</table>"
         )
         return web.Response(text=page, content_type="text/html")
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body holds; 400 if it holds none."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        raise web.HTTPBadRequest(text="the body is not JSON") from None
+    if not isinstance(found, dict):
+        raise web.HTTPBadRequest(text="the body is not a JSON object")
+    return found

@@ -28,8 +28,8 @@ ALL = (*ANYWHERE, *NEXT, *RESULT)
 class Faults:
     """Breaks a share of the answers that workers get.
 
-    `rate` is that share, `kinds` what may happen. `silence_s` is for how long nothing or
-    little is said where that is the fault.
+    `rate` is that share, `kinds` what may happen; what happened least so far is next.
+    `silence_s` is for how long nothing or little is said where that is the fault.
     """
 
     def __init__(
@@ -52,7 +52,8 @@ class Faults:
         kinds = self._kinds_for(request.path)
         if not kinds or self._random.random() >= self._rate:
             return await handler(request)
-        kind = self._random.choice(kinds)
+        kind = self._rarest(kinds)
+        self._ledger.fault(kind)
         fault: Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
         fault = getattr(self, f"_{kind}")
         try:
@@ -63,6 +64,10 @@ class Faults:
     def _kinds_for(self, path: str) -> list[str]:
         own = {"/api/queue/next": NEXT, "/api/queue/result": RESULT}.get(path)
         return [] if own is None else [kind for kind in (*ANYWHERE, *own) if kind in self._kinds]
+
+    def _rarest(self, kinds: list[str]) -> str:
+        happened = self._ledger.faults()
+        return min(kinds, key=lambda kind: (happened.get(kind, 0), self._random.random()))
 
     # one a kind
 

@@ -7,7 +7,6 @@ import json
 import sqlite3
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -39,8 +38,8 @@ class Ledger:
         self._db.close()
 
     def add(self, job: dict[str, Any]) -> str:
-        """Put a job into the queue; its id, made if it has none. The same id is the same job."""
-        id = job.setdefault("id", str(uuid.uuid4()))
+        """Put a job into the queue; its id. The same id is the same job."""
+        id = job["id"]
         row = (json.dumps(id), json.dumps(job), time.time())
         self._db.execute("INSERT OR IGNORE INTO jobs (id, body, created) VALUES (?, ?, ?)", row)
         return str(id)
@@ -102,9 +101,19 @@ class Ledger:
         return [dict(row) for row in self._db.execute(query, (count,))]
 
     def result(self, id: str) -> bytes | None:
-        """The result of a job as it was posted."""
-        row = self._one("SELECT result FROM jobs WHERE id = ?", (json.dumps(id),))
+        """The result of a job as it was posted; `id` is as in an address: 7 may be a number."""
+        row = self._one("SELECT result FROM jobs WHERE id IN (?, ?)", (json.dumps(id), id))
         return row["result"] if row else None
+
+    def fault(self, kind: str) -> None:
+        """An answer was broken on purpose."""
+        self._db.execute(
+            "INSERT INTO faults VALUES (?, 1) ON CONFLICT DO UPDATE SET times = times + 1", (kind,)
+        )
+
+    def faults(self) -> dict[str, int]:
+        """How often each kind of fault happened."""
+        return {row["kind"]: row["times"] for row in self._db.execute("SELECT * FROM faults")}
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -17,3 +17,7 @@ CREATE TABLE IF NOT EXISTS ledger (
     what TEXT NOT NULL CHECK (what IN ('given', 'accepted', 'repeated', 'unknown')),
     sha256 TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS faults (
+    kind TEXT PRIMARY KEY,
+    times INTEGER NOT NULL
+);
