@@ -24,20 +24,21 @@ from vellumd_queue.server import faults
 from vellumd_queue.server.ledger import Ledger
 
 LEASE_S = 3.0
-SILENCE_S = 1.0
+SILENCE_S = 0.5
 """Seconds of the server's silent faults; then it hangs up."""
 SETTLE_S = 1200.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run goes: `rate` is the share of broken answers."""
+    """How a run goes: `rate` is the share of broken answers, `door` the plugin that pulls."""
 
     folder: Path
     jobs: int
     restarts: int
     seed: int
-    rate: float
+    rate: float = 0.12
+    door: str = "queue"
 
 
 class QueueServer:
@@ -91,7 +92,7 @@ def run(plan: Plan) -> dict[str, Any]:
             id: Any = number if number % 2 else f"job {number}"
             job = {"id": id, "image": picture(number), "prompt": "invert", "seed": number}
             ledger.add(job)
-        daemon = DaemonProcess(plan.folder, "queue", {"url": server.url, "heartbeat": 1})
+        daemon = DaemonProcess(plan.folder, plan.door, {"url": server.url, "heartbeat": 1})
         began = time.monotonic()
         try:
             server.start("--seed", str(chance.randrange(2**32)))
