@@ -159,8 +159,8 @@ class TransportContext:
         (`state` loading | ready | restarting | failed | unloaded, `ready` bool: a job that
         comes now is edited, `loaded` bool: at once, `reason`, `phase`, `done`, `of`,
         `restarts`, `capabilities` or null), `queue` (`queued`, `running`, `held`: why no job
-        is started, empty | paused | storage_full), `transports` (name → `{ok, text, urls,
-        crashes}`), `store` (`open` bool, `writable` bool, `reason`, `used_bytes`,
+        is started, empty | paused | storage_full | stopping), `transports` (name → `{ok, text,
+        urls, crashes}`), `store` (`open` bool, `writable` bool, `reason`, `used_bytes`,
         `limit_bytes`, `free_bytes`, `reserve_bytes`), `warnings` (list of `{code, message}`),
         `loop` (`alarms`, `worst_s`, `last`: how often something blocked the daemon, the
         longest, what it was).

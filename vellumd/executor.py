@@ -49,8 +49,10 @@ class Executor:
         jobs.is_held = lambda: bool(self.held)
 
     @property
-    def held(self) -> Literal["", "paused", "storage_full"]:
+    def held(self) -> Literal["", "paused", "storage_full", "stopping"]:
         """Why no job is started although the engine could; empty if jobs are."""
+        if self._draining:
+            return "stopping"
         if self._full:
             return "storage_full"
         return "" if self._resumed.is_set() else "paused"

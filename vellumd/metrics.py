@@ -27,7 +27,7 @@ STEP_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 35.0, 120.0)
 JOB_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
 """Upper bounds of the histograms' buckets in seconds; 35 s is a step on a small card."""
 ENGINE_STATES = ("loading", "ready", "restarting", "failed", "unloaded")
-HELD = ("paused", "storage_full")
+HELD = ("paused", "storage_full", "stopping")
 
 Info = Mapping[str, Any]
 

@@ -36,8 +36,8 @@ REPLACED = {
     "LORA": "use [engine.loras] in config/vellumd.toml, e.g. lightning-8 = 'FILE'",
     "PORT": "use VELLUMD_PLUGINS__HTTP__PORT",
     "HOST": "use VELLUMD_PLUGINS__HTTP__HOST",
-    "QUEUE": "vellumd polls no server; send jobs to POST /v1/jobs",
-    "POLL": "vellumd polls no server; follow a job with GET /v1/jobs/ID and Prefer: wait",
+    "QUEUE": "use VELLUMD_PLUGINS__QUEUE__URL",
+    "POLL": "remove it: vellumd chooses by itself how often to ask a queue server",
     "API": "the HTTP address is VELLUMD_PLUGINS__HTTP__HOST and VELLUMD_PLUGINS__HTTP__PORT",
 }
 """Keys of the predecessor's .env, alone or as MODEL_PATH, and what stands for each now."""

@@ -314,7 +314,7 @@ _ANSWERS: Schema = {
         ("queue", "engine"),
         queue=_object(
             ("queued", "running", "held"), queued=_INTEGER, running=_INTEGER,
-            held={"type": "string", "enum": ["", "paused", "storage_full"]},
+            held={"type": "string", "enum": ["", "paused", "storage_full", "stopping"]},
         ),
         engine={"type": "object", "description": "As in /v1/capabilities."},
     ),

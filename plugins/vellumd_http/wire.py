@@ -34,6 +34,7 @@ HELD = {
     "": "",
     "paused": "The queue is paused: jobs wait until somebody resumes it.",
     "storage_full": "The disk has no room for results; the queue waits for some.",
+    "stopping": "The daemon is stopping; jobs wait for the next one.",
 }
 """Why the queue starts no job, by `held` of `info`."""
 

@@ -65,6 +65,12 @@ class DaemonProcess:
         too_late.cancel()
         assert opened, f"the daemon did not start:\n{(self.folder / 'log').read_text()}"
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """SIGKILL: nothing in it gets to do anything more."""
         assert self._process is not None
