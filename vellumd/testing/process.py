@@ -84,12 +84,6 @@ class DaemonProcess:
         return self._ended(seconds)
 
     @property
-    def pid(self) -> int:
-        """Its process."""
-        assert self._process is not None
-        return self._process.pid
-
-    @property
     def alive(self) -> bool:
         """Whether it runs: for senders that would wait for one that was killed."""
         return self._process is not None and self._process.poll() is None
