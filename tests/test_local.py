@@ -8,6 +8,8 @@ from typing import Any
 
 from vellumd import local
 from vellumd.models import JobStatus, Progress
+from vellumd.preset_file import FILE, PresetFile
+from vellumd.settings import Preset
 from vellumd.store.spool import sha256_of
 
 
@@ -27,3 +29,18 @@ async def test_edits_in_a_session(
     assert seen[0].steps == 2
     assert not file.exists()
     assert not (make_settings().store.dir).exists()
+
+
+async def test_saved_presets_count_without_a_daemon(
+    make_settings: Callable[..., Any], picture: Callable[..., bytes], tmp_path: Path
+) -> None:
+    """`--preset` knows what was saved while a daemon ran; its file is only read."""
+    photo, settings = tmp_path / "photo.png", make_settings()
+    photo.write_bytes(picture())
+    settings.store.dir.mkdir()
+    file = settings.store.dir / FILE
+    PresetFile(file).save("mine", Preset(prompt="invert", steps=3))
+    async with local.session(settings) as session:
+        job, _ = await session.edit([photo], {"preset": "mine"})
+    assert job.status is JobStatus.DONE and job.request and job.request.steps == 3
+    assert list(settings.store.dir.iterdir()) == [file]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from vellumd import errors, model_card
+from vellumd import errors, model_card, platform
 from vellumd.model_card import ModelCard
 from vellumd.models import EditRequest, ImageRef, ResolvedEdit
+from vellumd.preset_file import BYTES, FILE, MOST, PresetFile
 from vellumd.presets import Presets
 from vellumd.settings import Settings
 
@@ -132,3 +134,122 @@ def test_a_bad_model_card_is_named(tmp_path: Path) -> None:
     (tmp_path / "vellumd.json").write_text('{"canvas": 1}')
     with pytest.raises(errors.ModelInvalid):
         model_card.read(str(tmp_path))
+
+
+def saved_in(folder: Path, settings: dict[str, Any] | None = None) -> Presets:
+    """The presets as a daemon with this data folder has them."""
+    return Presets(Settings.model_validate(settings or {}), CARD, PresetFile(folder / FILE))
+
+
+def test_a_saved_preset_outlives_the_daemon(tmp_path: Path) -> None:
+    """It is used like any other, replaced as a whole, and there for the next daemon."""
+    presets = saved_in(tmp_path)
+    made = presets.save("눈 snow-1", {"prompt": "make it snow", "num_steps": 4, "seed": None})
+    assert made.public() == {
+        "name": "눈 snow-1", "origin": "saved", "options": {"prompt": "make it snow", "steps": 4},
+    }  # fmt: skip
+    request = EditRequest.parse({"images": [PICTURE], "preset": "눈 snow-1"})
+    for known in (presets, saved_in(tmp_path)):
+        edit, _ = known.resolve(request)
+        assert (edit.prompt, edit.steps, edit.true_cfg_scale) == ("make it snow", 4, 3.0)
+    presets.save("눈 snow-1", {"prompt": "rain"})
+    assert saved_in(tmp_path).get("눈 snow-1").public()["options"] == {"prompt": "rain"}
+    presets.delete("눈 snow-1")
+    for known in (presets, saved_in(tmp_path)):
+        with pytest.raises(errors.UnknownPreset):
+            known.resolve(request)
+        with pytest.raises(errors.NotFound):
+            known.get("눈 snow-1")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "code", "told"),
+    [
+        ("a/b", {}, "bad_request", "name"),
+        ("#", {}, "bad_request", "name"),
+        ("a ", {}, "bad_request", "name"),
+        ("x" * 65, {}, "bad_request", "name"),
+        ("x", {"stepz": 4}, "bad_request", "stepz: a preset has no such field; the nearest is ste"),
+        ("x", {"output": {"qualty": 4}}, "bad_request", "the nearest is output.quality"),
+        ("x", {"images": []}, "bad_request", "images"),
+        ("x", {"steps": 1000}, "bad_request", "steps"),
+        ("x", {"size": "big"}, "bad_size", "big"),
+        ("x", {"prompt": "x" * 20_000}, "bad_request", "prompt"),
+        ("x", {"loras": [{"name": "other"}]}, "unknown_lora", "other"),
+        ("x", {"tier": "fast"}, "unknown_tier", "fast"),
+        ("x", {"tier": "reference"}, "unknown_tier", "reference"),
+        ("balanced", {}, "preset_fixed", "balanced"),
+        ("mine", {}, "preset_fixed", "mine"),
+    ],
+)
+def test_what_cannot_be_saved(
+    tmp_path: Path, name: str, options: dict[str, Any], code: str, told: str
+) -> None:
+    """Wrong names, options that no request could use, names that are taken: nothing changes."""
+    presets = saved_in(tmp_path, {"presets": {"mine": {"steps": 5}}})
+    with pytest.raises(errors.VellumError) as caught:
+        presets.save(name, options)
+    assert caught.value.code == code and told in caught.value.message
+    assert not (tmp_path / FILE).exists()
+
+
+def test_what_cannot_be_deleted(tmp_path: Path) -> None:
+    """Shipped and configured ones, the one that requests fall back on, one that is not there."""
+    presets = saved_in(tmp_path, {"presets": {"mine": {}}, "engine": {"preset": "base"}})
+    presets.save("base", {"steps": 3})
+    assert presets.resolve(EditRequest.parse({"images": [PICTURE], "prompt": "x"}))[0].steps == 3
+    for name in ("fastest", "mine", "base"):
+        with pytest.raises(errors.PresetFixed):
+            presets.delete(name)
+    with pytest.raises(errors.NotFound):
+        presets.delete("other")
+
+
+def test_configuration_wins_over_what_was_saved(tmp_path: Path) -> None:
+    """A section added later counts; when it goes, the saved one is there again."""
+    saved_in(tmp_path).save("mine", {"steps": 3})
+    configured = saved_in(tmp_path, {"presets": {"mine": {"steps": 5}}}).get("mine")
+    assert (configured.origin, configured.options.steps) == ("configuration", 5)
+    assert saved_in(tmp_path).get("mine").options.steps == 3
+
+
+def test_saved_presets_are_bounded(tmp_path: Path) -> None:
+    """In number and in bytes; what is there can still be changed."""
+    presets = saved_in(tmp_path)
+    for n in range(MOST):
+        presets.save(f"p{n}", {"seed": n})
+    with pytest.raises(errors.PresetsFull):
+        presets.save("one more", {})
+    presets.save("p0", {"seed": 7})
+    presets = Presets(Settings(), CARD, PresetFile(tmp_path / "other.json"))
+    with pytest.raises(errors.PresetsFull):
+        for n in range(MOST):
+            presets.save(f"p{n}", {"prompt": "x" * 16_000})
+    assert 10 < len(presets.named) < 30
+    assert (tmp_path / "other.json").stat().st_size <= BYTES
+
+
+def test_a_damaged_file_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The daemon starts without it, says so, and keeps what it was."""
+    for text in ("{", "[]", '{"presets": {"a": {"stepz": 1}}}', '{"presets": {"a": {"size": 1}}}'):
+        (tmp_path / FILE).write_text(text)
+        assert "a" not in saved_in(tmp_path).named
+        assert (tmp_path / "presets.damaged").read_text() == text
+        assert "presets.json is damaged" in caplog.text
+        caplog.clear()
+
+
+def test_a_full_disk_keeps_the_old_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be written does not count."""
+    presets = saved_in(tmp_path)
+    presets.save("mine", {"steps": 3})
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(platform, "replace_durably", full)
+    with pytest.raises(errors.StorageFull):
+        presets.save("mine", {"steps": 5})
+    with pytest.raises(errors.StorageFull):
+        presets.delete("mine")
+    assert presets.get("mine").options.steps == 3

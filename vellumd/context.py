@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import BaseModel, JsonValue
 from vellumd.jobs import JobFilter, Jobs, Page
 from vellumd.keys import Keyring
 from vellumd.models import Delivery, EditRequest, ImageRef, Job, JobEvent
+from vellumd.presets import NamedPreset, Presets
 
 
 class TransportJobs:
@@ -94,6 +96,36 @@ class TransportJobs:
         return self._jobs.events(job_id, since, previews=previews)
 
 
+class TransportPresets:
+    """The named edit options: those that ship, those of the configuration, those saved here."""
+
+    def __init__(self, presets: Presets) -> None:
+        self._presets = presets
+
+    def list(self) -> tuple[NamedPreset, ...]:
+        """All presets with their `name`, `origin` and `options`; the saved ones last."""
+        return self._presets.list()
+
+    def get(self, name: str) -> NamedPreset:
+        """One preset; raises `NotFound`."""
+        return self._presets.get(name)
+
+    async def save(self, name: str, options: dict[str, Any]) -> NamedPreset:
+        """Keep edit options under a name, for every door; on disk when this returns.
+
+        Another preset saved under that name is replaced. Raises the errors of the options,
+        `PresetFixed` for a name that ships or is configured, `PresetsFull`, `StorageFull`.
+        """
+        return await asyncio.to_thread(self._presets.save, name, options)
+
+    async def delete(self, name: str) -> None:
+        """Forget a saved preset; jobs that used it keep what it said.
+
+        Raises `NotFound`, and `PresetFixed` for others than saved ones and for the default.
+        """
+        await asyncio.to_thread(self._presets.delete, name)
+
+
 class Control(Protocol):
     """What a transport can do to the queue and the engine."""
 
@@ -140,6 +172,7 @@ class TransportContext:
         self.log = logging.getLogger(f"vellumd.{name}")
         self.dir = dir
         self.jobs = TransportJobs(jobs, name)
+        self.presets = TransportPresets(jobs.presets)
         self.control = control
         self.keys = keys
         """The named keys of `vellumd keys`: a door that strangers can reach asks for one."""

@@ -242,6 +242,10 @@ class Daemon:
         capabilities = engine.capabilities
         return {
             **self._facts,
+            "presets": {
+                name: preset.model_dump(mode="json", exclude_none=True)
+                for name, preset in self.jobs.presets.named.items()
+            },
             "tiers": list(capabilities.tiers) if capabilities else [],
             "engine": {
                 "state": engine.state,
@@ -269,10 +273,6 @@ class Daemon:
             "model": self.card.name,
             "demo": self.card.demo,
             "note": self.card.note,
-            "presets": {
-                name: preset.model_dump(mode="json", exclude_none=True)
-                for name, preset in self.jobs.presets.named.items()
-            },
             "default_preset": self.jobs.presets.default,
             "loras": sorted({*self.card.loras, *self.settings.engine.loras}),
             "limits": self.settings.limits.model_dump(mode="json"),

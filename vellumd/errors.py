@@ -82,7 +82,7 @@ class UnknownPreset(VellumError):
     """No preset has that name."""
 
     code, status = "unknown_preset", 400
-    remedy = "Use one of the presets that /v1/capabilities lists, or add it as [presets.NAME]."
+    remedy = "Use one of those that /v1/presets lists, or save one there or as [presets.NAME]."
 
 
 class UnknownLora(VellumError):
@@ -120,6 +120,13 @@ class ForbiddenOrigin(VellumError):
     remedy = "Open the page from this daemon, or add its origin to plugins.http.allowed_origins."
 
 
+class PresetFixed(VellumError):
+    """The preset ships with vellumd or stands in its configuration, or the latter needs it."""
+
+    code, status = "preset_fixed", 403
+    remedy = "Save it under another name, or change the configuration and start again."
+
+
 class NotFound(VellumError):
     """Nothing is known under that id or path."""
 
@@ -139,6 +146,13 @@ class NotDone(VellumError):
 
     code, status = "not_done", 409
     remedy = "Wait for it with `Prefer: wait=60`, or follow its events."
+
+
+class PresetsFull(VellumError):
+    """As many presets are saved as are kept, or as large ones."""
+
+    code, status = "presets_full", 409
+    remedy = "Delete one that nobody uses, then save it again."
 
 
 class Cancelled(VellumError):
@@ -268,10 +282,10 @@ class ConfigError(VellumError):
 
 ALL: tuple[type[VellumError], ...] = (
     BadRequest, BadImage, TooManyImages, UnsupportedFormat, BadSize, UnknownPreset, UnknownLora,
-    UnknownTier, Unauthorized, ForbiddenHost, ForbiddenOrigin, NotFound, BodyTimeout, NotDone,
-    Cancelled, Expired, ImageTooLarge, PayloadTooLarge, IdempotencyMismatch, QueueFull,
-    OutOfMemory, EngineCrashed, BadOutput, Internal, EngineUnavailable, ModelMissing,
-    ModelInvalid, Timeout, StorageFull, ResultTooLarge,
+    UnknownTier, Unauthorized, ForbiddenHost, ForbiddenOrigin, PresetFixed, NotFound,
+    BodyTimeout, NotDone, PresetsFull, Cancelled, Expired, ImageTooLarge, PayloadTooLarge,
+    IdempotencyMismatch, QueueFull, OutOfMemory, EngineCrashed, BadOutput, Internal,
+    EngineUnavailable, ModelMissing, ModelInvalid, Timeout, StorageFull, ResultTooLarge,
 )  # fmt: skip
 """Every error that can leave by a door, in the order of its HTTP status."""
 

@@ -38,6 +38,7 @@ from vellumd.models import (
     new_job_id,
     now_ms,
 )
+from vellumd.preset_file import FILE, PresetFile
 from vellumd.presets import Presets
 from vellumd.settings import Settings
 from vellumd.store.room import Room
@@ -87,7 +88,7 @@ class Jobs:
         room: Room | None = None,
     ) -> None:
         self._limits = settings.limits
-        self.presets = Presets(settings, card)
+        self.presets = Presets(settings, card, PresetFile(settings.store.dir / FILE))
         self._store = store
         self._spool = spool
         self._room = room or Room(spool.root, spool.usage, settings.store)

@@ -5,14 +5,15 @@ One code path: this is a daemon with no doors, so that what works there works he
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vellumd import errors, plugins
+from vellumd import errors, plugins, preset_file
 from vellumd.daemon import Daemon
 from vellumd.models import ENDS, EditRequest, ImageRef, Job, Progress
 from vellumd.settings import Settings
@@ -62,6 +63,8 @@ async def session(
 ) -> AsyncIterator[Session]:
     """Start an engine for some edits, and end it. `show` gets the progress of each."""
     with tempfile.TemporaryDirectory(prefix="vellumd-", ignore_cleanup_errors=True) as folder:
+        with suppress(FileNotFoundError):  # what was saved at the daemon counts here, too
+            shutil.copyfile(settings.store.dir / preset_file.FILE, Path(folder) / preset_file.FILE)
         store = settings.store.model_copy(update={"dir": Path(folder)})
         daemon = Daemon(
             settings.model_copy(update={"store": store}),

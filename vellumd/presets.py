@@ -7,7 +7,11 @@ here needs the engine: a job is resolved once, when it is accepted.
 from __future__ import annotations
 
 import random
-from typing import Literal
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from vellumd import errors, model_card
 from vellumd.model_card import ModelCard
@@ -20,9 +24,12 @@ from vellumd.models import (
     ResolvedEdit,
     ResolvedOutput,
     Tier,
+    bad_request,
     notice,
 )
+from vellumd.preset_file import PresetFile
 from vellumd.settings import EngineSettings, Preset, Settings
+from vellumd.sources import nearest
 
 LIGHTNING = (LoraRef(name="lightning-8"),)
 
@@ -37,19 +44,99 @@ NEGATIVE = " "
 """What guidance steers away from by default: the model needs some text there."""
 FIELDS = tuple(Preset.model_fields)
 
+_NAME = re.compile(r"\w([\w .@-]{0,62}[\w@-])?")
+"""Names that can be saved: a part of a path, a level of an MQTT topic, a key of TOML."""
+
+SHOWN = 8
+"""Saved presets that an error names."""
+
+Origin = Literal["shipped", "configuration", "saved"]
+
+
+@dataclass(frozen=True)
+class NamedPreset:
+    """A preset with its name and where it comes from: only a saved one can be changed."""
+
+    name: str
+    origin: Origin
+    options: Preset
+
+    def public(self) -> dict[str, Any]:
+        """As JSON: `options` holds what is set, and can be saved again as it is."""
+        options = self.options.model_dump(mode="json", exclude_none=True)
+        return {"name": self.name, "origin": self.origin, "options": options}
+
 
 class Presets:
-    """The presets of one configuration, and the only place where requests are resolved."""
+    """The presets of one daemon, and the only place where requests are resolved.
 
-    def __init__(self, settings: Settings, card: ModelCard) -> None:
+    What is saved can neither hide nor change what ships or is configured.
+    """
+
+    def __init__(self, settings: Settings, card: ModelCard, file: PresetFile | None = None) -> None:
         self._engine = settings.engine
         self._limits = settings.limits
         self._card = card
-        self.named = dict(SHIPPED)
+        self._file = file
+        self._configured = set(settings.presets)
+        self._fixed = dict(SHIPPED)
         for name, preset in settings.presets.items():
-            self.named[name] = _over(preset, SHIPPED.get(name, Preset()))
+            self._fixed[name] = _over(preset, SHIPPED.get(name, Preset()))
         self.default = settings.engine.preset or card.preset or "balanced"
-        self._fallback = self.named.get(self.default, SHIPPED["balanced"])
+
+    @property
+    def named(self) -> dict[str, Preset]:
+        """Every preset by its name, the saved ones last."""
+        saved = self._file.named if self._file else {}
+        return {**self._fixed, **{n: p for n, p in saved.items() if n not in self._fixed}}
+
+    def list(self) -> tuple[NamedPreset, ...]:
+        """All presets, the saved ones last."""
+        return tuple(NamedPreset(n, self._origin(n), preset) for n, preset in self.named.items())
+
+    def get(self, name: str) -> NamedPreset:
+        """One preset; raises `NotFound`."""
+        if name not in (named := self.named):
+            raise errors.NotFound(f"There is no preset {name[:64]!r}.")
+        return NamedPreset(name, self._origin(name), named[name])
+
+    def save(self, name: str, options: dict[str, Any]) -> NamedPreset:
+        """Keep `options` under `name`; on disk when it returns. Blocks.
+
+        Raises what `resolve` raises for such options, and `PresetFixed`, `PresetsFull`,
+        `StorageFull`.
+        """
+        if not _NAME.fullmatch(name):
+            raise errors.BadRequest("name: up to 64 letters, digits, spaces and . @ _ -")
+        file = self._changeable(name)
+        preset = parse(options)
+        self._check_options(_over(preset, self._fallback))
+        file.save(name, preset)
+        return self.get(name)
+
+    def delete(self, name: str) -> None:
+        """Forget a saved preset; jobs that used it keep what it said. Blocks.
+
+        Raises `NotFound`, `PresetFixed`.
+        """
+        file = self._changeable(name)
+        if name == self.default and name in file.named:
+            raise errors.PresetFixed("Requests without a preset use this one.")
+        file.delete(name)
+
+    def _changeable(self, name: str) -> PresetFile:
+        if self._file is None or name in self._fixed:
+            raise errors.PresetFixed(f"The preset {name!r} cannot be changed here.")
+        return self._file
+
+    def _origin(self, name: str) -> Origin:
+        if name not in self._fixed:
+            return "saved"
+        return "configuration" if name in self._configured else "shipped"
+
+    @property
+    def _fallback(self) -> Preset:
+        return self.named.get(self.default, SHIPPED["balanced"])
 
     def resolve(self, request: EditRequest) -> tuple[ResolvedEdit, tuple[Notice, ...]]:
         """The edit with every field decided, and the warnings that go with it.
@@ -60,9 +147,7 @@ class Presets:
         name = request.preset or self.default
         chosen = self._choose(request, name)
         self._check(request, chosen)
-        loras = tuple(lora for lora in chosen.loras or () if lora.scale != 0)
-        for lora in loras:
-            check_lora(lora.name, self._engine, self._card)
+        loras = _applied(chosen)
         output = chosen.output or OutputOptions()
         edit = ResolvedEdit(
             model=self._card.name,
@@ -86,16 +171,20 @@ class Presets:
 
     def _choose(self, request: EditRequest, name: str) -> Preset:
         """The request's options over those of its preset, over those of the default one."""
-        if name not in self.named:
-            there = ", ".join(self.named)
+        if name not in (named := self.named):
+            there = ", ".join([*named][: len(self._fixed) + SHOWN])
             raise errors.UnknownPreset(f"There is no preset {name!r}; there is {there}.")
-        return _over(request, _over(self.named[name], self._fallback))
+        return _over(request, _over(named[name], self._fallback))
 
     def _check(self, request: EditRequest, chosen: Preset) -> None:
         if not 1 <= len(request.images) <= self._limits.max_images:
             raise errors.TooManyImages(f"An edit takes 1 to {self._limits.max_images} pictures.")
         if not (chosen.prompt or "").strip():
             raise errors.BadRequest("prompt: it is empty.")
+        self._check_options(chosen)
+
+    def _check_options(self, chosen: Preset) -> None:
+        """What holds for a preset as for a request that uses it."""
         for field in ("prompt", "negative_prompt"):
             text = getattr(chosen, field) or ""
             if len(text.encode("utf-8", "surrogatepass")) > self._limits.max_prompt:
@@ -104,6 +193,9 @@ class Presets:
                 )
         if chosen.seed is not None and chosen.seed + (chosen.n or 1) - 1 > SEED_MAX:
             raise errors.BadRequest("seed: it is too large for this many results.")
+        for lora in _applied(chosen):
+            check_lora(lora.name, self._engine, self._card)
+        self._tier(chosen.tier)
 
     def _tier(self, wanted: Tier | None) -> Tier:
         if self._engine.tier == "reference":
@@ -117,6 +209,26 @@ class Presets:
         if len(edit.images) > 3:
             codes.append("many_images")
         return tuple(notice(code) for code in codes)
+
+
+def parse(options: dict[str, Any]) -> Preset:
+    """The preset made of `options`; raises the coded error for the first wrong one."""
+    try:
+        return Preset.model_validate(options)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        if first["type"] != "extra_forbidden":
+            raise bad_request(error) from None
+        path = [str(part) for part in first["loc"]]
+        raise errors.BadRequest(
+            f"{'.'.join(path)[:80]}: a preset has no such field; the nearest is "
+            f"{nearest(Preset, path)}."
+        ) from None
+
+
+def _applied(preset: Preset) -> tuple[LoraRef, ...]:
+    """The LoRAs that count."""
+    return tuple(lora for lora in preset.loras or () if lora.scale != 0)
 
 
 def scheduler_for(loras: tuple[LoraRef, ...], card: ModelCard) -> Literal["base", "lightning"]:

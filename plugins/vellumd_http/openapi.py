@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from vellumd import EditRequest, Job, JobEvent, JobStatus, errors
+from vellumd import EditRequest, Job, JobEvent, JobStatus, errors, models
 from vellumd_http.answers import LEGACY_PATHS
 from vellumd_http.native import PriorityPatch
 
@@ -38,6 +38,7 @@ _PIXELS = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
 _EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 _TEXT = {"text/plain": {"schema": {"type": "string"}}}
 _ANY: Schema = {"application/json": {"schema": {"type": "object"}}}
+_PRESET = {"application/json": {"schema": _ref("Preset")}}
 _HELD = {"application/json": {"schema": _ref("Control")}}
 _EDIT_BODY = {
     "application/json": {"schema": _ref("Edit")},
@@ -134,6 +135,19 @@ OPERATIONS = (
     Operation("post", "/v1/inputs", "Keep a picture for an hour, to be named by its hash.",
         {201: ("Kept.", {"application/json": {"schema": _ref("Input")}})}, _PICTURE,
         {"image/*": {}, "application/octet-stream": {}}),
+    Operation("get", "/v1/presets", "Named edit options: shipped, configured, saved.",
+        {200: ("All of them.", {"application/json": {"schema": _ref("Presets")}})},
+        ("bad_request",)),
+    Operation("get", "/v1/presets/{name}", "One preset.",
+        {200: ("The preset.", _PRESET)}, ("not_found",)),
+    Operation("put", "/v1/presets/{name}", "Save edit options under a name, for every door.",
+        {200: ("Replaced.", _PRESET), 201: ("New.", _PRESET)},
+        (*_BODY, "bad_size", "unknown_lora", "unknown_tier", "preset_fixed", "presets_full",
+         "storage_full", "engine_unavailable"),
+        {"application/json": {"schema": _ref("EditOptions")}}),
+    Operation("delete", "/v1/presets/{name}", "Forget a saved preset; its jobs do not change.",
+        {204: ("Forgotten.", {})},
+        ("not_found", "preset_fixed", "storage_full", "engine_unavailable")),
     Operation("post", "/v1/queue/pause", "Start no more jobs, also after a restart.",
         {200: ("Paused; a running job goes on.", _HELD)}, ("engine_unavailable", "storage_full")),
     Operation("post", "/v1/queue/resume", "Start jobs again.",
@@ -266,6 +280,7 @@ def _schemas() -> Schema:
             (JobEvent, "serialization"),
             (EditRequest, "validation"),
             (PriorityPatch, "validation"),
+            (models.EditOptions, "validation"),
         ],
         ref_template="#/components/schemas/{model}",
     )
@@ -317,6 +332,17 @@ _ANSWERS: Schema = {
             held={"type": "string", "enum": ["", "paused", "storage_full", "stopping"]},
         ),
         engine={"type": "object", "description": "As in /v1/capabilities."},
+    ),
+    "Preset": _object(
+        ("name", "origin", "options"),
+        name=_STRING,
+        origin={"type": "string", "enum": ["shipped", "configuration", "saved"]},
+        options=_ref("EditOptions"),
+    ),
+    "Presets": _object(
+        ("presets", "default"),
+        presets={"type": "array", "items": _ref("Preset")},
+        default={"type": "string", "description": "The one of requests that name none."},
     ),
     "LegacyError": _object(("detail", "code"), detail=_STRING, code=_CODE),
     "Input": _object(

@@ -23,6 +23,7 @@ from vellumd_http.links import Links
 from vellumd_http.listen import DEFAULT_HOST, listen, port_of, url, url_for_others
 from vellumd_http.native import APPLIED, Native
 from vellumd_http.plugin import HttpSettings
+from vellumd_http.presets import Presets
 from vellumd_http.service import Service
 from vellumd_http.session import Session
 
@@ -87,6 +88,7 @@ class HttpTransport:
         for part in (
             Legacy(context, intake),
             Native(context, intake, bodies, links),
+            Presets(context, bodies),
             Control(context),
             events,
             Session(self._access),

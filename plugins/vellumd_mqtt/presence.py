@@ -43,14 +43,14 @@ class Presence:
         self._intake = intake
         self._discovery: bool = context.settings.discovery
         self._changed = asyncio.Event()
+        self._facts: dict[str, Any] = {}
 
     def introduce(self) -> None:
         """Tell a broker all that it should keep; it may be a new one."""
         info = self._context.info()
-        facts = {name: info[name] for name in FACTS} | {
-            "max_payload": min(self._link.max_payload, RECEIVE_MAX)
-        }
-        self._keep(self._topics.info, facts)
+        self._facts = {name: info[name] for name in FACTS}
+        most = {"max_payload": min(self._link.max_payload, RECEIVE_MAX)}
+        self._keep(self._topics.info, self._facts | most)
         self._keep(self._topics.queue, status(self._context))
         if self._discovery:
             for topic, config in discovery.configs(self._topics, info):
@@ -60,7 +60,7 @@ class Presence:
         """Tell what happens, for ever."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow(), name="mqtt events")
-            group.create_task(self._tell_queue(), name="mqtt queue")
+            group.create_task(self._tell_changes(), name="mqtt queue")
 
     async def _follow(self) -> None:
         async with aclosing(self._context.jobs.events()) as events:
@@ -92,10 +92,11 @@ class Presence:
             data, type = await asyncio.to_thread(images.derive, file, "jpeg", 90, most)
             self._link.post(Outgoing(self._topics.last, data, retain=True, content_type=type))
 
-    async def _tell_queue(self) -> None:
-        """The queue when it has changed, not more often than it can be read.
+    async def _tell_changes(self) -> None:
+        """The queue when it has changed, not more often than it can be read; presets likewise.
 
-        Pauses and the engine's state come without a job's event: looked at now and then.
+        Pauses, the engine's state and presets come without a job's event: looked at now and
+        then.
         """
         told: dict[str, Any] = {}
         while True:
@@ -106,6 +107,8 @@ class Presence:
             if (now := status(self._context)) != told:
                 self._keep(self._topics.queue, now)
                 told = now
+            if self._facts and self._facts["presets"] != self._context.info()["presets"]:
+                self.introduce()
             await asyncio.sleep(PACE_S)
 
     def _keep(self, topic: str, value: dict[str, Any]) -> None:

@@ -104,12 +104,13 @@ def error_tables() -> str:
 
 def context_tables() -> str:
     """What a transport can call, as Markdown: one table for each object that it gets."""
-    from vellumd.context import Control, TransportContext, TransportJobs
+    from vellumd.context import Control, TransportContext, TransportJobs, TransportPresets
     from vellumd.models import Delivery
 
     faces = {
         "context": TransportContext,
         "context.jobs": TransportJobs,
+        "context.presets": TransportPresets,
         "context.control": Control,
         "delivery": Delivery,
     }

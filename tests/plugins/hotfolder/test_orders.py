@@ -111,6 +111,17 @@ async def test_preset_files(drop: OpenDrop) -> None:
         assert {job.request.preset for job in await folder.jobs()} == {"fastest"}
 
 
+async def test_a_saved_preset_in_a_folder(drop: OpenDrop) -> None:
+    """What was saved at another door holds prompt and all: the folder's pictures go."""
+    async with drop() as folder:
+        folder.put("x/_preset.toml", "preset = 'snow'\n")
+        folder.daemon.jobs.presets.save("snow", {"prompt": "snow", "steps": 3})
+        folder.put("x/a.png", encoded(1))
+        await folder.out("x/a.png")
+        (job,) = await folder.jobs()
+        assert (job.request.prompt, job.request.steps) == ("snow", 3)
+
+
 async def test_require_ready(drop: OpenDrop) -> None:
     """A sub-folder waits for _ready."""
     async with drop(require_ready=True, prompt="p") as folder:

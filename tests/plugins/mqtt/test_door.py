@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections.abc import Callable
 
 import psutil
@@ -106,6 +107,20 @@ def test_progress(house: House) -> None:
     topic = f"progress/{first['job_id']}"
     while house.sender.next(topic).json["status"] != "done":
         pass
+
+
+def test_presets_saved_elsewhere(make_house: Callable[..., House]) -> None:
+    """One saved over HTTP is told in the retained info, and is a topic at once."""
+    house = make_house(more={"plugins.http": {"enabled": "true", "port": 0}})
+    at = json.loads((house.daemon.folder / "data" / "daemon.json").read_bytes())["url"]
+    body = json.dumps({"prompt": "invert", "steps": 3}).encode()
+    put = urllib.request.Request(f"{at}/v1/presets/mine", body, method="PUT")
+    with urllib.request.urlopen(put) as got:
+        assert got.status == 201
+    house.sender.until(lambda got: got.topic.endswith("/info") and "mine" in got.json["presets"])
+    house.sender.publish("request/edit/mine", PNG)
+    request = house.answer()["data"]["request"]
+    assert (request["preset"], request["prompt"], request["steps"]) == ("mine", "invert", 3)
 
 
 def test_presence(house: House) -> None:
