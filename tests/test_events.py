@@ -36,6 +36,21 @@ async def test_of_live_events_the_newest_is_kept() -> None:
         assert second and second.data == {"step": 999}
 
 
+async def test_live_events_that_were_picked_are_kept() -> None:
+    """A slow reader of previews sees each one that it picked, in order, of others the newest."""
+    bus = EventBus()
+    with bus.listen("a", previews=True, keep=lambda one: one.data.get("step") in (2, 4)) as one:
+        bus.publish([event(None, type="preview", step=k) for k in range(3)])
+        one.caught_up()
+        bus.publish([event(1, type="started")])
+        bus.publish([event(None, type="preview", step=k) for k in range(3, 8)])
+        bus.publish([event(2, type="done")])
+        seen = [await one.next() for _ in range(5)]
+        assert [(e.type, e.data.get("step")) for e in seen if e] == [
+            ("preview", 2), ("started", None), ("preview", 4), ("done", None), ("preview", 7),
+        ]  # fmt: skip
+
+
 async def test_a_listener_far_behind_is_sent_to_the_store() -> None:
     """Beyond the backlog nothing is kept for it; it is told to read the store."""
     bus = EventBus()

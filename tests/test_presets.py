@@ -146,7 +146,8 @@ def test_a_saved_preset_outlives_the_daemon(tmp_path: Path) -> None:
     presets = saved_in(tmp_path)
     made = presets.save("눈 snow-1", {"prompt": "make it snow", "num_steps": 4, "seed": None})
     assert made.public() == {
-        "name": "눈 snow-1", "origin": "saved", "options": {"prompt": "make it snow", "steps": 4},
+        "name": "눈 snow-1", "origin": "saved", "usable": True,
+        "options": {"prompt": "make it snow", "steps": 4},
     }  # fmt: skip
     request = EditRequest.parse({"images": [PICTURE], "preset": "눈 snow-1"})
     for known in (presets, saved_in(tmp_path)):

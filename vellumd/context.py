@@ -86,14 +86,20 @@ class TransportJobs:
         return await self._jobs.wait(job_id, seconds)
 
     def events(
-        self, job_id: str | None = None, since: int | None = None, *, previews: bool = False
+        self,
+        job_id: str | None = None,
+        since: int | None = None,
+        *,
+        previews: bool = False,
+        keep: Callable[[JobEvent], bool] | None = None,
     ) -> AsyncGenerator[JobEvent, None]:
         """Events of one job or all: durable ones after `since`, then live ones.
 
         Without `since` it begins with what happens next. No durable event is missed or
-        repeated; of steps a slow reader gets the newest.
+        repeated; of steps and previews a slow reader gets the newest, and those which
+        `keep` picks: few, since they wait in memory.
         """
-        return self._jobs.events(job_id, since, previews=previews)
+        return self._jobs.events(job_id, since, previews=previews, keep=keep)
 
 
 class TransportPresets:
@@ -103,7 +109,7 @@ class TransportPresets:
         self._presets = presets
 
     def list(self) -> tuple[NamedPreset, ...]:
-        """All presets with their `name`, `origin` and `options`; the saved ones last."""
+        """All presets: `name`, `origin`, `usable`, `options`; the saved ones last."""
         return self._presets.list()
 
     def get(self, name: str) -> NamedPreset:

@@ -13,6 +13,10 @@ BACKLOG = 256
 """Durable events kept for one slow listener; beyond, it reads the store again."""
 
 
+Keep = Callable[[JobEvent], bool]
+"""Which live events are kept like durable ones until they are read: a few, or memory goes."""
+
+
 class Listener:
     """One listener's share: durable events in order, of live ones the newest.
 
@@ -20,10 +24,11 @@ class Listener:
     then calls `caught_up` and reads the store, in this order.
     """
 
-    def __init__(self, job_id: str | None, previews: bool) -> None:
+    def __init__(self, job_id: str | None, previews: bool, keep: Keep | None) -> None:
         self._job_id = job_id
         self._previews = previews
-        self._durable: deque[JobEvent] = deque()
+        self._keep = keep
+        self._kept: deque[JobEvent] = deque()
         self._live: dict[tuple[str, str], JobEvent] = {}
         self._woken = asyncio.Event()
         self.behind = True
@@ -34,10 +39,12 @@ class Listener:
             return
         if event.type == "preview" and not self._previews:
             return
-        if event.seq is None:
+        if event.seq is None and self._keep and self._keep(event):
+            self._kept.append(event)
+        elif event.seq is None:
             self._live[event.job_id, event.type] = event
-        elif not self.behind and len(self._durable) < BACKLOG:
-            self._durable.append(event)
+        elif not self.behind and len(self._kept) < BACKLOG:
+            self._kept.append(event)
         else:  # what is kept must have no gap: all after the first one dropped is dropped
             self.behind = True
         self._woken.set()
@@ -49,8 +56,8 @@ class Listener:
     async def next(self) -> JobEvent | None:
         """The next event; None when the store has to be read first."""
         while True:
-            if self._durable:
-                return self._durable.popleft()
+            if self._kept:
+                return self._kept.popleft()
             if self.behind:
                 return None
             if self._live:
@@ -77,9 +84,14 @@ class EventBus:
                 observe(event)
 
     @contextmanager
-    def listen(self, job_id: str | None = None, previews: bool = False) -> Iterator[Listener]:
+    def listen(
+        self,
+        job_id: str | None = None,
+        previews: bool = False,
+        keep: Keep | None = None,
+    ) -> Iterator[Listener]:
         """Listen to one job, or all, while the block runs."""
-        listener = Listener(job_id, previews)
+        listener = Listener(job_id, previews, keep)
         self._listeners.add(listener)
         self._count_previews(int(previews))
         try:

@@ -18,7 +18,7 @@ from pydantic import JsonValue
 
 from vellumd import errors
 from vellumd.deliveries import Deliveries
-from vellumd.events import EventBus
+from vellumd.events import EventBus, Keep
 from vellumd.model_card import ModelCard
 from vellumd.models import (
     ENDS,
@@ -307,10 +307,15 @@ class Jobs:
     # events
 
     async def events(
-        self, job_id: str | None, since: int | None, *, previews: bool
+        self,
+        job_id: str | None,
+        since: int | None,
+        *,
+        previews: bool,
+        keep: Keep | None = None,
     ) -> AsyncGenerator[JobEvent, None]:
         """See `TransportJobs.events`: replay from the store, then what happens, for ever."""
-        with self._bus.listen(job_id, previews) as listener:
+        with self._bus.listen(job_id, previews, keep) as listener:
             seen = await self._store.last_seq() if since is None else since
             while True:
                 event = await listener.next()

@@ -55,16 +55,22 @@ Origin = Literal["shipped", "configuration", "saved"]
 
 @dataclass(frozen=True)
 class NamedPreset:
-    """A preset with its name and where it comes from: only a saved one can be changed."""
+    """A preset with its name and where it comes from: only a saved one can be changed.
+
+    `usable`: whether the files of its LoRAs are here.
+    """
 
     name: str
     origin: Origin
     options: Preset
+    usable: bool
 
     def public(self) -> dict[str, Any]:
         """As JSON: `options` holds what is set, and can be saved again as it is."""
         options = self.options.model_dump(mode="json", exclude_none=True)
-        return {"name": self.name, "origin": self.origin, "options": options}
+        return {
+            "name": self.name, "origin": self.origin, "usable": self.usable, "options": options,
+        }  # fmt: skip
 
 
 class Presets:
@@ -92,13 +98,13 @@ class Presets:
 
     def list(self) -> tuple[NamedPreset, ...]:
         """All presets, the saved ones last."""
-        return tuple(NamedPreset(n, self._origin(n), preset) for n, preset in self.named.items())
+        return tuple(self._described(*item) for item in self.named.items())
 
     def get(self, name: str) -> NamedPreset:
         """One preset; raises `NotFound`."""
         if name not in (named := self.named):
             raise errors.NotFound(f"There is no preset {name[:64]!r}.")
-        return NamedPreset(name, self._origin(name), named[name])
+        return self._described(name, named[name])
 
     def save(self, name: str, options: dict[str, Any]) -> NamedPreset:
         """Keep `options` under `name`; on disk when it returns. Blocks.
@@ -129,10 +135,15 @@ class Presets:
             raise errors.PresetFixed(f"The preset {name!r} cannot be changed here.")
         return self._file
 
-    def _origin(self, name: str) -> Origin:
+    def _described(self, name: str, preset: Preset) -> NamedPreset:
+        origin: Origin = "configuration" if name in self._configured else "shipped"
         if name not in self._fixed:
-            return "saved"
-        return "configuration" if name in self._configured else "shipped"
+            origin = "saved"
+        try:
+            self._check_loras(_over(preset, self._fallback))
+        except errors.UnknownLora:
+            return NamedPreset(name, origin, preset, usable=False)
+        return NamedPreset(name, origin, preset, usable=True)
 
     @property
     def _fallback(self) -> Preset:
@@ -193,9 +204,12 @@ class Presets:
                 )
         if chosen.seed is not None and chosen.seed + (chosen.n or 1) - 1 > SEED_MAX:
             raise errors.BadRequest("seed: it is too large for this many results.")
+        self._check_loras(chosen)
+        self._tier(chosen.tier)
+
+    def _check_loras(self, chosen: Preset) -> None:
         for lora in _applied(chosen):
             check_lora(lora.name, self._engine, self._card)
-        self._tier(chosen.tier)
 
     def _tier(self, wanted: Tier | None) -> Tier:
         if self._engine.tier == "reference":

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from aiohttp import web
 
 from vellumd import errors
-from vellumd_http import wire
+from vellumd_http import openai_wire, wire
 
 HEADERS = {
     "Server": "vellumd",
@@ -36,14 +36,19 @@ def of_error(
     headers: Mapping[str, str] | None = None,
 ) -> web.Response:
     """The answer that tells `error` to who asked for `path`."""
+    own = {}
     if path in LEGACY_PATHS:
         shown, type = wire.legacy_error(error), "application/json"
+    elif openai_wire.is_path(path):
+        shown, type = openai_wire.public_error(error), "application/json"
+        status = status or openai_wire.status_of(error)
+        own = {} if error.retryable else {"x-should-retry": "false"}
     else:
         shown, type = wire.problem(error, status), "application/problem+json"
     answer = web.json_response(
         shown,
         status=status or error.status,
-        headers={**(headers or {}), **wire.error_headers(error)},
+        headers={**(headers or {}), **wire.error_headers(error), **own},
         content_type=type,
     )
     add_headers(answer)

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from vellumd import JobEvent, JobStatus, TransportContext, errors
+from vellumd import JobEvent, JobStatus, TransportContext
 from vellumd_http import wire
 from vellumd_http.native import JOB
-from vellumd_http.results import send_bytes
-
-STREAMS_MAX = 256
-"""Streams open at the same time."""
-HEARTBEAT_S = 15
-"""Seconds between comments that keep proxies from closing a quiet stream."""
+from vellumd_http.streams import Streams, closing
 
 
 def encode(event: JobEvent) -> bytes:
@@ -28,15 +21,9 @@ def encode(event: JobEvent) -> bytes:
 class Events:
     """The streams of one job and of all jobs."""
 
-    def __init__(self, context: TransportContext, heartbeat_s: float = HEARTBEAT_S) -> None:
+    def __init__(self, context: TransportContext, streams: Streams) -> None:
         self._jobs = context.jobs
-        self._heartbeat_s = heartbeat_s
-        self._open = 0
-        self._closing = asyncio.Event()
-
-    def close(self) -> None:
-        """End all streams: the daemon stops."""
-        self._closing.set()
+        self._streams = streams
 
     def routes(self) -> list[web.RouteDef]:
         """The routes of the streams."""
@@ -65,7 +52,8 @@ class Events:
 
     async def _until_end(self, job_id: str, since: int, previews: bool) -> AsyncIterator[JobEvent]:
         """Reads from the first event on, so that it meets the last one in any case."""
-        async with _closing(self._jobs.events(job_id, 0, previews=previews)) as events:
+        events = self._jobs.events(job_id, 0, previews=previews)
+        async with closing(events):
             async for event in events:
                 if event.seq is None or event.seq > since:
                     yield event
@@ -75,46 +63,14 @@ class Events:
     async def _stream(
         self, request: web.Request, events: AsyncIterator[JobEvent]
     ) -> web.StreamResponse:
-        if self._open >= STREAMS_MAX:
-            raise errors.QueueFull(f"{STREAMS_MAX} event streams are open.")
-        self._open += 1
-        try:
-            response = web.StreamResponse(headers={"Cache-Control": "no-store"})
-            response.content_type = "text/event-stream"
-            await response.prepare(request)
-            await self._pump(response, events)
-            await response.write_eof()
-            return response
-        finally:
-            self._open -= 1
-
-    async def _pump(self, response: web.StreamResponse, events: AsyncIterator[JobEvent]) -> None:
-        try:
-            async with _closing(events), asyncio.TaskGroup() as tasks:
-                beating = tasks.create_task(self._beat(response), name="sse heartbeat")
-                async for event in events:
-                    await send_bytes(response, encode(event))
-                beating.cancel()
-        except* ConnectionError:
-            raise ConnectionResetError("the reader left") from None
-
-    async def _beat(self, response: web.StreamResponse) -> None:
-        while not self._closing.is_set():
-            await send_bytes(response, b":\n\n")
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._heartbeat_s):
-                    await self._closing.wait()
-        raise ConnectionResetError("the daemon stops")
+        with self._streams.slot():
+            return await self._streams.send(request, _encoded(events))
 
 
-@asynccontextmanager
-async def _closing(events: AsyncIterator[JobEvent]) -> AsyncIterator[AsyncIterator[JobEvent]]:
-    """End the generator with the block, not whenever the garbage is collected."""
-    try:
-        yield events
-    finally:
-        if isinstance(events, AsyncGenerator):
-            await events.aclose()
+async def _encoded(events: AsyncIterator[JobEvent]) -> AsyncIterator[bytes]:
+    async with closing(events):
+        async for event in events:
+            yield encode(event)
 
 
 def _asked(request: web.Request) -> tuple[int | None, bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 from aiohttp import web
@@ -20,9 +20,17 @@ class Intake:
         self._context = context
         self._bodies = bodies
 
-    async def edit(self, request: web.Request) -> dict[str, Any]:
-        """The fields of an edit, its pictures staged: `images` and perhaps `mask`."""
-        fields = await (self._from_form(request) if is_form(request) else self._from_json(request))
+    async def edit(
+        self, request: web.Request, known: Collection[str] = wire.LEGACY_FIELDS
+    ) -> dict[str, Any]:
+        """The fields of an edit, its pictures staged: `images` and perhaps `mask`.
+
+        Of a form's other fields than `known` only the names.
+        """
+        if is_form(request):
+            fields = await self._from_form(request, known)
+        else:
+            fields = await self._from_json(request)
         wire.check_text(fields)
         return fields
 
@@ -58,18 +66,18 @@ class Intake:
             data = await asyncio.to_thread(wire.decode_picture, picture, field)
             return await self._context.stage(data)
 
-    async def _from_form(self, request: web.Request) -> dict[str, Any]:
+    async def _from_form(self, request: web.Request, known: Collection[str]) -> dict[str, Any]:
         async with self._bodies.open(request) as paced:
             form = _Form(paced)
             async for part in parts(paced, request):
-                await self._take(part, form)
+                await self._take(part, form, known)
         fields = wire.form_fields(form.texts)
         fields["images"] = form.images
         if form.mask is not None:
             fields["mask"] = form.mask
         return fields
 
-    async def _take(self, part: Part, form: _Form) -> None:
+    async def _take(self, part: Part, form: _Form, known: Collection[str]) -> None:
         if part.name in wire.PICTURES:
             self._check_count(len(form.images) + 1)
             field = f"images.{len(form.images)}"
@@ -77,7 +85,7 @@ class Intake:
         elif part.name == "mask":
             if first := await part.read():  # a browser sends a file not chosen as an empty one
                 form.mask = await self._picture(part, first, "mask", form)
-        elif part.name in wire.LEGACY_FIELDS:
+        elif part.name in known:
             form.texts[part.name] = await form.text(part.rest(), part.name)
         else:
             async for _ in part.rest():

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from vellumd import EditRequest, Job, JobEvent, JobStatus, errors, models
+from vellumd_http import openai_wire
 from vellumd_http.answers import LEGACY_PATHS
 from vellumd_http.native import PriorityPatch
 
@@ -99,6 +100,18 @@ OPERATIONS = (
         }),
     Operation("get", "/health", "How the daemon is, as the predecessor said it.",
         {200: ("Status, model, whether it is loaded.", _ANY)}),
+    Operation("post", "/v1/images/edits", "Edit as OpenAI's clients ask for it.",
+        {200: ("The pictures, or a stream of events that ends with them.",
+               {"application/json": {"schema": _ref("OpenAIImages")}, **_EVENTS})},
+        (*_EDIT, *_ENDED, "idempotency_mismatch"), {
+            "multipart/form-data": {"schema": _ref("OpenAIEdit")},
+            "application/json": {"schema": _ref("Edit")},
+        }, (_KEY,)),
+    Operation("get", "/v1/models", "The model that edits, as OpenAI's clients list it.",
+        {200: ("A list of one.", {"application/json": {"schema": _ref("OpenAIModels")}})}),
+    Operation("get", "/v1/models/{id}", "That model by its name.",
+        {200: ("The model.", {"application/json": {"schema": _ref("OpenAIModel")}})},
+        ("not_found",)),
     Operation("post", "/v1/jobs", "Accept an edit: durable when answered.",
         {202: ("Accepted.", _JOB), 200: ("It has ended already.", {**_JOB, **_PIXELS})},
         (*_EDIT, *_ENDED, "idempotency_mismatch"), _EDIT_BODY, (_WAIT, _KEY)),
@@ -210,6 +223,12 @@ def codes_of(operation: Operation) -> list[str]:
     return sorted({*codes, *operation.codes})
 
 
+def status_of(operation: Operation, code: str) -> int:
+    """The HTTP status with which the operation tells an error."""
+    error = errors.from_code(code, "")
+    return openai_wire.status_of(error) if openai_wire.is_path(operation.path) else error.status
+
+
 def _operation(operation: Operation) -> Schema:
     names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
     inside = [_path_parameter(name) for name in names]
@@ -235,6 +254,8 @@ def _operation(operation: Operation) -> Schema:
 
 def _tag(path: str) -> str:
     """The group under which a page shows the route."""
+    if openai_wire.is_path(path):
+        return "as OpenAI"
     if path in LEGACY_PATHS:
         return "as the predecessor"
     return path.split("/")[2] if path.startswith("/v1/") else "service"
@@ -254,10 +275,12 @@ def _error_answers(operation: Operation) -> Schema:
     """Answers by status; each names its codes and what they mean."""
     grouped: dict[str, list[str]] = {}
     for code in codes_of(operation):
-        grouped.setdefault(str(errors.BY_CODE[code].status), []).append(code)
-    old = operation.path in LEGACY_PATHS
-    schema = _ref("LegacyError" if old else "Problem")
-    type = "application/json" if old else "application/problem+json"
+        grouped.setdefault(str(status_of(operation, code)), []).append(code)
+    schema, type = _ref("Problem"), "application/problem+json"
+    if operation.path in LEGACY_PATHS:
+        schema, type = _ref("LegacyError"), "application/json"
+    elif openai_wire.is_path(operation.path):
+        schema, type = _ref("OpenAIError"), "application/json"
     taken = {str(status) for status in operation.answers}
     return {
         status: {
@@ -291,6 +314,7 @@ def _schemas() -> Schema:
         edit, width={"type": "integer"}, height={"type": "integer"}
     )
     schemas["EditForm"] = _form_schema(edit)
+    schemas["OpenAIEdit"] = _openai_schema(edit)
     schemas.update(_ANSWERS)
     return schemas
 
@@ -310,6 +334,29 @@ def _form_schema(properties: Schema) -> Schema:
     texts = {name: {"type": "string"} for name in properties}
     shown = {**texts, "images": {"type": "array", "items": file}, "mask": file}
     return {"type": "object", "properties": shown, "required": ["images", "prompt"]}
+
+
+def _openai_schema(properties: Schema) -> Schema:
+    """Their form, with an edit's own options besides; several pictures come as `image[]`."""
+    file: Schema = {"type": "string", "format": "binary"}
+    texts: Schema = {name: {"type": "string"} for name in properties if name != "images"}
+    shown: Schema = {
+        **texts,
+        "image": file,
+        "image[]": {"type": "array", "items": file},
+        "mask": {**file, "description": "The picture may change where it is transparent."},
+        "model": {"type": "string", "description": "Any; the one here edits."},
+        "quality": {"type": "string", "enum": sorted(openai_wire.QUALITIES)},
+        "size": {"type": "string", "description": "auto (as image 1) or WIDTHxHEIGHT."},
+        "output_format": {"type": "string", "enum": ["png", "jpeg", "webp"]},
+        "output_compression": {"type": "integer", "minimum": 0, "maximum": 100},
+        "background": {"type": "string", "enum": sorted(openai_wire.BACKGROUNDS)},
+        "response_format": {"type": "string", "enum": ["b64_json", "url"]},
+        "stream": {"type": "boolean"},
+        "partial_images": {"type": "integer", "minimum": 0, "maximum": openai_wire.PARTIALS_MAX},
+        "user": {"type": "string", "description": "Whose job it is: `client_id` elsewhere."},
+    }
+    return {"type": "object", "properties": shown, "required": ["prompt"]}
 
 
 def _object(required: Iterable[str], **properties: Schema) -> Schema:
@@ -334,8 +381,9 @@ _ANSWERS: Schema = {
         engine={"type": "object", "description": "As in /v1/capabilities."},
     ),
     "Preset": _object(
-        ("name", "origin", "options"),
+        ("name", "origin", "usable", "options"),
         name=_STRING,
+        usable={"type": "boolean", "description": "Whether its LoRAs are here."},
         origin={"type": "string", "enum": ["shipped", "configuration", "saved"]},
         options=_ref("EditOptions"),
     ),
@@ -343,6 +391,32 @@ _ANSWERS: Schema = {
         ("presets", "default"),
         presets={"type": "array", "items": _ref("Preset")},
         default={"type": "string", "description": "The one of requests that name none."},
+    ),
+    "OpenAIModel": _object(
+        ("id", "object", "created", "owned_by"),
+        id=_STRING, object={"const": "model"}, created=_INTEGER, owned_by=_STRING,
+    ),
+    "OpenAIModels": _object(
+        ("object", "data"),
+        object={"const": "list"}, data={"type": "array", "items": _ref("OpenAIModel")},
+    ),
+    "OpenAIImages": _object(
+        ("created", "data", "usage", "job_id", "model", "warnings"),
+        created=_INTEGER,
+        data={
+            "type": "array",
+            "items": _object(("seed",), b64_json=_STRING, url=_STRING, seed=_INTEGER),
+        },
+        background=_STRING, output_format=_STRING, quality=_STRING, size=_STRING,
+        usage={"type": "object", "description": "Tokens: none are used here."},
+        job_id=_STRING, model=_STRING, warnings={"type": "array", "items": _ref("Notice")},
+    ),
+    "OpenAIError": _object(
+        ("error",),
+        error=_object(
+            ("message", "type", "param", "code"),
+            message=_STRING, type=_STRING, param={"type": ["string", "null"]}, code=_CODE,
+        ),
     ),
     "LegacyError": _object(("detail", "code"), detail=_STRING, code=_CODE),
     "Input": _object(

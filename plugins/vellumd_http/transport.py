@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from vellumd import TransportContext, errors
-from vellumd_http import answers, keyfile, tls
+from vellumd_http import answers, keyfile, openai_edits, tls
 from vellumd_http.access import Access
 from vellumd_http.body import Bodies, Pace
 from vellumd_http.connection import Connection
@@ -22,10 +22,12 @@ from vellumd_http.legacy import Legacy
 from vellumd_http.links import Links
 from vellumd_http.listen import DEFAULT_HOST, listen, port_of, url, url_for_others
 from vellumd_http.native import APPLIED, Native
+from vellumd_http.openai_edits import OpenAI
 from vellumd_http.plugin import HttpSettings
 from vellumd_http.presets import Presets
 from vellumd_http.service import Service
 from vellumd_http.session import Session
+from vellumd_http.streams import Streams
 
 KEEP_ALIVE_S = 15
 """Seconds a connection may stay without a request, from its beginning on."""
@@ -84,20 +86,21 @@ class HttpTransport:
             context.serve_results(links.url)
         app = web.Application(middlewares=[self._answer_errors, _guarded(self._guard)])
         app.on_response_prepare.append(_add_headers)
-        events = Events(context)
+        streams = Streams()
         for part in (
             Legacy(context, intake),
+            OpenAI(context, intake, streams),
             Native(context, intake, bodies, links),
             Presets(context, bodies),
             Control(context),
-            events,
+            Events(context, streams),
             Session(self._access),
             Service(context, links, self._guard.admits),
         ):
             app.add_routes(part.routes())
 
         async def close(_: web.Application) -> None:
-            events.close()
+            streams.close()
 
         app.on_shutdown.append(close)
         return app
@@ -189,5 +192,6 @@ def _guarded(watch: Guard) -> Middleware:
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     answers.add_headers(response)
+    openai_edits.add_headers(request, response)
     if APPLIED in request:
         response.headers["Preference-Applied"] = request[APPLIED]

@@ -176,7 +176,7 @@ def legacy_request(
     Rules of the predecessor: width and height are a size; 20 or more steps mean the
     full schedule, so without a preset they select `original`.
     """
-    ignored = sorted(fields.keys() - LEGACY_FIELDS)
+    unknown = fields.keys() - LEGACY_FIELDS
     known = {name: value for name, value in fields.items() if name in LEGACY_FIELDS}
     width, height = known.pop("width", None), known.pop("height", None)
     if (width is None) != (height is None):
@@ -186,12 +186,15 @@ def legacy_request(
     request = EditRequest.parse(known)
     preset = request.preset or models.implied_preset(request.steps)
     request = request.model_copy(update={"preset": preset})
-    return request, [_ignored(ignored)] if ignored else []
+    return request, ignored(unknown)
 
 
-def _ignored(names: list[str]) -> models.Notice:
-    shown = ", ".join(name[:40] for name in names[:8])
-    return models.Notice(code="unknown_field", message=f"Ignored, not understood: {shown}.")
+def ignored(names: Collection[str]) -> list[models.Notice]:
+    """The warning about fields that nobody understood; none if there are none."""
+    if not names:
+        return []
+    shown = ", ".join(name[:40] for name in sorted(names)[:8])
+    return [models.Notice(code="unknown_field", message=f"Ignored, not understood: {shown}.")]
 
 
 def idempotency_key(header: str) -> str | None:

@@ -165,11 +165,14 @@ def test_cancel_of_another_job_is_nothing(child: Child) -> None:
 
 
 def test_previews_are_small_jpegs(child: Child) -> None:
-    """A preview above the frame's limit is left out, a small one arrives as JPEG."""
+    """A preview above the frame's limit is made smaller, a small one arrives as it is."""
     child.send(child.edit("large", [PICTURE], prompt="large"))
     previews = [f for f in child.until(protocol.Done) if isinstance(f, protocol.PreviewImage)]
-    assert len(previews) == 1
-    assert Image.open(io.BytesIO(b64decode(previews[0].jpeg))).format == "JPEG"
+    assert len(previews) == 2
+    for preview in previews:
+        data = b64decode(preview.jpeg)
+        assert len(data) <= protocol.PREVIEW_MAX
+        assert Image.open(io.BytesIO(data)).format == "JPEG"
 
 
 def test_stray_prints_do_not_break_frames(child: Child) -> None:

@@ -77,12 +77,13 @@ class PipeReport:
         self._send(Step(job=self._job, progress=progress))
 
     def preview(self, picture: Image.Image) -> None:
-        """Send `picture` as JPEG; one too large for a frame is left out."""
-        buffer = io.BytesIO()
-        picture.convert("RGB").save(buffer, "JPEG", quality=PREVIEW_QUALITY)
-        if buffer.tell() <= PREVIEW_MAX:
-            jpeg = base64.b64encode(buffer.getvalue()).decode()
-            self._send(PreviewImage(job=self._job, step=self._step, jpeg=jpeg))
+        """Send `picture` as JPEG, halved until it fits into a frame."""
+        data = _jpeg(picture)
+        while len(data) > PREVIEW_MAX:
+            picture = picture.reduce(2)
+            data = _jpeg(picture)
+        jpeg = base64.b64encode(data).decode()
+        self._send(PreviewImage(job=self._job, step=self._step, jpeg=jpeg))
 
     def warn(self, code: str) -> None:
         """Attach the warning `code` to the job, once."""
@@ -92,3 +93,9 @@ class PipeReport:
     def notices(self) -> tuple[Notice, ...]:
         """The warnings so far, with their texts."""
         return tuple(notice(code) for code in self.warnings)
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "JPEG", quality=PREVIEW_QUALITY)
+    return buffer.getvalue()

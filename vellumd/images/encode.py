@@ -137,23 +137,27 @@ _EXTRAS = {"png": _png_extra, "jpeg": _jpeg_extra, "webp": _webp_extra}
 
 
 def derive(
-    path: Path,
+    stored: Path | bytes,
     format: Format,
     quality: int | None = None,
     max_bytes: int | None = None,
     *,
     resize: bool = True,
 ) -> tuple[bytes, str]:
-    """A stored result in another format, or in at most `max_bytes`: bytes and media type.
+    """A stored picture in another format, or in at most `max_bytes`: bytes and media type.
 
     The stored bytes themselves where they already are what is wanted; else re-encoded
     at `quality` (95), then at lower qualities, then with fewer pixels (unless `resize` is
     false), the same bytes each time. Profile and EXIF stay. Raises `ResultTooLarge`.
     """
-    with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
-        stored = (image.format or "").lower()
+    opened = io.BytesIO(stored) if isinstance(stored, bytes) else stored.open("rb")
+    with opened as file, Image.open(file, formats=FORMATS) as image:
         size = file.seek(0, 2)
-        if stored == format and quality is None and size <= (max_bytes or size):
+        if (
+            (image.format or "").lower() == format
+            and quality is None
+            and size <= (max_bytes or size)
+        ):
             file.seek(0)
             return file.read(), f"image/{format}"
         image.load()

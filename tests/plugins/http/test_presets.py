@@ -19,7 +19,7 @@ async def save(door: Door, name: str, options: Any, status: int = 201) -> Any:
 async def test_saving_using_deleting(door: Door) -> None:
     """201 then 200; listed with its origin; usable without a prompt; gone after DELETE."""
     made = await save(door, "snow 1", SNOW)
-    assert made == {"name": "snow 1", "origin": "saved", "options": SNOW}
+    assert made == {"name": "snow 1", "origin": "saved", "usable": True, "options": SNOW}
     assert await save(door, "snow 1", made["options"], 200) == made
     assert await door.json("GET", "/v1/presets/snow%201") == made
     listed = await door.json("GET", "/v1/presets")

@@ -1,0 +1,84 @@
+"""Server-sent events on the wire: so many at once, with a heartbeat, ended with the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+
+from aiohttp import web
+
+from vellumd import errors
+from vellumd_http.results import CHUNK, send_bytes
+
+STREAMS_MAX = 256
+"""Streams open at the same time."""
+HEARTBEAT_S = 15
+"""Seconds between comments that keep proxies from closing a quiet stream."""
+
+
+class Streams:
+    """All event streams of the door."""
+
+    def __init__(self, heartbeat_s: float = HEARTBEAT_S) -> None:
+        self._heartbeat_s = heartbeat_s
+        self._open = 0
+        self._closing = asyncio.Event()
+
+    def close(self) -> None:
+        """End all streams: the daemon stops."""
+        self._closing.set()
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Room for one stream; raises `QueueFull` if too many are open."""
+        if self._open >= STREAMS_MAX:
+            raise errors.QueueFull(f"{STREAMS_MAX} event streams are open.")
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+    async def send(
+        self,
+        request: web.Request,
+        events: AsyncIterator[bytes],
+        headers: Mapping[str, str] | None = None,
+    ) -> web.StreamResponse:
+        """Answer with encoded events as they come, until they end."""
+        response = web.StreamResponse(headers={"Cache-Control": "no-store", **(headers or {})})
+        response.content_type = "text/event-stream"
+        await response.prepare(request)
+        line = asyncio.Lock()  # no heartbeat in the middle of a large event
+        try:
+            async with closing(events), asyncio.TaskGroup() as tasks:
+                beating = tasks.create_task(self._beat(response, line), name="sse heartbeat")
+                async for event in events:
+                    async with line:
+                        for start in range(0, len(event), CHUNK):
+                            await send_bytes(response, event[start : start + CHUNK])
+                beating.cancel()
+        except* ConnectionError:
+            raise ConnectionResetError("the reader left") from None
+        await response.write_eof()
+        return response
+
+    async def _beat(self, response: web.StreamResponse, line: asyncio.Lock) -> None:
+        while not self._closing.is_set():
+            async with line:
+                await send_bytes(response, b":\n\n")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._heartbeat_s):
+                    await self._closing.wait()
+        raise ConnectionResetError("the daemon stops")
+
+
+@asynccontextmanager
+async def closing(events: AsyncIterator[object]) -> AsyncIterator[None]:
+    """End the generator with the block, not whenever the garbage is collected."""
+    try:
+        yield
+    finally:
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()
