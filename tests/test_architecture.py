@@ -20,7 +20,7 @@ LAYERS = (
     {"errors", "models"},
     {
         "settings", "sources", "presets", "preset_file", "images", "platform", "protocol",
-        "model_card", "logs", "keys",
+        "catalogue", "model_card", "logs", "keys",
     },
     {"store"},
     {"events", "metrics", "deliveries", "jobs", "context"},
