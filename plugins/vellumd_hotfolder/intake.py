@@ -30,7 +30,7 @@ GAP_S, GAP_SHARE = 0.05, 4.0
 """Least seconds between two looks, and in times of what one takes: a burst of events
 costs a fifth of a core at most."""
 HOLD_S = 5.0
-"""Seconds until files are offered again that found the queue or the disk full."""
+"""Seconds until files are offered again that found the queue or a disk full or closed."""
 
 STUCK_S = 30.0
 """Seconds until a file is tried again that could not be read or moved."""
@@ -75,7 +75,8 @@ class Intake:
             began = time.monotonic()
             self._site.wake.clear()
             try:
-                self._trouble = ""
+                if began >= self._held_until:  # before that nothing is tried
+                    self._trouble = ""
                 pause, took = await self._look()
             except OSError as error:
                 self._site.standing, pause, took = False, self._scan_s, 0.0
@@ -203,8 +204,11 @@ class Intake:
         return fields, None
 
     def _says_what(self, fields: wire.Fields) -> bool:
+        """Whether there is a prompt; a preset that does not exist is told as such."""
         info = self._site.context.info()
-        return wire.has_prompt(fields, info["presets"], info["default_preset"])
+        preset = fields.get("preset", info["default_preset"])
+        known = isinstance(preset, str) and preset in info["presets"]
+        return not known or wire.has_prompt({**fields, "preset": preset}, info["presets"])
 
     async def _claim(
         self, order: Order, fields: wire.Fields, problem: errors.VellumError | None
@@ -226,6 +230,7 @@ class Intake:
         except OSError as error:
             self._site.in_work.discard(job_id)
             self._site.standing = False  # the next look puts the claim back
+            self._held_until = time.monotonic() + HOLD_S
             self._trouble = await self._site.trouble_of(error)
 
     async def _accept(

@@ -144,6 +144,38 @@ async def test_a_closed_outbox_is_waited_for(drop: OpenDrop) -> None:
         await folder.out("a.png")
 
 
+async def test_a_closed_disk_is_not_asked_on_and_on(
+    drop: OpenDrop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where nothing can be taken, that is told once, and tried at a person's pace."""
+    real, tries, closed = Claims.take, 0, True
+
+    def take(self: Claims, order: Order, job_id: str) -> list[Path]:
+        nonlocal tries
+        tries += 1
+        if closed:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return real(self, order, job_id)
+
+    monkeypatch.setattr(Claims, "take", take)
+    async with drop(prompt="p") as folder:
+        pictures = [f"{number}.png" for number in range(30)]
+        for number, name in enumerate(pictures):
+            folder.put(name, encoded(number))
+        doors = folder.daemon.transports.doors
+        with caplog.at_level("INFO", "vellumd.hotfolder"):
+            await folder.until(lambda: "cannot write" in doors["hotfolder"].text, "the trouble")
+            began = tries
+            for number in range(20):  # what else happens there is no reason to ask
+                folder.put(f"notes {number}.txt", "")
+                await asyncio.sleep(0.05)
+                assert "cannot write" in doors["hotfolder"].text
+        assert tries - began <= 6 * intake.TOGETHER, "more often than every 0.2 s"
+        assert caplog.text.count("Read-only file system") <= intake.TOGETHER
+        closed = False
+        await folder.out(*pictures)
+
+
 async def test_a_file_deleted_replaced_or_touched_while_queued(drop: OpenDrop) -> None:
     """The job has its own copy; what comes under the name again is another job."""
     async with drop(prompt="p", paper={"step_s": 0.1}) as folder:
