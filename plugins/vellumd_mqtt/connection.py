@@ -45,7 +45,7 @@ class Refusal(ConnectionError):
 
 @dataclass(frozen=True)
 class Message:
-    """A received message. `digest` is that of topic and payload."""
+    """A received message. `digest` is that of all that a sender said in it."""
 
     topic: str
     payload: bytes
@@ -264,9 +264,15 @@ class Connection:
         except UnicodeDecodeError:  # no broker lets that through
             client.ack(message.mid, message.qos)
             return
-        digest = hashlib.sha256(topic.encode() + b"\0")
-        digest.update(message.payload)
         told = message.properties
+        said: dict[str, Any] = {
+            "content_type": getattr(told, "ContentType", ""),
+            "response_topic": getattr(told, "ResponseTopic", ""),
+            "correlation": getattr(told, "CorrelationData", None),
+            "properties": dict(getattr(told, "UserProperty", ())),
+        }
+        digest = hashlib.sha256(repr((topic, said)).encode())
+        digest.update(message.payload)
         received = Message(
             topic=topic,
             payload=bytes(message.payload),
@@ -275,10 +281,7 @@ class Connection:
             dup=message.dup,
             retain=message.retain,
             digest=digest.hexdigest(),
-            content_type=getattr(told, "ContentType", ""),
-            response_topic=getattr(told, "ResponseTopic", ""),
-            correlation=getattr(told, "CorrelationData", None),
-            properties=dict(getattr(told, "UserProperty", ())),
+            **said,
         )
         self._tell(self._on_message, self, received)
 

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from pydantic import AliasChoices
@@ -121,6 +121,9 @@ def read_command(
     try:
         if message.retain:
             raise errors.BadRequest("The command is retained.")
+        verb, rest = topics.request(message.topic)
+        if rest:
+            raise errors.BadRequest(f"Commands have no levels behind request/{verb}.")
         fields = _properties(message)
         text = message.payload.strip()
         if text.startswith(b"{"):
@@ -197,28 +200,29 @@ def _properties(message: Message) -> dict[str, Any]:
     return fields
 
 
-def _take_reply(fields: dict[str, Any], known: Reply) -> Reply:
-    """Remove from `fields` what concerns the answer alone."""
+def _take_reply(fields: dict[str, Any], reply: Reply) -> Reply:
+    """Remove from `fields` what concerns the answer alone, and add it to `reply`.
+
+    What is wrong there is told with all that was right before it.
+    """
     transaction, job_id = fields.pop("transaction", None), fields.pop("job_id", None)
     wanted, reply_to = fields.pop("reply", None), fields.pop("reply_to", None)
-    reply = Reply(transaction, None, "json", None, known.response_topic, known.correlation)
     try:
         if _length(transaction) > ECHO_MAX:
-            reply = Reply(None, *list(vars(reply).values())[1:])
             raise errors.BadRequest(f"transaction: it is longer than {ECHO_MAX} bytes of JSON.")
+        reply = replace(reply, transaction=transaction)
         if reply_to is not None and not (isinstance(reply_to, str) and _is_level(reply_to)):
             raise errors.BadRequest("reply_to: it must be a text without +, # and spaces around.")
-        reply = Reply(transaction, None, "json", reply_to, known.response_topic, known.correlation)
+        reply = replace(reply, reply_to=reply_to)
         if job_id is not None and not (isinstance(job_id, str) and 0 < len(job_id) <= JOB_ID_MAX):
             raise errors.BadRequest(f"job_id: it must be a text of 1 to {JOB_ID_MAX} characters.")
         _length(job_id)
+        reply = replace(reply, client_job_id=job_id)
         if wanted not in (None, *REPLIES):
             raise errors.BadRequest("reply: it must be json or binary.")
     except errors.BadRequest as error:
         raise Unreadable(reply, error) from None
-    return Reply(
-        transaction, job_id, wanted or "json", reply_to, known.response_topic, known.correlation
-    )
+    return replace(reply, reply=wanted or "json")
 
 
 def _is_level(text: str) -> bool:
@@ -226,11 +230,17 @@ def _is_level(text: str) -> bool:
 
 
 def _length(value: Any) -> int:
-    """Bytes of `value` as JSON; raises `BadRequest` for half surrogate pairs and deep nests."""
+    """Bytes of `value` as JSON; raises `BadRequest` for what no JSON of ours may hold.
+
+    That is half surrogate pairs, deep nests, and the infinity that 1e999 is read as.
+    """
     try:
-        return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return len(text.encode())
     except UnicodeEncodeError:
         raise errors.BadRequest("A field holds text that is not Unicode.") from None
+    except ValueError:
+        raise errors.BadRequest("A field holds a number that is too large.") from None
     except RecursionError:
         raise errors.BadRequest("A field is nested too deep.") from None
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 
 import psutil
+import pytest
 
 from tests.plugins.mqtt.house import House, opened, png, wait
 from tests.plugins.mqtt.sender import Sender, b64
@@ -149,6 +150,9 @@ def test_commands(house: House) -> None:
     assert ask("cancel")["error"]["code"] == "bad_request"
     assert ask("status", {"id": "x"})["error"]["code"] == "bad_request"
     assert ask("status", b"\xff")["error"]["code"] == "bad_request"
+    house.sender.publish("request/pause/later")
+    assert "no levels" in house.sender.next("response/pause").json["error"]["message"]
+    assert ask("status")["data"]["paused"] is False
 
 
 WRONG: list[tuple[dict[str, object], str]] = [
@@ -176,6 +180,14 @@ def test_what_is_wrong_is_named(house: House) -> None:
         assert word in answer["error"]["message"]
         if fields.get("transaction") is None:
             assert answer["transaction"] == "t"
+
+
+@pytest.mark.parametrize("field", ["transaction", "meta"])
+def test_no_answer_holds_what_json_cannot(house: House, field: str) -> None:
+    """1e999 is read as infinity; echoed, it would be an answer that no sender can parse."""
+    text = json.dumps({"image": b64(PNG), "prompt": "p", field: [0]}).replace("[0]", "[-1e999]")
+    house.sender.publish("request/edit", text.encode())
+    assert "too large" in house.answer()["error"]["message"]
 
 
 def test_json_that_costs_memory(house: House) -> None:
