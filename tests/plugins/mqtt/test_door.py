@@ -203,6 +203,20 @@ def test_json_that_costs_memory(house: House) -> None:
     assert process.memory_info().rss - before < 256 << 20
 
 
+ENTITY = {
+    "name", "unique_id", "icon", "device", "origin",
+    "availability_topic", "payload_available", "payload_not_available",
+}  # fmt: skip
+KNOWN = {
+    "image": {"image_topic", "content_type"},
+    "sensor": {"state_topic", "value_template", "unit_of_measurement", "state_class"},
+    "switch": {"command_topic", "state_topic", "payload_on", "payload_off", "value_template",
+               "qos"},
+    "binary_sensor": {"state_topic", "payload_on", "payload_off", "device_class"},
+}  # fmt: skip
+"""Keys that each component's discovery schema has (homeassistant/components/mqtt, 2024.3)."""
+
+
 def test_home_assistant_is_told(make_house: Callable[..., House]) -> None:
     """Discovery is retained, and its topics are those that the door serves."""
     house = make_house(discovery=True)
@@ -215,8 +229,13 @@ def test_home_assistant_is_told(make_house: Callable[..., House]) -> None:
             wait(lambda n=known: len({g.topic for g in sender.got}) > n, "the configurations")
             configs = {g.topic.split("/")[1]: g.json for g in sender.got if g.retain or g.payload}
         assert set(configs) == {"image", "sensor", "switch", "binary_sensor"}
-        for config in configs.values():
+        for kind, config in configs.items():
             assert config["device"]["identifiers"] == ["vellumd_main"] and config["unique_id"]
+            assert set(config) <= ENTITY | KNOWN[kind]
+            assert set(config["device"]) <= {
+                "identifiers", "name", "manufacturer", "model", "sw_version",
+            }  # fmt: skip
+            assert set(config["origin"]) <= {"name", "sw_version", "support_url"}
         queue = configs["sensor"]
         assert queue["state_topic"] == "vellumd/main/queue" and "queued" in queue["value_template"]
         switch = configs["switch"]
