@@ -1,4 +1,4 @@
-"""Translation between messages and vellumd's own terms: pure functions, no broker."""
+"""Translation of what comes in: messages to orders and commands. Pure functions, no broker."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import binascii
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from pydantic import AliasChoices
 
-from vellumd import EditRequest, Job, errors, models
+from vellumd import EditRequest, errors
 from vellumd_mqtt.connection import RECEIVE_MAX, Message
 from vellumd_mqtt.topics import Topics, is_name
 
@@ -28,10 +28,6 @@ TEXT_MAX = 72 << 20
 ECHO_MAX = 1024
 """Bytes of the longest transaction, and of correlation data: both are kept with the job."""
 REPLIES = ("json", "binary")
-Picture = tuple[bytes, str]
-"""A picture's bytes and media type."""
-Links = Sequence[str | None]
-"""URLs of a job's results, as far as somebody serves them."""
 JSON_FIELDS = ("loras", "output", "meta")
 """Fields that stand as JSON text in user properties."""
 
@@ -80,9 +76,6 @@ class Unreadable(Exception):
         super().__init__(error.code)
         self.reply = reply
         self.error = error
-
-
-# in: messages to orders
 
 
 def read_order(message: Message, topics: Topics, prefixes: Iterable[str]) -> Order:
@@ -297,59 +290,3 @@ def decode_picture(picture: str) -> bytes:
         return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
     except (UnicodeEncodeError, binascii.Error):
         raise errors.BadRequest("images: is neither base64 nor a base64 data: URI.") from None
-
-
-# out: jobs and errors to answers
-
-
-def answer(
-    reply: Reply,
-    *,
-    job_id: str | None = None,
-    data: dict[str, Any] | None = None,
-    error: errors.VellumError | None = None,
-) -> bytes:
-    """The JSON of an answer, the same for edits and commands."""
-    echoed = {"client_job_id": reply.client_job_id} if reply.client_job_id else {}
-    shown = {
-        "transaction": reply.transaction,
-        "status": "ok" if error is None else "error",
-        "job_id": job_id,
-        **echoed,
-        "data": data,
-        "error": None if error is None else error.public(),
-    }
-    return json.dumps(shown, separators=(",", ":")).encode()
-
-
-def job_data(
-    job: Job, links: Links, pictures: Sequence[Picture] = (), *, reencoded: bool = False
-) -> dict[str, Any]:
-    """`data` of an answer: the job, its pictures in base64 (`image` is the first).
-
-    Results that can be opened by a link have their `url`; beside `image` stands the first.
-    """
-    shown = job.public()
-    for result, link in zip(shown["results"], links, strict=False):
-        if link is not None:
-            result["url"] = link
-            shown.setdefault("url", link)
-    if reencoded:
-        shown["warnings"].append(models.notice("reencoded").model_dump())
-    encoded = [base64.b64encode(data).decode("ascii") for data, _ in pictures]
-    first = {"image": encoded[0], "image_type": pictures[0][1]} if encoded else {}
-    return {**first, **({"images": encoded} if len(encoded) > 1 else {}), **shown}
-
-
-def progress(job: Job, reply: Reply) -> bytes:
-    """How far a job is, in a few bytes."""
-    shown = {
-        "job_id": job.id,
-        **({"client_job_id": reply.client_job_id} if reply.client_job_id else {}),
-        "transaction": reply.transaction,
-        "status": job.status,
-        "position": job.position,
-        "eta_s": job.eta_s,
-        "progress": None if job.progress is None else job.progress.model_dump(mode="json"),
-    }
-    return json.dumps(shown, separators=(",", ":")).encode()
