@@ -126,6 +126,8 @@ class Intake:
         self._site.standing = True
 
     def _survey(self) -> tuple[scan.Survey, Plan]:
+        if not self._site.root.there():
+            raise FileNotFoundError("inbox")
         found = scan.survey(self._site.root.inbox)
         limit = self._site.context.info()["limits"]["max_images"]
         planned = plan.make(found.inbox, limit, require_ready=self._site.settings.require_ready)

@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 THREADS = 8
 AWAY = "The folder is not there; its disk may be away. Nothing is lost: it goes on once it is back."
+LINKED = "inbox, outbox, done or failed is a link: results could come back as pictures. Undo that."
 FULL = "The disk is full: results wait until there is room."
 CLOSED = "vellumd cannot write here: results wait until it can. Give it the right to, or make room."
 
@@ -73,6 +74,8 @@ class Site:
         """What stands in the way, as people can mend it; the log has the rest when that is new."""
         if error.errno in moves.NO_ROOM:
             trouble = FULL
+        elif await self.in_thread(self.root.links):
+            trouble = LINKED
         else:
             trouble = CLOSED if await self.in_thread(self.root.there) else AWAY
         if trouble not in (self.closed_in, self.closed_out):

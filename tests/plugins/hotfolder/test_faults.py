@@ -407,6 +407,25 @@ def test_loops_are_refused(tmp_path: Path) -> None:
         root_module.check({})
 
 
+@pytest.mark.parametrize(("part", "to"), [("inbox", "outbox"), ("outbox", "inbox")])
+async def test_a_loop_made_while_it_runs(drop: OpenDrop, part: str, to: str) -> None:
+    """A part that becomes a link stops the folder, and says so, until it is a folder again."""
+    async with drop(prompt="p", paper={"step_s": 0.02}) as folder:
+        folder.put("a.png", encoded(1))
+        await folder.out("a.png")
+        (folder.root / part).rename(folder.root / "kept")
+        (folder.root / part).symlink_to(folder.root / to)
+        doors = folder.daemon.transports.doors
+        (folder.root / "inbox" / "b.png").write_bytes(encoded(2))
+        await folder.until(lambda: "is a link" in doors["hotfolder"].text, "the trouble")
+        await asyncio.sleep(1)
+        assert len(await folder.jobs()) <= 2
+        (folder.root / part).unlink()
+        (folder.root / "kept").rename(folder.root / part)
+        folder.put("c.png", encoded(3))
+        await folder.until(lambda: "c.png" in folder.names("outbox"), "the result")
+
+
 def test_moving_writes_over_nothing(tmp_path: Path) -> None:
     """A taken name is refused; a move that was killed half way is ended by the next."""
     (tmp_path / "a").write_text("a")
