@@ -17,6 +17,9 @@ AT_ONCE = 8
 """Deliveries under way: each holds its pictures in memory."""
 REFUSED_S = 60.0
 """Seconds before an answer that the broker refused is offered again."""
+UNHEARD_S, GATHER_S = 3.0, 30.0
+"""Seconds before an answer is offered again that nobody has subscribed to, and for how long after
+connecting that is done: of a broker that keeps no sessions, others may return after us."""
 SYNTAX = 64
 """Bytes beside a picture's own: its key, quotes, padding."""
 
@@ -47,8 +50,7 @@ class Outbox:
             await self._link.connected()  # which tells how much may be sent
             reply = wire.Reply.restored(delivery.reply)
             told, problem = await self._answer(delivery.job, reply)
-            for message in told:
-                await self._link.publish(message)
+            heard = [await self._link.publish(message) for message in told]
         except Refusal as refusal:
             self._context.log.warning("an answer waits: %s", refusal)
             await delivery.retry(REFUSED_S)
@@ -56,12 +58,18 @@ class Outbox:
             self._context.log.exception("an answer could not be made")
             await delivery.retry(REFUSED_S)
         else:
-            if problem is None:
+            if not any(heard) and self._is_gathering():
+                await delivery.retry(UNHEARD_S)
+            elif problem is None:
                 await delivery.delivered()
             else:
                 await delivery.give_up(problem.code)
         finally:
             self._places.release()
+
+    def _is_gathering(self) -> bool:
+        """Whether the broker's other clients may still be on their way back."""
+        return asyncio.get_running_loop().time() - self._link.opened < GATHER_S
 
     async def _answer(
         self, job: Job, reply: wire.Reply

@@ -49,6 +49,35 @@ def test_broker_killed_in_mid_job(house: House) -> None:
     assert house.daemon.count("executed") == 1
 
 
+class TestForgetfulBroker:
+    """A broker that keeps nothing over a restart, as without the shipped configuration."""
+
+    @pytest.fixture
+    def broker(self, tmp_path: Path) -> Iterator[Broker]:
+        port = free_port()
+        lines = f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n"
+        made = Broker(tmp_path, whole=lines, port=port)
+        yield made
+        made.close()
+
+    def test_an_answer_waits_for_who_returns_later(self, house: House) -> None:
+        """Sent to nobody it would be gone: MQTT 5 tells, and it is sent again."""
+        house.daemon.hold()
+        house.sender.edit(PNG, job_id="one")
+        wait(lambda: house.daemon.count("executed") == 1, "the job to run")
+        house.sender.close()
+        house.broker.kill()
+        house.daemon.release()
+        wait(lambda: house.daemon.count("done") == 1, "the job to end")
+        house.broker.start()
+        log = house.daemon.folder / "log"
+        wait(lambda: log.read_text().count("connected to broker") == 2, "the daemon to be back")
+        time.sleep(0.5)
+        house.sender = Sender(house.broker.port)
+        assert house.answer("one")["status"] == "ok"
+        house.confirmed()
+
+
 def test_back_soon_after_the_broker(house: House) -> None:
     """Down for a while, the broker is found within five seconds of its return."""
     house.broker.kill()
