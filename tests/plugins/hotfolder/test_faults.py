@@ -18,7 +18,7 @@ from vellumd import errors, platform
 from vellumd.daemon import Daemon
 from vellumd.jobs import JobFilter
 from vellumd.settings import Settings
-from vellumd_hotfolder import boxes, intake, plan, scan, watch
+from vellumd_hotfolder import boxes, intake, plan, scan, taker, watch
 from vellumd_hotfolder import root as root_module
 from vellumd_hotfolder.claims import Changed, Claims
 from vellumd_hotfolder.moves import move_new
@@ -289,7 +289,7 @@ async def test_what_cannot_be_moved_is_told(
         real(source, target)
 
     monkeypatch.setattr(os, "rename", rename)
-    monkeypatch.setattr(intake, "STUCK_S", 0.2)
+    monkeypatch.setattr(taker, "STUCK_S", 0.2)
     async with drop(prompt="p") as folder:
         folder.put("a.png", encoded(1))
         folder.put("b.png", encoded(2))
