@@ -23,6 +23,7 @@ from vellumd.daemon import Daemon, LockedStoreError
 from vellumd.hookspecs import TransportSpec
 from vellumd.models import EditRequest, Job, JobEvent, JobStatus, new_job_id
 from vellumd.settings import Settings
+from vellumd.store.spool import UnusableStoreError
 from vellumd.store import schema
 from vellumd.store.spool import sha256_of
 
@@ -215,6 +216,17 @@ async def test_two_daemons_do_not_share_a_folder(run_daemon: Run) -> None:
         assert caught.group_contains(LockedStoreError)
 
 
+async def test_a_daemon_that_cannot_announce_itself_serves(
+    make_settings: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its doors stay open; the log says what commands on this machine need now."""
+    settings = make_settings(http={})
+    (settings.store.dir / "daemon.json").mkdir(parents=True)
+    async with Daemon(settings).running() as daemon:
+        assert daemon.transports.doors["http"].ok and daemon.urls
+    assert "commands here need --url" in caplog.text
+
+
 @pytest.mark.parametrize("own", [True, False])
 async def test_only_its_own_address_is_taken_back(run_daemon: Run, own: bool) -> None:
     """A daemon that ends leaves alone what another one announced."""
@@ -404,6 +416,16 @@ async def test_a_store_that_cannot_be_opened(
     folder.write_bytes(b"")
     with pytest.raises(errors.ConfigError, match=r"store\.dir"):
         await Daemon(make_settings(store={"dir": folder})).run()
+
+
+async def test_a_spool_that_cannot_be_made(
+    make_settings: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A file in its place is told in words, and no wrong configuration: a disk may be it too."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/spool").write_bytes(b"")
+    with pytest.raises(UnusableStoreError, match="spool"):
+        await Daemon(make_settings()).run()
 
 
 class NoSettings(BaseModel):

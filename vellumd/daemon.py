@@ -204,11 +204,13 @@ class Daemon:
         self.transports.announce(name, url, key_file)
         first = self.urls[0]
         announcement = {"pid": os.getpid(), "url": first}
-        if file := self.transports.key_files.get(first):
-            announcement["key_file"] = str(file.absolute())
-        platform.replace_durably(
-            self.settings.store.dir / ANNOUNCEMENT, json.dumps(announcement).encode()
-        )
+        if key := self.transports.key_files.get(first):
+            announcement["key_file"] = str(key.absolute())
+        file = self.settings.store.dir / ANNOUNCEMENT
+        try:
+            platform.replace_durably(file, json.dumps(announcement).encode())
+        except OSError as error:  # a full disk: who is asked over the network still answers
+            log.error("commands here need --url: %s cannot be written (%s)", ANNOUNCEMENT, error)
 
     # what goes on beside
 
