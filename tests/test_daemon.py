@@ -23,9 +23,8 @@ from vellumd.daemon import Daemon, LockedStoreError
 from vellumd.hookspecs import TransportSpec
 from vellumd.models import EditRequest, Job, JobEvent, JobStatus, new_job_id
 from vellumd.settings import Settings
-from vellumd.store.spool import UnusableStoreError
 from vellumd.store import schema
-from vellumd.store.spool import sha256_of
+from vellumd.store.spool import UnusableStoreError, sha256_of
 
 Run = Callable[..., AbstractAsyncContextManager[Daemon]]
 Picture = Callable[..., bytes]
