@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from vellumd import errors, plugins
-from vellumd.context import TransportContext
+from vellumd.context import REPORT_MAX, TransportContext
 from vellumd.daemon import Daemon, LockedStoreError
 from vellumd.hookspecs import TransportSpec
 from vellumd.models import EditRequest, Job, JobEvent, JobStatus, new_job_id
@@ -476,6 +476,8 @@ async def test_a_crashed_transport_is_opened_again(
             while not daemon.transports.doors["stubborn"].ok:
                 await asyncio.sleep(0.05)
         assert door.runs == 2
+        door.context.report(False, "x" * 10_000)
+        assert len(daemon.transports.doors["stubborn"].text) == REPORT_MAX
 
 
 async def test_a_transport_that_swallows_its_end(

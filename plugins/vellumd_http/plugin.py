@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from vellumd import TransportSpec, hookimpl
-from vellumd_http.checks import check_port, check_tls
+from vellumd_http.checks import check_key, check_port, check_tls
 
 if TYPE_CHECKING:
     from vellumd import Transport, TransportContext
@@ -109,4 +109,8 @@ def open_transport(context: TransportContext) -> Transport:
 @hookimpl
 def vellumd_transports() -> Iterable[TransportSpec]:
     """One transport, `http`."""
-    return [TransportSpec("http", HttpSettings, open_transport, checks=(check_port, check_tls))]
+    return [
+        TransportSpec(
+            "http", HttpSettings, open_transport, checks=(check_key, check_port, check_tls)
+        )
+    ]
