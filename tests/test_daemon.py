@@ -417,6 +417,14 @@ async def test_a_store_that_cannot_be_opened(
         await Daemon(make_settings(store={"dir": folder})).run()
 
 
+async def test_a_stop_before_the_doors_are_open(make_settings: Callable[..., Any]) -> None:
+    """A daemon that is told to end while it starts ends as any other does."""
+    daemon = Daemon(make_settings())
+    daemon.stop()
+    async with daemon.running():
+        assert daemon.stopping
+
+
 async def test_a_spool_that_cannot_be_made(
     make_settings: Callable[..., Any], tmp_path: Path
 ) -> None:

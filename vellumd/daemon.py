@@ -82,19 +82,27 @@ class Daemon:
         """Ask `run` to end."""
         self._stop.set()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody asked for the end."""
+        return self._stop.is_set()
+
     async def stopped(self) -> None:
         """Wait until somebody asked for the end."""
         await self._stop.wait()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Daemon]:
-        """Run while the block runs; entered once all transports are open."""
+        """Run while the block runs; entered once all transports are open.
+
+        Also where somebody asked for the end before that: see `stopping`.
+        """
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(self.run(), name="daemon")
             started = tasks.create_task(self.transports.started.wait(), name="started")
             await asyncio.wait([serving, started], return_when=asyncio.FIRST_COMPLETED)
             try:
-                if not serving.done():
+                if not (serving.done() and serving.exception()):
                     yield self
             finally:
                 started.cancel()
@@ -368,6 +376,8 @@ async def _run(settings: Settings, on_open: Callable[[Daemon], None]) -> int:
     platform.on_stop(stop)
     try:
         async with daemon.running():
+            if daemon.stopping:
+                return 0
             on_open(daemon)
             async with watchdog.serving(daemon.parts()):
                 await daemon.stopped()
