@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from vellumd import daemon, plugins, sources
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -14,6 +16,18 @@ ROOT = Path(__file__).parents[2]
 def test_what_was_not_run_says_so(name: str) -> None:
     """The container files are marked."""
     assert "UNTESTED" in (ROOT / "config/docker" / name).read_text("ascii")
+
+
+def test_the_containers_settings_are_settings(tmp_path: Path) -> None:
+    """Also those that are commented out; broker and names are those of the other services."""
+    text = (ROOT / "config/docker/compose.yaml").read_text("ascii")
+    given = dict(re.findall(r"^ +(?:# )?(VELLUMD_\w+): (\S+)$", text, re.MULTILINE))
+    settings = sources.load(cwd=tmp_path, environ=given).settings
+    found = plugins.load(settings.enabled_plugins())
+    assert {"http", "mqtt", "queue"} <= daemon.validate_sections(settings, found).keys()
+    services = re.findall(r"^  ([\w-]+):$", text, re.MULTILINE)
+    assert settings.plugins["mqtt"]["host"] in services
+    assert settings.plugins["http"]["allowed_hosts"] in services
 
 
 def test_both_languages_tell_the_same() -> None:
