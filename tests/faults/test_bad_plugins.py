@@ -81,10 +81,10 @@ class Door:
                 pass
 """
 HURRY = """
-from vellumd import daemon, transports
+from vellumd import foreground, transports
 transports.CLEANUP_S = 0.3
 transports.RESTART_S = (0.01,)
-daemon.LINGER_S = 1.0
+foreground.LINGER_S = 1.0
 """
 """The daemon's patience shortened, as a plugin in its process can."""
 
