@@ -13,6 +13,9 @@ from vellumd.jobs import JobFilter, Jobs, Page
 from vellumd.keys import Keyring
 from vellumd.models import Delivery, EditRequest, ImageRef, Job, JobEvent
 
+REPORT_MAX = 500
+"""Characters of a report that are kept: it can quote what a stranger sent."""
+
 
 class TransportJobs:
     """The jobs as one transport sees them: what it submits bears its name as source."""
@@ -194,7 +197,7 @@ class TransportContext:
         """Tell in one sentence how this door is; shown by `/readyz`, `info` and the log."""
         if not isinstance(text, str):
             raise TypeError(f"report(ok, text): text must be a str, not {type(text).__name__}")
-        self._on_report(self.name, bool(ok), text)
+        self._on_report(self.name, bool(ok), text[:REPORT_MAX])
 
     def announce(self, url: str, key_file: Path | None = None) -> None:
         """Tell the address under which this door is open, and what file holds its key.

@@ -281,7 +281,12 @@ class Jobs:
 
     async def delete(self, job_id: str) -> None:
         """Forget an ended job; raises `NotFound`, `NotDone`."""
-        await self._store.forget(job_id)
+        try:
+            await self._store.forget(job_id)
+        except errors.StorageFull:  # to forget takes room too: its pictures give it
+            await self._store.check_forgettable(job_id)
+            await asyncio.to_thread(self._spool.remove, job_id)
+            await self._store.forget(job_id)
         await asyncio.to_thread(self._spool.remove, job_id)
 
     async def result(self, job_id: str, n: int) -> Path:

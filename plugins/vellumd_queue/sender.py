@@ -61,13 +61,9 @@ class Sender:
 
     def owe(self, debt: Debt) -> None:
         """Send it as soon as possible; the same debt does not wait twice."""
-        if not self.will_send(debt.name):
+        if debt.name not in self._new and debt.name not in self._tried:
             self._new[debt.name] = debt
             self._owing.set()
-
-    def will_send(self, name: str) -> bool:
-        """Whether the debt `name` waits; what is in flight may have arrived already."""
-        return name in self._new or name in self._tried
 
     @property
     def ids(self) -> list[Id]:

@@ -251,16 +251,16 @@ class Store:
         """Remove an ended job; raises `NotFound`, `NotDone` if it has not ended."""
 
         def work(tx: Transaction) -> None:
-            row = _get(tx, job_id)
-            if not JobStatus(row["status"]).terminal:
-                raise errors.NotDone("The job has not ended; cancel it first.")
-            if tx.execute(SQL["owed"], [job_id]).fetchone()[0]:
-                raise errors.NotDone("The job's result has not been delivered yet.")
+            _check_forgettable(tx, job_id)
             tx.execute(SQL["forget_deliveries"], [job_id])
             tx.execute(SQL["forget_events"], [job_id])
             tx.execute(SQL["forget"], [job_id])
 
         await self._db.run(work)
+
+    async def check_forgettable(self, job_id: str) -> None:
+        """Raise what `forget` would of this job; change nothing."""
+        await self._db.run(lambda tx: _check_forgettable(tx, job_id))
 
     # questions
 
@@ -366,6 +366,13 @@ def _found(row: sqlite3.Row | None) -> sqlite3.Row:
     return row
 
 
+def _check_forgettable(tx: Transaction, job_id: str) -> None:
+    if not JobStatus(_get(tx, job_id)["status"]).terminal:
+        raise errors.NotDone("The job has not ended; cancel it first.")
+    if _one(tx, "owed", [job_id]):
+        raise errors.NotDone("The job's result has not been delivered yet.")
+
+
 def _known(tx: Transaction, new: NewJob) -> sqlite3.Row | None:
     """The row that has the new job's id or key already."""
     return tx.one(SQL["get"], [new.id]) or tx.one(SQL["by_key"], [new.source, new.key])
@@ -387,7 +394,7 @@ def _placed(tx: Transaction, row: sqlite3.Row) -> Job:
     return rows.job(row, _one(tx, "ahead", {**dict(row), "place": place}))
 
 
-def _one(tx: Transaction, query: str, fields: dict[str, Any]) -> int:
+def _one(tx: Transaction, query: str, fields: dict[str, Any] | list[str]) -> int:
     """The one number that a query gives."""
     return int(tx.execute(SQL[query], fields).fetchall()[0][0])
 
