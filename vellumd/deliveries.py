@@ -1,14 +1,17 @@
-"""What transports owe: finished jobs offered until their sender has them."""
+"""What transports owe: finished jobs offered until their senders and followers have them."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
+
+from pydantic import JsonValue
 
 from vellumd import errors
 from vellumd.events import EventBus
 from vellumd.models import ENDS, Delivery, Job, JobEvent, now_ms
-from vellumd.store.rows import DeliveryRow
+from vellumd.store.rows import DeliveryRow, NewJob, Owed
 from vellumd.store.store import Store
 
 PAGE = 100
@@ -25,8 +28,21 @@ class Deliveries:
         self._store = store
         self._get = get
         self._waiting: set[asyncio.Event] = set()
+        self._followers: dict[tuple[str, str], Callable[[NewJob], bool]] = {}
         self.on_settled: Callable[[], None] = lambda: None
         bus.observers.append(self._observe)
+
+    def follow(self, source: str, reply: JsonValue, takes: Callable[[NewJob], bool]) -> None:
+        """Owe `source` each new job that `takes` says yes to, with `reply`."""
+        self._followers[source, json.dumps(reply)] = takes
+
+    def followers(self, new: NewJob) -> tuple[Owed, ...]:
+        """Who besides its own source is owed a job that is being accepted."""
+        return tuple(
+            (source, json.loads(reply))
+            for (source, reply), takes in self._followers.items()
+            if takes(new)
+        )
 
     async def of(self, source: str) -> AsyncGenerator[Delivery, None]:
         """See `TransportContext.deliveries`: a pending row is out once at a time."""
@@ -62,7 +78,7 @@ class Deliveries:
             self.on_settled()
 
         try:
-            return Delivery(await self._get(row.job_id), row.reply, settle)
+            return Delivery(await self._get(row.job_id), row.reply, settle, row.attempts)
         except (errors.NotFound, errors.Expired):
             return None
 

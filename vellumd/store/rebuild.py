@@ -118,6 +118,7 @@ def new_job(found: RequestFile) -> NewJob:
         retry_of=found.retry_of,
         meta=found.request.get("meta"),
         reply=found.reply,
+        followers=found.followers,
         warnings=found.warnings,
         lane=found.lane,
         created=found.created,

@@ -26,13 +26,19 @@ from vellumd.store.database import Transaction, read_queries
 
 SQL = read_queries("queries.sql")
 
+Owed = tuple[str, JsonValue]
+"""A transport that is owed a delivery, and the reply that it gets with it."""
+
 RESULTS = TypeAdapter(tuple[Result, ...])
 NOTICES = TypeAdapter(tuple[Notice, ...])
 
 
 @dataclass(frozen=True)
 class NewJob:
-    """What `Store.add` writes; `created` is in milliseconds since the epoch."""
+    """What `Store.add` writes; `created` is in milliseconds since the epoch.
+
+    `reply` is what its own source is owed the job with, `followers` are the others.
+    """
 
     id: str
     edit: ResolvedEdit
@@ -44,6 +50,7 @@ class NewJob:
     retry_of: str | None = None
     meta: JsonValue = None
     reply: JsonValue = None
+    followers: tuple[Owed, ...] = ()
     warnings: tuple[Notice, ...] = ()
     lane: int = 0
     created: int = field(default_factory=now_ms)
@@ -51,21 +58,23 @@ class NewJob:
 
 @dataclass(frozen=True)
 class DeliveryRow:
-    """A delivery that is due at `due` (milliseconds since the epoch)."""
+    """A delivery that is due at `due` (milliseconds since the epoch), put off `attempts` times."""
 
     number: int
     job_id: str
     reply: JsonValue
     due: int
+    attempts: int
 
 
 def insert(tx: Transaction, new: NewJob) -> sqlite3.Row | None:
-    """Write the row of a new job, its delivery and its event; None if it is known already."""
+    """Write the row of a new job, its deliveries and its event; None if it is known already."""
     row = tx.one(SQL["add"], _new_row(new))
     if row is None:
         return None
-    if new.reply is not None:
-        tx.execute(SQL["add_delivery"], [new.id, new.source, json.dumps(new.reply), "waiting"])
+    own: tuple[Owed, ...] = () if new.reply is None else ((new.source, new.reply),)
+    for source, reply in (*own, *new.followers):
+        tx.execute(SQL["add_delivery"], [new.id, source, json.dumps(reply), "waiting"])
     emit(tx, new.id, "queued", at=new.created)
     return row
 

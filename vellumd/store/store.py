@@ -126,7 +126,7 @@ class Store:
     async def add(
         self, new: NewJob, limit: int, prepare: Callable[[], None] | None = None
     ) -> tuple[Job, bool]:
-        """Accept a job: its row, its event and its delivery row in one commit.
+        """Accept a job: its row, its event and its delivery rows in one commit.
 
         `prepare` makes its folder durable before that, in a thread.
         The job and True; or the job already accepted under the same id or key and
@@ -248,7 +248,11 @@ class Store:
         await self._db.run(work)
 
     async def forget(self, job_id: str) -> None:
-        """Remove an ended job; raises `NotFound`, `NotDone` if it has not ended."""
+        """Remove an ended job; raises `NotFound`, `NotDone` if it has not ended.
+
+        Nobody's answer is lost by it: its sender's delivery is waited for. Who only follows
+        hears no more of it.
+        """
 
         def work(tx: Transaction) -> None:
             row = _get(tx, job_id)
@@ -344,7 +348,13 @@ class Store:
 
         def work(tx: Transaction) -> list[DeliveryRow]:
             return [
-                DeliveryRow(row["number"], row["job_id"], json.loads(row["reply"]), row["due"])
+                DeliveryRow(
+                    row["number"],
+                    row["job_id"],
+                    json.loads(row["reply"]),
+                    row["due"],
+                    row["attempts"],
+                )
                 for row in tx.execute(SQL["pending_deliveries"], [source, limit])
             ]
 
