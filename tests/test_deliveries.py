@@ -43,7 +43,7 @@ async def test_a_follower_is_owed_what_it_wants(tmp_path: Path, picture: Picture
         disk.jobs.follow("hook", JobFilter(), "all")
         disk.jobs.follow("hook", JobFilter(source="mqtt", client_id="me"), "some")
         disk.jobs.follow("hook", JobFilter(client_id="you"), "none")
-        disk.jobs.follow("hook", JobFilter(batch="elsewhere"), "all")
+        disk.jobs.follow("hook", JobFilter(source="mqtt"), "all")
         disk.jobs.follow("hook", JobFilter(), "all")
         ours = await finish(disk, picture(), reply="own")
         other = await finish(disk, picture(), "http")
@@ -76,8 +76,8 @@ async def test_a_rebuilt_store_owes_followers_too(tmp_path: Path, picture: Pictu
     async with opened(tmp_path) as disk:
         disk.jobs.follow("hook", JobFilter(), {"target": "a"})
         job = await finish(disk, picture(), reply="own")
-    for file in tmp_path.glob(f"{NAME}*"):
-        file.unlink()
+    for file in (NAME, f"{NAME}-wal", f"{NAME}-shm"):
+        (tmp_path / file).unlink(missing_ok=True)
     async with opened(tmp_path) as disk:
         assert await owed(disk, "hook") == [(job.id, {"target": "a"})]
         assert await owed(disk, "mqtt") == [(job.id, "own")]

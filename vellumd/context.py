@@ -231,8 +231,8 @@ class TransportContext:
         `wanted` says which jobs, all by default, but not by status; `reply` comes with their
         deliveries, as that of `submit` does. Called in the factory it misses no job, since
         all doors are made before one is open, and a door that crashed is still followed for.
-        Following again with the same `reply` replaces `wanted`. Who deletes a job takes it
-        from its followers, and from nobody else.
+        A job that is wanted twice with the same `reply` is delivered once. Who deletes a job
+        takes it from its followers, and from nobody else.
         """
         self._jobs.follow(self.name, wanted or JobFilter(), reply)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Protocol
 
 from pydantic import JsonValue
 
@@ -13,6 +14,16 @@ from vellumd.events import EventBus
 from vellumd.models import ENDS, Delivery, Job, JobEvent, now_ms
 from vellumd.store.rows import DeliveryRow, NewJob, Owed
 from vellumd.store.store import Store
+
+
+class Wanted(Protocol):
+    """Which jobs are followed; equal ones count as one."""
+
+    def __hash__(self) -> int: ...
+
+    def takes(self, new: NewJob) -> bool:
+        """Whether this one is."""
+
 
 PAGE = 100
 """Deliveries that are read at once beyond those that are out."""
@@ -28,21 +39,18 @@ class Deliveries:
         self._store = store
         self._get = get
         self._waiting: set[asyncio.Event] = set()
-        self._followers: dict[tuple[str, str], Callable[[NewJob], bool]] = {}
+        self._followers: dict[tuple[str, str, Wanted], None] = {}
         self.on_settled: Callable[[], None] = lambda: None
         bus.observers.append(self._observe)
 
-    def follow(self, source: str, reply: JsonValue, takes: Callable[[NewJob], bool]) -> None:
-        """Owe `source` each new job that `takes` says yes to, with `reply`."""
-        self._followers[source, json.dumps(reply)] = takes
+    def follow(self, source: str, reply: JsonValue, wanted: Wanted) -> None:
+        """Owe `source` each new job that is `wanted`, with `reply`."""
+        self._followers[source, json.dumps(reply), wanted] = None
 
     def followers(self, new: NewJob) -> tuple[Owed, ...]:
         """Who besides its own source is owed a job that is being accepted."""
-        return tuple(
-            (source, json.loads(reply))
-            for (source, reply), takes in self._followers.items()
-            if takes(new)
-        )
+        owed = {(source, reply): None for source, reply, one in self._followers if one.takes(new)}
+        return tuple((source, json.loads(reply)) for source, reply in owed)
 
     async def of(self, source: str) -> AsyncGenerator[Delivery, None]:
         """See `TransportContext.deliveries`: a pending row is out once at a time."""

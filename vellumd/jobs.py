@@ -200,7 +200,7 @@ class Jobs:
         if wanted.status is not None:
             raise ValueError("follow: how a job will end is not known when it comes")
         check_reply(reply)
-        self.deliveries.follow(source, reply, wanted.takes)
+        self.deliveries.follow(source, reply, wanted)
 
     def _taken(self, accepting: asyncio.Task[Job]) -> None:
         self._taking.discard(accepting)
