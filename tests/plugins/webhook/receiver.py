@@ -77,8 +77,6 @@ class Receiver:
                 with contextlib.suppress(OSError):
                     self.tell(receiver.answer(call))
 
-            do_GET = do_POST
-
             def tell(self, answer: Answer) -> None:
                 if isinstance(answer, bytes):
                     self.wfile.write(answer)
