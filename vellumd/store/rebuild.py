@@ -171,4 +171,4 @@ def _settle(
     }
     tx.execute(SQL["end"], fields)
     tx.execute(rows.SQL["release_deliveries"], [row["id"]])
-    rows.emit(tx, row["id"], status, at=at, **data)
+    rows.emit(tx, row, status, at=at, **data)

@@ -75,7 +75,7 @@ def insert(tx: Transaction, new: NewJob) -> sqlite3.Row | None:
     own: tuple[Owed, ...] = () if new.reply is None else ((new.source, new.reply),)
     for source, reply in (*own, *new.followers):
         tx.execute(SQL["add_delivery"], [new.id, source, json.dumps(reply), "waiting"])
-    emit(tx, new.id, "queued", at=new.created)
+    emit(tx, row, "queued", at=new.created)
     return row
 
 
@@ -105,12 +105,16 @@ def _new_row(new: NewJob) -> dict[str, Any]:
 
 
 def emit(
-    tx: Transaction, job_id: str, type: EventType, *, at: int | None = None, **data: Any
+    tx: Transaction, row: sqlite3.Row, type: EventType, *, at: int | None = None, **data: Any
 ) -> None:
-    """Write an event that the commit makes public; `at` in milliseconds, now by default."""
+    """Write an event of a job's row that the commit makes public; its data tell the source.
+
+    `at` is in milliseconds, now by default.
+    """
     at = now_ms() if at is None else at
-    seq = tx.execute(SQL["add_event"], [job_id, type, at, json.dumps(data)]).lastrowid
-    tx.committed.append(JobEvent(job_id=job_id, type=type, at=moment(at), seq=seq, data=data))
+    data["source"] = row["source"]
+    seq = tx.execute(SQL["add_event"], [row["id"], type, at, json.dumps(data)]).lastrowid
+    tx.committed.append(JobEvent(job_id=row["id"], type=type, at=moment(at), seq=seq, data=data))
 
 
 def _time(milliseconds: int | None) -> datetime | None:

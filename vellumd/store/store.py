@@ -151,7 +151,7 @@ class Store:
             row = tx.one(SQL["claim"], {"lane": lane, "now": now_ms()})
             if row is None:
                 return None
-            rows.emit(tx, row["id"], "started", attempt=row["attempt"])
+            rows.emit(tx, row, "started", attempt=row["attempt"])
             return rows.job(row)
 
         return await self._db.run(work)
@@ -406,7 +406,7 @@ def _ended(tx: Transaction, row: sqlite3.Row | None, **data: Any) -> Job:
     if row is None:
         raise errors.Internal("The job was not running.")
     tx.execute(SQL["release_deliveries"], [row["id"]])
-    rows.emit(tx, row["id"], row["status"], **data)
+    rows.emit(tx, row, row["status"], **data)
     return rows.job(row)
 
 
@@ -440,5 +440,5 @@ def _requeue(tx: Transaction, job_id: str, why: dict[str, bool]) -> Job:
     row = tx.one(SQL["requeue"], {"id": job_id, **why})
     if row is None:
         raise errors.Internal("The job was not running.")
-    rows.emit(tx, job_id, "queued", attempt=row["attempt"])
+    rows.emit(tx, row, "queued", attempt=row["attempt"])
     return rows.job(row)
