@@ -20,7 +20,7 @@ LAYERS = (
     {"errors", "models"},
     {
         "settings", "sources", "presets", "images", "platform", "protocol", "model_card", "logs",
-        "keys",
+        "keys", "sending",
     },
     {"store"},
     {"events", "metrics", "deliveries", "jobs", "context"},

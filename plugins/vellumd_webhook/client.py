@@ -8,14 +8,13 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from vellumd import __version__
+from vellumd import __version__, sending
 from vellumd_webhook import address, wire
 
 if TYPE_CHECKING:
@@ -141,15 +140,5 @@ def check(answer: aiohttp.ClientResponse) -> None:
     if answer.status < 400:
         raise FailedError("redirects, which is not followed; set url to where it leads")
     raise FailedError(
-        f"answers {answer.status}", retry_after(answer.headers.get("Retry-After", ""))
+        f"answers {answer.status}", sending.retry_after(answer.headers.get("Retry-After", ""))
     )
-
-
-def retry_after(header: str) -> float | None:
-    """Seconds of a Retry-After header, be it a number or a date; None if it is neither."""
-    if header.strip().isdecimal():
-        return float(header)
-    try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None

@@ -7,10 +7,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vellumd import Delivery, TransportContext, errors
+from vellumd import Delivery, TransportContext, errors, sending
 from vellumd_webhook import wire
 from vellumd_webhook.client import Client, FailedError, GoneError
-from vellumd_webhook.finish import finish
 from vellumd_webhook.plugin import GIVE_UP_S
 
 POSTS = 4
@@ -85,7 +84,7 @@ class Target:
         self._waiting += 1
         try:
             async with self._posts:
-                await finish(self._post(delivery))
+                await sending.finish(self._post(delivery))
         except errors.VellumError as error:  # a store that takes nothing just now
             self._context.log.warning("%s: %s", self._name, error)
             await asyncio.sleep(STORE_S)

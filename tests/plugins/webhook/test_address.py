@@ -14,7 +14,7 @@ from tests.plugins.webhook.receiver import SECRET, Receiver
 from vellumd import sources
 from vellumd.errors import ConfigError
 from vellumd_webhook import address, wire
-from vellumd_webhook.client import FailedError, open_client, retry_after
+from vellumd_webhook.client import FailedError, open_client
 from vellumd_webhook.plugin import TargetSettings, WebhookSettings, check_targets
 
 
@@ -189,16 +189,6 @@ async def test_a_proxy_of_the_environment_is_not_used(
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     await post(receiver.url)
     assert len(receiver.calls) == 1
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [("120", 120.0), (" 5 ", 5.0), ("", None), ("soon", None), ("-1", None),
-     ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)],
-)  # fmt: skip
-def test_retry_after_is_read(header: str, seconds: float | None) -> None:
-    """A number, a date, or nothing."""
-    assert retry_after(header) == seconds
 
 
 async def test_doctor_reaches_the_targets(receiver: Receiver) -> None:
