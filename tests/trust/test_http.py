@@ -13,6 +13,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.conftest import Record
 from vellumd.testing import DaemonProcess, free_port
 from vellumd.testing.contract import picture_of
@@ -66,6 +68,7 @@ def edit(url: str, prompt: str) -> str:
         return str(json.load(answer)["id"])
 
 
+@pytest.mark.timeout(1800)
 def test_no_request_is_answered_by_5xx(full: bool, tmp_path: Path, record: Record) -> None:
     """Random and wrong values in every parameter and body, also in turns of several requests."""
     seed = random.SystemRandom().randrange(2**31)
