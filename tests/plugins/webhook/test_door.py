@@ -187,7 +187,7 @@ async def test_a_bad_target_delays_nobody(open_door: OpenDoor, receiver: Receive
         assert len(silent.calls) == 4
         await until(lambda: not door_of(daemon)["ok"])
         assert "down at 127.0.0.1 cannot be reached" in str(door_of(daemon)["text"])
-    release.set()
+        release.set()
     silent.close()
 
 
