@@ -19,8 +19,8 @@ PLUGINS = sorted(path for path in (ROOT / "plugins").iterdir() if (path / "plugi
 LAYERS = (
     {"errors", "models"},
     {
-        "settings", "sources", "presets", "images", "platform", "protocol", "model_card", "logs",
-        "keys", "sending",
+        "settings", "sources", "presets", "images", "platform", "protocol", "catalogue",
+        "model_card", "logs", "keys", "sending",
     },
     {"store"},
     {"events", "metrics", "deliveries", "jobs", "context"},

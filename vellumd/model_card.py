@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from vellumd import errors
+from vellumd import catalogue, errors
 from vellumd.models import Frozen
 
 FILE = "vellumd.json"
@@ -64,8 +64,10 @@ class ModelCard(Frozen):
 
 
 def folder(model: str | Path) -> Path:
-    """The folder of `[engine] model`: `demo` ships with vellumd, all others are paths."""
-    return DEMO_FOLDER if str(model) == DEMO else Path(model)
+    """The folder of `[engine] model`: `demo`, a name that `fetch` knows, or a path."""
+    if str(model) == DEMO:
+        return DEMO_FOLDER
+    return catalogue.folder(str(model)) if str(model) in catalogue.MODELS else Path(model)
 
 
 def read(model: str) -> ModelCard:
@@ -74,6 +76,8 @@ def read(model: str) -> ModelCard:
     Raises `ModelMissing` where there is no such folder, `ModelInvalid` for a bad card.
     """
     home = folder(model)
+    if not home.is_dir() and model in catalogue.MODELS:
+        raise errors.ModelMissing(f"{model} is not there yet: vellumd fetch {model} brings it.")
     if not home.is_dir():
         raise errors.ModelMissing(f"There is no model folder {home.name!r}.")
     file = home / FILE

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vellumd import platform
+from vellumd import catalogue, platform
 from vellumd.models import EditOptions, Tier
 
 DEFAULT_PLUGINS = ("http",)
@@ -36,8 +36,10 @@ class EngineSettings(Group):
     """Which engine and model edit, and how they are watched."""
 
     name: str = Field("qwen-image-edit", description="The engine; plugins can bring others.")
-    model: Annotated[str, PathText(("demo",))] = Field(
-        "demo", description="A model folder, or demo for the embedded toy model."
+    model: Annotated[str, PathText(("demo", *catalogue.MODELS))] = Field(
+        "demo",
+        description="A model folder, a name that `vellumd fetch` knows, or demo for the embedded "
+        "toy model.",
     )
     tier: Tier = Field(
         "standard", description="Precision of edits: reference, standard, swift or turbo."
