@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import selectors
 import socket
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import psutil
 
@@ -26,9 +27,10 @@ A_SECOND = 5
 
 @dataclass(frozen=True)
 class Cost:
-    """Share of a core that the daemon's process took, and p99 of uploads in seconds."""
+    """Share of a core that the daemon's process took, and seconds of uploads."""
 
     core: float
+    p50: float
     p99: float
 
 
@@ -44,8 +46,7 @@ def measure(port: int, pid: int, photos: Sequence[bytes], seconds: float) -> tup
 
 
 def _median(costs: list[Cost]) -> Cost:
-    middle = len(costs) // 2
-    return Cost(sorted(c.core for c in costs)[middle], sorted(c.p99 for c in costs)[middle])
+    return Cost(*(statistics.median(values) for values in zip(*map(astuple, costs), strict=True)))
 
 
 async def _work(port: int, pid: int, photos: Sequence[bytes], seconds: float) -> Cost:
@@ -58,7 +59,7 @@ async def _work(port: int, pid: int, photos: Sequence[bytes], seconds: float) ->
         took += await serving.flood(port, "/v1/jobs", photos, 1, 1)
         await asyncio.sleep(max(0.0, now + 1 / A_SECOND - time.perf_counter()))
     core = (_spent(daemon) - spent) / (time.perf_counter() - began)
-    return Cost(core, serving.p99(took))
+    return Cost(core, statistics.median(took), serving.p99(took))
 
 
 def _spent(process: psutil.Process) -> float:
