@@ -20,7 +20,7 @@ LAYERS = (
     {"errors", "models"},
     {
         "settings", "sources", "presets", "images", "platform", "protocol", "catalogue",
-        "model_card", "logs", "keys", "announcement",
+        "model_card", "logs", "keys", "announcement", "sending",
     },
     {"store"},
     {"events", "metrics", "deliveries", "jobs", "context"},

@@ -228,6 +228,17 @@ class TransportContext:
         """The picture staged within the last hour under this hash; raises `NotFound`."""
         return await self._jobs.staged(sha256)
 
+    def follow(self, wanted: JobFilter | None = None, *, reply: JsonValue) -> None:
+        """Have each job that comes from now on delivered here, too, whoever submits it.
+
+        `wanted` says which jobs, all by default, but not by status; `reply` comes with their
+        deliveries, as that of `submit` does. Called in the factory it misses no job, since
+        all doors are made before one is open, and a door that crashed is still followed for.
+        A job that is wanted twice with the same `reply` is delivered once. Who deletes a job
+        takes it from its followers, and from nobody else.
+        """
+        self._jobs.follow(self.name, wanted or JobFilter(), reply)
+
     def deliveries(self) -> AsyncGenerator[Delivery, None]:
         """Ended jobs that this transport owes an answer, oldest first, for ever."""
         return self._jobs.deliveries.of(self.name)

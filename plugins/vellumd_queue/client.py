@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from vellumd import errors
+from vellumd import errors, sending
 from vellumd_queue.mapping import Id, with_id
 
 if TYPE_CHECKING:
@@ -138,17 +136,7 @@ def check(answer: aiohttp.ClientResponse) -> None:
         text = f"answers {answer.status}; check token_file"
     else:
         text = f"answers {answer.status}"
-    raise ServerDownError(text, retry_after(answer.headers.get("Retry-After", "")))
-
-
-def retry_after(header: str) -> float | None:
-    """Seconds of a Retry-After header, be it a number or a date; None if it is neither."""
-    if header.strip().isdecimal():
-        return float(header)
-    try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
+    raise ServerDownError(text, sending.retry_after(answer.headers.get("Retry-After", "")))
 
 
 async def read(answer: aiohttp.ClientResponse, most: int) -> bytes:

@@ -126,7 +126,7 @@ class Store:
     async def add(
         self, new: NewJob, limit: int, prepare: Callable[[], None] | None = None
     ) -> tuple[Job, bool]:
-        """Accept a job: its row, its event and its delivery row in one commit.
+        """Accept a job: its row, its event and its delivery rows in one commit.
 
         `prepare` makes its folder durable before that, in a thread.
         The job and True; or the job already accepted under the same id or key and
@@ -151,7 +151,7 @@ class Store:
             row = tx.one(SQL["claim"], {"lane": lane, "now": now_ms()})
             if row is None:
                 return None
-            rows.emit(tx, row["id"], "started", attempt=row["attempt"])
+            rows.emit(tx, row, "started", attempt=row["attempt"])
             return rows.job(row)
 
         return await self._db.run(work)
@@ -248,7 +248,11 @@ class Store:
         await self._db.run(work)
 
     async def forget(self, job_id: str) -> None:
-        """Remove an ended job; raises `NotFound`, `NotDone` if it has not ended."""
+        """Remove an ended job; raises `NotFound`, `NotDone` if it has not ended.
+
+        Nobody's answer is lost by it: its sender's delivery is waited for. Who only follows
+        hears no more of it.
+        """
 
         def work(tx: Transaction) -> None:
             _check_forgettable(tx, job_id)
@@ -344,7 +348,13 @@ class Store:
 
         def work(tx: Transaction) -> list[DeliveryRow]:
             return [
-                DeliveryRow(row["number"], row["job_id"], json.loads(row["reply"]), row["due"])
+                DeliveryRow(
+                    row["number"],
+                    row["job_id"],
+                    json.loads(row["reply"]),
+                    row["due"],
+                    row["attempts"],
+                )
                 for row in tx.execute(SQL["pending_deliveries"], [source, limit])
             ]
 
@@ -403,7 +413,7 @@ def _ended(tx: Transaction, row: sqlite3.Row | None, **data: Any) -> Job:
     if row is None:
         raise errors.Internal("The job was not running.")
     tx.execute(SQL["release_deliveries"], [row["id"]])
-    rows.emit(tx, row["id"], row["status"], **data)
+    rows.emit(tx, row, row["status"], **data)
     return rows.job(row)
 
 
@@ -437,5 +447,5 @@ def _requeue(tx: Transaction, job_id: str, why: dict[str, bool]) -> Job:
     row = tx.one(SQL["requeue"], {"id": job_id, **why})
     if row is None:
         raise errors.Internal("The job was not running.")
-    rows.emit(tx, job_id, "queued", attempt=row["attempt"])
+    rows.emit(tx, row, "queued", attempt=row["attempt"])
     return rows.job(row)

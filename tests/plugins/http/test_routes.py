@@ -33,7 +33,7 @@ class Route:
 
     def url(self) -> str:
         """A path that it answers."""
-        return self.path.format(job="0", n=1, file="page.css")
+        return self.path.format(job="0", n=1, file="page.css", page="http")
 
 
 @pytest.fixture
