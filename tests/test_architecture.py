@@ -20,13 +20,13 @@ LAYERS = (
     {"errors", "models"},
     {
         "settings", "sources", "presets", "preset_file", "images", "platform", "protocol",
-        "catalogue", "model_card", "logs", "keys",
+        "catalogue", "model_card", "logs", "keys", "announcement", "sending",
     },
     {"store"},
     {"events", "metrics", "deliveries", "jobs", "context"},
     {"circuit", "child", "supervisor", "executor"},
     {"hookspecs", "plugins", "transports", "lag", "containment"},
-    {"watchdog", "daemon", "local", "testing"},
+    {"watchdog", "daemon", "foreground", "local", "testing"},
     {"cli"},
 )  # fmt: skip
 """Modules of vellumd from the bottom up; each imports its own layer and those before it."""

@@ -11,11 +11,32 @@ from vellumd_http import wire
 from vellumd_http.native import JOB
 from vellumd_http.streams import Streams, closing
 
+ENCODED_MAX = 8
+"""Events whose bytes are kept: listeners are at the same one, or nearly."""
+
 
 def encode(event: JobEvent) -> bytes:
     """An event on the wire; only durable ones have an id to resume after."""
     head = "" if event.seq is None else f"id: {event.seq}\n"
     return f"{head}event: {event.type}\ndata: {event.model_dump_json()}\n\n".encode()
+
+
+class Encoder:
+    """Events on the wire, each encoded once for all who listen: they send it one after another."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[JobEvent, bytes]] = {}
+
+    def encode(self, event: JobEvent) -> bytes:
+        """See `encode`."""
+        found = self._known.get(id(event))
+        if found is not None:
+            return found[1]
+        if len(self._known) >= ENCODED_MAX:
+            self._known.pop(next(iter(self._known)))
+        data = encode(event)
+        self._known[id(event)] = event, data  # the event too, so that its id stays its own
+        return data
 
 
 class Events:
@@ -24,6 +45,7 @@ class Events:
     def __init__(self, context: TransportContext, streams: Streams) -> None:
         self._jobs = context.jobs
         self._streams = streams
+        self._encoder = Encoder()
 
     def routes(self) -> list[web.RouteDef]:
         """The routes of the streams."""
@@ -64,13 +86,7 @@ class Events:
         self, request: web.Request, events: AsyncIterator[JobEvent]
     ) -> web.StreamResponse:
         with self._streams.slot():
-            return await self._streams.send(request, _encoded(events))
-
-
-async def _encoded(events: AsyncIterator[JobEvent]) -> AsyncIterator[bytes]:
-    async with closing(events):
-        async for event in events:
-            yield encode(event)
+            return await self._streams.send(request, events, self._encoder.encode)
 
 
 def _asked(request: web.Request) -> tuple[int | None, bool]:

@@ -108,7 +108,7 @@ class OpenAI:
         )
         async with closing(events):
             await anext(events)  # `queued`: from here on no step is missed
-            return await self._streams.send(request, self._told(events, job, asked, picked))
+            return await self._streams.send(request, self._told(events, job, asked, picked), bytes)
 
     async def _told(
         self, events: AsyncGenerator[JobEvent, None], job: Job, asked: Asked, picked: list[int]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TypeVar
 
 from aiohttp import web
 
 from vellumd import errors
 from vellumd_http.results import CHUNK, send_bytes
+
+T = TypeVar("T")
 
 STREAMS_MAX = 256
 """Streams open at the same time."""
@@ -43,11 +46,11 @@ class Streams:
     async def send(
         self,
         request: web.Request,
-        events: AsyncIterator[bytes],
-        headers: Mapping[str, str] | None = None,
+        events: AsyncIterator[T],
+        encode: Callable[[T], bytes],
     ) -> web.StreamResponse:
-        """Answer with encoded events as they come, until they end."""
-        response = web.StreamResponse(headers={"Cache-Control": "no-store", **(headers or {})})
+        """Answer with events as they come, until they end."""
+        response = web.StreamResponse(headers={"Cache-Control": "no-store"})
         response.content_type = "text/event-stream"
         await response.prepare(request)
         line = asyncio.Lock()  # no heartbeat in the middle of a large event
@@ -56,8 +59,7 @@ class Streams:
                 beating = tasks.create_task(self._beat(response, line), name="sse heartbeat")
                 async for event in events:
                     async with line:
-                        for start in range(0, len(event), CHUNK):
-                            await send_bytes(response, event[start : start + CHUNK])
+                        await _write(response, encode(event))
                 beating.cancel()
         except* ConnectionError:
             raise ConnectionResetError("the reader left") from None
@@ -72,6 +74,19 @@ class Streams:
                 async with asyncio.timeout(self._heartbeat_s):
                     await self._closing.wait()
         raise ConnectionResetError("the daemon stops")
+
+
+async def _write(response: web.StreamResponse, data: bytes) -> None:
+    """Small events without a pause as in `send_bytes`.
+
+    Most of the time the next one is not there yet, and of a backlog at most a page comes at
+    once.
+    """
+    if len(data) <= CHUNK:
+        await response.write(data)
+        return
+    for start in range(0, len(data), CHUNK):
+        await send_bytes(response, data[start : start + CHUNK])
 
 
 @asynccontextmanager
