@@ -19,6 +19,7 @@ FOLDERS = (HERE / "guides", HERE.parents[1] / "docs")
 """Where they are: in the wheel, in a checkout."""
 GUIDES = {
     "http": "curl, Python, JavaScript, Node-RED",
+    "openai": "OpenAI clients",
     "webhooks": "Webhooks",
     "mqtt": "MQTT and Node-RED",
     "hotfolder": "Hot folders",
