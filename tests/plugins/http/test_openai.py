@@ -9,7 +9,7 @@ import json
 import re
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from PIL import Image, ImageChops, ImageStat
 
+from vellumd import errors
 from vellumd.daemon import Daemon
 from vellumd.model_card import DEMO_FOLDER
 from vellumd.settings import Settings
@@ -467,3 +468,13 @@ def test_the_guide_knows_every_field_and_quality() -> None:
         assert f"`{name}`" in GUIDE
     for quality, told in (("low", "fastest"), ("medium", "balanced"), ("high", "original")):
         assert openai_wire.QUALITIES[quality][0] == told and f"`{quality}`: " in GUIDE
+
+
+@pytest.mark.parametrize("value", [[], {}, {"a": 1}, [1], True, -1, 1e9, "\u2603", None])
+def test_values_of_any_type(value: Any) -> None:
+    """JSON bodies can hold anything: each field takes it or refuses it with a code."""
+    picture = {"sha256": "a" * 64, "width": 8, "height": 8}
+    for name in openai_wire.FIELDS - {"image", "images", "image[]", "images[]"}:
+        fields = {"images": [picture], "prompt": "x", name: value}
+        with suppress(errors.BadRequest, errors.BadSize, errors.UnknownTier):
+            openai_wire.asked(fields, ["balanced"])
