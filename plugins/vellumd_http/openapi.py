@@ -77,6 +77,7 @@ _DERIVED = (
     _ETAG,
     _query("format", "Re-encode.", enum=["png", "jpeg", "webp"]),
     _query("max_bytes", "Reduce until it fits.", "integer", minimum=1024),
+    _query("max_side", "No side with more pixels.", "integer", minimum=16),
 )
 _STREAM = (
     _header("Last-Event-ID", "Go on after this event."),
@@ -145,6 +146,11 @@ OPERATIONS = (
         ("not_found", "bad_request", "queue_full"), None, _STREAM),
     Operation("get", "/v1/events", "Events of all jobs.",
         {200: ("Server-sent events.", _EVENTS)}, ("bad_request", "queue_full"), None, _STREAM),
+    Operation("get", "/v1/jobs/{job}/mask", "The mask, where the job has one.",
+        {200: ("The picture.", _PIXELS), 206: ("Part of it.", _PIXELS), 304: ("Known.", {})},
+        ("not_found", "expired"), None, (_ETAG,)),
+    Operation("get", "/v1/samples/{name}", "A picture to try, of those that capabilities names.",
+        {200: ("The picture.", _PIXELS)}, ("not_found",)),
     Operation("post", "/v1/inputs", "Keep a picture for an hour, to be named by its hash.",
         {201: ("Kept.", {"application/json": {"schema": _ref("Input")}})}, _PICTURE,
         {"image/*": {}, "application/octet-stream": {}}),
@@ -174,11 +180,17 @@ OPERATIONS = (
     Operation("post", "/v1/session", "Trade the key for a cookie, for pages.",
         {204: ("The cookie is set, if a key was needed.", {})}),
     Operation("delete", "/v1/session", "Drop the cookie.", {204: ("Dropped.", {})}),
-    Operation("get", "/", "What this is.", {200: ("A page.", {"text/html": {}})}),
+    Operation("post", "/v1/session/code", "A code that lets another browser in, once.",
+        {200: ("The code, and where other machines reach this daemon.",
+            {"application/json": {"schema": _ref("Code")}})}),
+    Operation("put", "/v1/session/code", "Trade the code in Authorization for a cookie.",
+        {204: ("The cookie is set.", {})}),
+    Operation("get", "/", "The studio.", {200: ("A page.", {"text/html": {}})}),
     Operation("get", "/docs", "This description, to try out.",
         {200: ("A page.", {"text/html": {}})}),
     Operation("get", "/static/{file}", "A file of the pages.",
-        {200: ("The file.", {"text/css": {}, "text/javascript": {}})}, ("not_found",)),
+        {200: ("The file.", {"text/css": {}, "text/javascript": {}, "image/svg+xml": {}}),
+         304: ("Known.", {})}, ("not_found",)),
     Operation("get", "/openapi.json", "This description.", {200: ("OpenAPI 3.1.", _ANY)}),
     Operation("get", "/healthz", "Whether the daemon lives.", {200: ("It does.", _ANY)}),
     Operation("get", "/readyz", "Whether edits are being made.",
@@ -421,6 +433,12 @@ _ANSWERS: Schema = {
     "LegacyError": _object(("detail", "code"), detail=_STRING, code=_CODE),
     "Input": _object(
         ("sha256", "width", "height"), sha256=_STRING, width=_INTEGER, height=_INTEGER
+    ),
+    "Code": _object(
+        ("code", "expires_s", "host"),
+        code={"type": ["string", "null"], "description": "Null where no key is needed."},
+        expires_s={"type": ["integer", "null"]},
+        host={"type": ["string", "null"], "description": "host:port; null: this machine alone."},
     ),
     "Jobs": _object(
         ("jobs", "next"),
