@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -36,34 +39,46 @@ FILES = {
 """The only files served: name to place and media type."""
 
 
-@dataclass(frozen=True)
-class File:
-    """A file in memory, once: all who are sent it share it."""
-
-    data: bytes
-    packed: bytes
-    tag: str
+@cache
+def read(place: str) -> bytes:
+    """The file at `place` below `FOLDER`, read once: all who are sent it share it."""
+    return (FOLDER / place).read_bytes()
 
 
-def read(place: str) -> File:
-    """The file at `place` below `FOLDER`; `packed` is its gzip, `tag` the hash it is known by."""
-    data = (FOLDER / place).read_bytes()
-    return File(data, gzip.compress(data, 9, mtime=0), hashlib.sha256(data).hexdigest()[:32])
+@cache
+def pack(place: str) -> bytes:
+    """The same as gzip."""
+    return gzip.compress(read(place), 9, mtime=0)
 
 
-_kept: dict[str, File] = {}
+@cache
+def tag(place: str) -> str:
+    """The hash that a browser knows the file by."""
+    return hashlib.sha256(read(place)).hexdigest()[:32]
 
 
-async def load(place: str) -> File:
-    """As `read`, once; a thread is asked only then, since each hop costs a page's start."""
-    if place not in _kept:
-        _kept[place] = await asyncio.to_thread(read, place)
-    return _kept[place]
+_T = TypeVar("_T", bytes, str)
+_made: set[tuple[Callable[[str], bytes | str], str]] = set()
+_making = threading.Lock()
+
+
+async def _once(make: Callable[[str], _T], place: str) -> _T:
+    """What `make` gives: by a thread the first time, where many who ask at once make one."""
+    if (make, place) in _made:
+        return make(place)
+
+    def made() -> _T:
+        with _making:
+            return make(place)
+
+    result = await asyncio.to_thread(made)
+    _made.add((make, place))
+    return result
 
 
 async def text(place: str) -> str:
     """A page's text."""
-    return (await load(place)).data.decode()
+    return (await _once(read, place)).decode()
 
 
 async def send(request: web.Request) -> web.StreamResponse:
@@ -72,13 +87,14 @@ async def send(request: web.Request) -> web.StreamResponse:
     if known is None:
         raise errors.NotFound("There is no such file.")
     place, type = known
-    file = await load(place)
-    headers = {"ETag": f'"{file.tag}"', "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
-    if results.has(request, file.tag):
+    known_as = await _once(tag, place)
+    headers = {"ETag": f'"{known_as}"', "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+    if results.has(request, known_as):
         return web.Response(status=304, headers=headers)
-    data = file.data
-    if "gzip" in request.headers.get("Accept-Encoding", ""):
-        data, headers["Content-Encoding"] = file.packed, "gzip"
+    packed = "gzip" in request.headers.get("Accept-Encoding", "")
+    data = await _once(pack if packed else read, place)
+    if packed:
+        headers["Content-Encoding"] = "gzip"
     if len(data) <= results.CHUNK:  # in one write, where no slow reader can hold much
         return web.Response(body=data, headers={**headers, "Content-Type": type})
     return await results.send_data(request, data, type, headers)
