@@ -9,9 +9,11 @@ NODE_RED := build/node-red
 NODE_RED_READY := $(NODE_RED)/.vellumd-4.1.15
 NODE_RED_5 := build/node-red-5
 NODE_RED_5_READY := $(NODE_RED_5)/.vellumd-5.0.7
+AXE := build/axe
+AXE_READY := $(AXE)/.vellumd-4.14.1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test trust lint bench mosquitto
+.PHONY: help setup run test trust lint bench mosquitto chromium
 
 help:  ## list the tasks
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -46,6 +48,18 @@ mosquitto:  # the broker of the tests: Debian's where apt-get may install it
 		  apt-get install -y -qq --no-install-recommends mosquitto mosquitto-clients; } || \
 		{ echo "the tests need Mosquitto: install the packages mosquitto and mosquitto-clients"; exit 1; }
 
+chromium:  # the browser of the tests, likewise
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+		{ test "$$(id -u)" = 0 && apt-get update -qq && \
+		  apt-get install -y -qq --no-install-recommends chromium; } || \
+		{ echo "the tests need Chromium: install the package chromium"; exit 1; }
+
+$(AXE_READY):  # looks for what keeps people out of the page
+	@command -v npm >/dev/null || { echo "the tests need node 20 or newer, with npm"; exit 1; }
+	@mkdir -p $(AXE) && echo '{"private": true}' > $(AXE)/package.json
+	npm install --prefix $(AXE) --no-audit --no-fund --silent axe-core@4.14.1
+	@touch $@
+
 $(NODE_RED_READY):  # needs node 20
 	@command -v npm >/dev/null || { echo "the tests need node 20 or newer, with npm"; exit 1; }
 	@mkdir -p $(NODE_RED) && echo '{"private": true}' > $(NODE_RED)/package.json
@@ -58,10 +72,10 @@ $(NODE_RED_5_READY):  # brings a newer node of its own
 		node-red@5.0.7 "node-$$(node -p 'process.platform + "-" + process.arch')@22"
 	@touch $@
 
-test: lint mosquitto $(NODE_RED_READY)  ## everything, within 12 minutes on 2 cores
+test: lint mosquitto chromium $(AXE_READY) $(NODE_RED_READY)  ## everything, within 12 minutes on 2 cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-trust: $(TESTS_READY) mosquitto $(NODE_RED_READY) $(NODE_RED_5_READY)  ## the fault tests with full counts; results in tests/trust/results
+trust: $(TESTS_READY) mosquitto chromium $(AXE_READY) $(NODE_RED_READY) $(NODE_RED_5_READY)  ## the fault tests with full counts; results in tests/trust/results
 	$(BIN)/python -m pytest tests/trust tests/plugins/mqtt/test_faults.py tests/e2e --full
 
 bench: $(TESTS_READY)  ## speed of what needs no card

@@ -84,6 +84,10 @@ class TransportJobs:
         """File of input `n`; raises `NotFound` or `Expired`."""
         return await self._jobs.input(job_id, n)
 
+    async def mask(self, job_id: str) -> Path:
+        """File of the mask; raises `NotFound` for a job without one, or `Expired`."""
+        return await self._jobs.mask(job_id)
+
     async def wait(self, job_id: str, seconds: float) -> Job:
         """The job when it has ended or `seconds` have passed, whichever is first."""
         return await self._jobs.wait(job_id, seconds)
@@ -168,6 +172,7 @@ class TransportContext:
         dir: Path,
         jobs: Jobs,
         info: Callable[[], dict[str, Any]],
+        sample: Callable[[str], Path],
         control: Control,
         keys: Keyring,
         metrics: Callable[[], Awaitable[bytes]],
@@ -187,6 +192,7 @@ class TransportContext:
         """The named keys of `vellumd keys`: a door that strangers can reach asks for one."""
         self._jobs = jobs
         self._info = info
+        self._sample = sample
         self._metrics = metrics
         self._links = links
         self._on_count = on_count
@@ -196,8 +202,10 @@ class TransportContext:
     def info(self) -> dict[str, Any]:
         """Version, model, presets, tiers, limits and health, as JSON values.
 
-        Keys: `version`, `model` (card name), `demo` (bool), `note`, `presets` (name →
-        options), `default_preset`, `tiers`, `loras`, `limits`, `public_url`, `engine`
+        Keys: `version`, `model` (card name), `demo` (bool), `note`, `knows` (what the model
+        can do, or null), `samples` (edits to try: `prompt` and `images`, names for `sample`),
+        `presets` (name → options), `default_preset`, `tiers`, `loras`, `limits`, `public_url`,
+        `engine`
         (`state` loading | ready | restarting | failed | unloaded, `ready` bool: a job that
         comes now is edited, `loaded` bool: at once, `reason`, `phase`, `done`, `of`,
         `restarts`, `capabilities` or null), `queue` (`queued`, `running`, `held`: why no job
@@ -208,6 +216,10 @@ class TransportContext:
         longest, what it was).
         """
         return self._info()
+
+    def sample(self, name: str) -> Path:
+        """The file of a picture that `info()["samples"]` names; raises `NotFound` for others."""
+        return self._sample(name)
 
     async def metrics(self) -> bytes:
         """The daemon's figures in Prometheus' text format 0.0.4 (docs/operations.md)."""

@@ -190,6 +190,7 @@ class Daemon:
             dir=folder,
             jobs=self.jobs,
             info=self.info,
+            sample=self._sample,
             control=self.executor,
             keys=self.keys,
             metrics=lambda: self.metrics.text(self.info()),
@@ -211,6 +212,12 @@ class Daemon:
             log.error(
                 "commands here need --url: %s cannot be written (%s)", announcement.FILE, error
             )
+
+    def _sample(self, name: str) -> Path:
+        """See `TransportContext.sample`."""
+        if name not in self.card.pictures:
+            raise errors.NotFound("The model has no sample of this name.")
+        return model_card.folder(self.settings.engine.model) / self.card.pictures[name]
 
     # what goes on beside
 
@@ -275,6 +282,14 @@ class Daemon:
             "model": self.card.name,
             "demo": self.card.demo,
             "note": self.card.note,
+            "knows": self.card.knows,
+            "samples": [
+                {
+                    "prompt": sample.prompt,
+                    "images": [place.rpartition("/")[2] for place in sample.images],
+                }
+                for sample in self.card.samples
+            ],
             "default_preset": self.jobs.presets.default,
             "loras": sorted({*self.card.loras, *self.settings.engine.loras}),
             "limits": self.settings.limits.model_dump(mode="json"),

@@ -321,6 +321,12 @@ class Jobs:
         assert job.request is not None
         return await asyncio.to_thread(self._spool.input, job_id, job.request, n)
 
+    async def mask(self, job_id: str) -> Path:
+        """File of the mask; raises `NotFound`, `Expired`."""
+        job = kept(await self._store.get(job_id))
+        assert job.request is not None
+        return await asyncio.to_thread(self._spool.mask, job_id, job.request)
+
     # events
 
     async def events(

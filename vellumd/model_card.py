@@ -6,8 +6,9 @@ stand here. A folder without the file gets the defaults of Qwen-Image-Edit-2511.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
@@ -33,12 +34,23 @@ def _lightning() -> dict[str, LoraRole]:
     }
 
 
+PLACE = r"^[\w-]+(/[\w-]+)*\.\w+$"
+"""A file below the model's folder."""
+
+
 class Example(Frozen):
     """An edit to try. `image`, and `result` if it has one right answer, are below the folder."""
 
-    image: str = Field(pattern=r"^[\w-]+(/[\w-]+)*\.\w+$")
-    result: str | None = Field(None, pattern=r"^[\w-]+(/[\w-]+)*\.\w+$")
+    image: str = Field(pattern=PLACE)
+    result: str | None = Field(None, pattern=PLACE)
     prompt: str = Field(pattern=r"^[\w ,.:]+$")
+
+
+class Sample(Frozen):
+    """An edit that a page offers to try at once. `images` are below the folder."""
+
+    images: tuple[Annotated[str, Field(pattern=PLACE)], ...] = Field(min_length=1, max_length=4)
+    prompt: str = Field(min_length=1, max_length=200)
 
 
 class ModelCard(Frozen):
@@ -58,9 +70,22 @@ class ModelCard(Frozen):
         None, description="Latent channel to RGB, for previews; the last row is the bias."
     )
     example: Example | None = None
+    samples: tuple[Sample, ...] = Field((), max_length=24)
     license: str | None = None
     demo: bool = False
     note: str | None = Field(None, description="One line said at start, e.g. what a demo knows.")
+    knows: str | None = Field(
+        None, description="Sentences for people: what the model can do, where that is little."
+    )
+
+    @cached_property
+    def pictures(self) -> dict[str, str]:
+        """The samples' pictures: by the name of the file its place below the model's folder.
+
+        Of two with one name the first counts.
+        """
+        places = [place for sample in self.samples for place in sample.images]
+        return {place.rpartition("/")[2]: place for place in reversed(places)}
 
 
 def folder(model: str | Path) -> Path:

@@ -58,22 +58,37 @@ class Access:
 
     def opens(self, request: web.Request) -> bool:
         """Whether the request shows a key, or a cookie that was given for one."""
+        return self.owner(request) is not None
+
+    def owner(self, request: web.Request) -> str | None:
+        """The digest of the key that the request shows, itself or by its cookie."""
         shown = _digest(_bearer(request))
         cookie = request.cookies.get(self._cookie, "").encode(errors="surrogateescape")
-        return any(
-            hmac.compare_digest(shown, known)
-            or hmac.compare_digest(self._token(known).encode(), cookie)
+        fitting = [
+            known
             for known in self._digests()
-        )
+            if hmac.compare_digest(shown, known)
+            or hmac.compare_digest(self._token(known).encode(), cookie)
+        ]
+        return fitting[0] if fitting else None
+
+    def shown(self, request: web.Request) -> str:
+        """What the request shows in place of a key; empty if nothing."""
+        return _bearer(request)
 
     def remember(self, request: web.Request, answer: web.Response) -> None:
         """Give the page whose request shows a key a cookie for it, which no script can read."""
-        shown = _digest(_bearer(request))
-        if shown in self._digests():
-            answer.set_cookie(
-                self._cookie, self._token(shown), max_age=COOKIE_S, path="/", httponly=True,
-                samesite="Strict", secure=request.secure,
-            )  # fmt: skip
+        self.admit(request, answer, _digest(_bearer(request)))
+
+    def admit(self, request: web.Request, answer: web.Response, digest: str) -> bool:
+        """Give a page the cookie for the key of `digest`; False where there is no such key."""
+        if digest not in self._digests():
+            return False
+        answer.set_cookie(
+            self._cookie, self._token(digest), max_age=COOKIE_S, path="/", httponly=True,
+            samesite="Strict", secure=request.secure,
+        )  # fmt: skip
+        return True
 
     def forget(self, answer: web.Response) -> None:
         """Take the cookie back."""

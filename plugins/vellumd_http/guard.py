@@ -17,11 +17,15 @@ from vellumd import errors
 from vellumd_http.access import Access
 from vellumd_http.listen import is_address
 from vellumd_http.plugin import HttpSettings
+from vellumd_http.session import CODE_PATH
 
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})
 """Paths that need no key; `/` without one shows nothing but a field for it."""
 OPEN_FOLDERS = ("/static/", "/r/")
 """Likewise; a link `/r/…` has its own token."""
+
+ENTRY = ("PUT", CODE_PATH)
+"""Where a code is shown in place of a key; the route looks at it."""
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _SUFFIXES = ("", ".local", ".lan", ".home.arpa")
@@ -65,6 +69,8 @@ class Guard:
         if request.method not in _SAFE:
             self._check_origin(request)
         if request.path in OPEN_PATHS or request.path.startswith(OPEN_FOLDERS):
+            return
+        if (request.method, request.path) == ENTRY:
             return
         if not self.admits(request):
             raise errors.Unauthorized("This daemon needs a key.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import mimetypes
 from typing import Any
 
 from aiohttp import web
@@ -18,8 +20,8 @@ APPLIED = web.RequestKey("applied", str)
 
 JOB = "/v1/jobs/{job:[^/]+}"
 SHOWN = (
-    "version", "model", "demo", "note", "presets", "default_preset", "tiers", "loras", "limits",
-    "engine", "queue",
+    "version", "model", "demo", "note", "knows", "samples", "presets", "default_preset", "tiers",
+    "loras", "limits", "engine", "queue",
 )  # fmt: skip
 """What `/v1/capabilities` shows of the daemon's info: nothing with an address in it."""
 
@@ -56,7 +58,9 @@ class Native:
             web.get(JOB + "/result", self.result, allow_head=False),
             web.get(JOB + "/result/" + number, self.result, allow_head=False),
             web.get(JOB + "/inputs/" + number, self.input, allow_head=False),
+            web.get(JOB + "/mask", self.mask, allow_head=False),
             web.post("/v1/inputs", self.upload),
+            web.get("/v1/samples/{name}", self.sample, allow_head=False),
             web.get("/v1/capabilities", self.capabilities),
         ]
 
@@ -121,6 +125,20 @@ class Native:
         return await results.send_input(
             self._context, request, request.match_info["job"], _number(request)
         )
+
+    async def mask(self, request: web.Request) -> web.StreamResponse:
+        """The mask as it came."""
+        return await results.send_mask(self._context, request, request.match_info["job"])
+
+    async def sample(self, request: web.Request) -> web.StreamResponse:
+        """A picture that the model's card offers to try."""
+        path = self._context.sample(request.match_info["name"])
+        try:
+            data = await asyncio.to_thread(path.read_bytes)
+        except OSError:
+            raise errors.NotFound("The model's folder lacks this sample.") from None
+        type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        return await results.send_data(request, data, type, {"Cache-Control": "no-cache"})
 
     async def upload(self, request: web.Request) -> web.Response:
         """Keep a picture for an hour, to be named by its hash."""

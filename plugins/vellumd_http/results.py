@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -27,12 +28,14 @@ async def send_bytes(response: web.StreamResponse, data: bytes) -> None:
     await asyncio.sleep(0)  # a write that need not wait lets nobody else in
 
 
-async def send_data(request: web.Request, data: bytes, type: str) -> web.StreamResponse:
+async def send_data(
+    request: web.Request, data: bytes, type: str, headers: Mapping[str, str] | None = None
+) -> web.StreamResponse:
     """An answer held in memory, written piece by piece; returns when it has left.
 
     A reader that is slow has a piece of its own in memory, not the whole.
     """
-    response = web.StreamResponse(headers={"Content-Type": type})
+    response = web.StreamResponse(headers={**(headers or {}), "Content-Type": type})
     response.content_length = len(data)
     await response.prepare(request)
     if request.method != "HEAD":
@@ -53,7 +56,7 @@ async def send_result(
     result = (await context.jobs.get(job_id)).results[n - 1]
     wanted = _derivation(request)
     if wanted is not None:
-        return await _send_derived(request, path, result, *wanted, name=f"{job_id}-{n}")
+        return await _send_derived(request, path, result, wanted, name=f"{job_id}-{n}")
     name = f"{job_id}-{n}.{models.SUFFIXES[result.type]}"
     return await send_file(request, path, result.type, result.sha256, name, inline=inline)
 
@@ -71,30 +74,62 @@ async def send_input(
     return await send_file(request, path, picture.type, picture.sha256, name)
 
 
-def _derivation(request: web.Request) -> tuple[Format, int | None] | None:
-    """The wanted format and size in bytes, from `?format=&max_bytes=`."""
-    wire.check_query(request.query, {"format", "max_bytes", "t"})
-    if not {"format", "max_bytes"} & request.query.keys():
+async def send_mask(
+    context: TransportContext, request: web.Request, job_id: str
+) -> web.StreamResponse:
+    """The mask of a job as it came. Raises `NotFound` or `Expired`."""
+    path = await context.jobs.mask(job_id)
+    edit = (await context.jobs.get(job_id)).request
+    if edit is None or edit.mask is None:
+        raise errors.Expired("The job's inputs are no longer kept.")
+    name = f"{job_id}-mask.{models.SUFFIXES.get(edit.mask.type, 'bin')}"
+    return await send_file(request, path, edit.mask.type, edit.mask.sha256, name)
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """A result in another form, as `?format=&max_bytes=&max_side=` ask for it."""
+
+    format: Format
+    max_bytes: int | None
+    max_side: int | None
+
+    def tag(self, sha256: str) -> str:
+        """What stands for it in an ETag."""
+        return f"{sha256}-{self.format}-{self.max_bytes or 0}-{self.max_side or 0}"
+
+
+def _derivation(request: web.Request) -> Derivation | None:
+    """The wanted form; None for the result as it is."""
+    query = request.query
+    wire.check_query(query, {"format", "max_bytes", "max_side", "t"})
+    if not {"format", "max_bytes", "max_side"} & query.keys():
         return None
-    wanted = FORMATS.get(request.query.get("format", "jpeg").lower())
+    wanted = FORMATS.get(query.get("format", "jpeg").lower())
     if wanted is None:
         raise errors.BadRequest("format: must be png, jpeg or webp.")
-    return wanted, wire.query_int(request.query, "max_bytes", least=1024)
+    return Derivation(
+        wanted,
+        wire.query_int(query, "max_bytes", least=1024),
+        wire.query_int(query, "max_side", least=16),
+    )
 
 
 async def _send_derived(
     request: web.Request,
     path: Path,
     result: models.Result,
-    wanted: Format,
-    max_bytes: int | None,
+    wanted: Derivation,
     name: str,
 ) -> web.StreamResponse:
-    tag = f"{result.sha256}-{wanted}-{max_bytes or 0}"
-    if _has(request, tag):
+    tag = wanted.tag(result.sha256)
+    if has(request, tag):
         return _not_modified(tag)
     try:
-        data, type = await asyncio.to_thread(images.derive, path, wanted, max_bytes=max_bytes)
+        data, type = await asyncio.to_thread(
+            images.derive, path, wanted.format,
+            max_bytes=wanted.max_bytes, max_side=wanted.max_side,
+        )  # fmt: skip
     except FileNotFoundError:
         raise errors.Expired("The picture is no longer kept.") from None
     headers = _headers(tag, f"{name}.{models.SUFFIXES[type]}", inline=False)
@@ -105,7 +140,7 @@ async def send_file(
     request: web.Request, path: Path, type: str, sha256: str, name: str, *, inline: bool = False
 ) -> web.StreamResponse:
     """The file at `path`; part of it where a single Range asks so (RFC 9110 §14)."""
-    if _has(request, sha256):
+    if has(request, sha256):
         return _not_modified(sha256)
     try:
         size = (await asyncio.to_thread(path.stat)).st_size
@@ -153,7 +188,8 @@ def _range(request: web.Request, size: int, sha256: str) -> tuple[int, int] | No
     return (start, stop) if start < stop else None
 
 
-def _has(request: web.Request, tag: str) -> bool:
+def has(request: web.Request, tag: str) -> bool:
+    """Whether the reader says that it has what `tag` stands for."""
     known = request.if_none_match or ()
     return any(one.value in (tag, "*") for one in known)
 

@@ -5,32 +5,19 @@ from __future__ import annotations
 import asyncio
 import string
 from collections.abc import Callable
-from functools import cache
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 from vellumd import TransportContext, errors
-from vellumd_http import guide, links, openapi, results, wire
+from vellumd_http import files, guide, links, openapi, results, wire
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_STATIC = Path(__file__).parent / "static"
-_FILES = {
-    "page.css": ("page.css", "text/css"),
-    "docs.js": ("docs.js", "text/javascript"),
-    "guide.css": ("guide.css", "text/css"),
-    "key.js": ("key.js", "text/javascript"),
-    "swagger-ui.css": ("swagger/swagger-ui.css", "text/css"),
-    "swagger-ui-bundle.js": ("swagger/swagger-ui-bundle.js", "text/javascript"),
-}
-"""The only files served: name to place and media type."""
-
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+    "img-src 'self' blob: data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
 _DOCS_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
@@ -46,9 +33,11 @@ class Service:
         context: TransportContext,
         links: links.Links,
         admits: Callable[[web.Request], bool],
+        needs_key: Callable[[], bool],
     ) -> None:
         self._context = context
         self._admits = admits
+        self._needs_key = needs_key
         self._links = links
         self._openapi = openapi.document(context.info()["version"])
 
@@ -101,34 +90,36 @@ class Service:
         return web.json_response(self._openapi)
 
     async def page(self, request: web.Request) -> web.Response:
-        """What this is, with a form that works without script; to strangers, a field for a key."""
+        """The studio, whose form works without script too; to strangers, a field for a key."""
         if not self._admits(request):
-            text = await asyncio.to_thread((_STATIC / "key.html").read_text, encoding="utf-8")
-            return _html(text, _PAGE_POLICY)
-        text = await asyncio.to_thread((_STATIC / "index.html").read_text, encoding="utf-8")
+            return _html(await files.text("key.html"), _PAGE_POLICY)
+        text = await files.text("index.html")
         body = string.Template(text).substitute(self._facts(request))
         return _html(body, _PAGE_POLICY)
 
     def _facts(self, request: web.Request) -> dict[str, str]:
+        """What the page says before its script runs, or where none does."""
         info = self._context.info()
         facts: dict[str, Any] = {
             "model": info["model"],
             "note": info["note"] or "",
             "engine": info["engine"]["reason"] or info["engine"]["state"],
-            "queued": info["queue"]["queued"],
-            "running": info["queue"]["running"],
             "held": wire.HELD[info["queue"]["held"]],
-            "address": f"{request.scheme}://{request.host}",
+            "key": "needed" if self._needs_key() else "",
+            "most": info["limits"]["max_images"],
         }
         shown = {name: escape(str(value)) for name, value in facts.items()}
         default = info["default_preset"]
         names = sorted(info["presets"], key=lambda name: (name != default, name))
         shown["presets"] = "".join(f"<option>{escape(name)}</option>" for name in names)
+        shown["modules"] = "".join(
+            f'<link rel="modulepreload" href="/static/{name}">' for name in files.STUDIO
+        )
         return shown
 
     async def docs(self, request: web.Request) -> web.Response:
         """All routes, to try out; loads nothing from outside."""
-        text = await asyncio.to_thread((_STATIC / "docs.html").read_text, encoding="utf-8")
+        text = await files.text("docs.html")
         return _html(string.Template(text).substitute(guides=guide.menu()), _DOCS_POLICY)
 
     async def guide(self, request: web.Request) -> web.Response:
@@ -139,11 +130,7 @@ class Service:
 
     async def file(self, request: web.Request) -> web.StreamResponse:
         """One of the pages' own files."""
-        known = _FILES.get(request.match_info["file"])
-        if known is None:
-            raise errors.NotFound("There is no such file.")
-        data = await asyncio.to_thread(_bytes, known[0])
-        return await results.send_data(request, data, f"{known[1]}; charset=utf-8")
+        return await files.send(request)
 
     async def linked(self, request: web.Request) -> web.StreamResponse:
         """A result opened by its link; a wrong token is no different from no job."""
@@ -151,12 +138,6 @@ class Service:
         if not self._links.opens(job_id, n, request.query.get("t", "")):
             raise errors.NotFound("The link opens nothing.")
         return await results.send_result(self._context, request, job_id, n, inline=True)
-
-
-@cache
-def _bytes(name: str) -> bytes:
-    """A file of `_STATIC`, read once: all who are sent it share it."""
-    return (_STATIC / name).read_bytes()
 
 
 def _html(body: str, policy: str) -> web.Response:

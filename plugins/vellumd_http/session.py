@@ -1,21 +1,39 @@
-"""Trading a key for a cookie, so that pages need not keep the key."""
+"""Trading a key or a code for a cookie, so that pages need not keep the key."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from aiohttp import web
 
+from vellumd import errors
 from vellumd_http.access import Access
+from vellumd_http.codes import LIFE_S, Codes
+
+CODE_PATH = "/v1/session/code"
+"""Where codes are made, and with PUT traded."""
 
 
 class Session:
-    """`/v1/session`; the guard has looked at the key before."""
+    """`/v1/session`; the guard has looked at the key before.
 
-    def __init__(self, access: Access) -> None:
+    `host` tells for a request the `host:port` under which other machines reach this door,
+    None where they do not.
+    """
+
+    def __init__(self, access: Access, host: Callable[[web.Request], str | None]) -> None:
         self._access = access
+        self._host = host
+        self._codes = Codes()
 
     def routes(self) -> list[web.RouteDef]:
         """The routes of this part."""
-        return [web.post("/v1/session", self.begin), web.delete("/v1/session", self.end)]
+        return [
+            web.post("/v1/session", self.begin),
+            web.delete("/v1/session", self.end),
+            web.post(CODE_PATH, self.invite),
+            web.put(CODE_PATH, self.enter),
+        ]
 
     async def begin(self, request: web.Request) -> web.Response:
         """Set the cookie for the key in Authorization; without a key there is none."""
@@ -27,4 +45,19 @@ class Session:
         """Drop the cookie."""
         answer = web.Response(status=204)
         self._access.forget(answer)
+        return answer
+
+    async def invite(self, request: web.Request) -> web.Response:
+        """A code for another browser; null where the asker showed no key and so needs none."""
+        owner = self._access.owner(request)
+        code = None if owner is None else self._codes.make(owner)
+        told = {"code": code, "expires_s": LIFE_S if code else None, "host": self._host(request)}
+        return web.json_response(told, headers={"Cache-Control": "no-store"})
+
+    async def enter(self, request: web.Request) -> web.Response:
+        """Set the cookie for the code in Authorization, which is used up by that."""
+        owner = self._codes.take(self._access.shown(request))
+        answer = web.Response(status=204)
+        if owner is None or not self._access.admit(request, answer, owner):
+            raise errors.Unauthorized("This code opens nothing: it is old, or was used before.")
         return answer

@@ -94,8 +94,8 @@ class HttpTransport:
             Presets(context, bodies),
             Control(context),
             Events(context, streams),
-            Session(self._access),
-            Service(context, links, self._guard.admits),
+            Session(self._access, self._host_for_others),
+            Service(context, links, self._guard.admits, lambda: self._access.needed),
         ):
             app.add_routes(_guarded_first(route) for route in part.routes())
 
@@ -104,6 +104,15 @@ class HttpTransport:
 
         app.on_shutdown.append(close)
         return app
+
+    def _host_for_others(self, request: web.Request) -> str | None:
+        """The `host:port` that other machines reach; None where this one alone is answered."""
+        if public_url := self._context.info()["public_url"]:
+            return urlsplit(str(public_url)).netloc
+        if not self._access.open_to_others or request.transport is None:
+            return None
+        port = request.transport.get_extra_info("sockname")[1]
+        return urlsplit(url_for_others(self._settings.host, port)).netloc
 
     async def _listen(self, runner: web.AppRunner, servers: list[asyncio.Server]) -> None:
         """Open the address; the default one also as ::1 where the machine has IPv6."""

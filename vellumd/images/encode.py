@@ -143,25 +143,26 @@ def derive(
     max_bytes: int | None = None,
     *,
     resize: bool = True,
+    max_side: int | None = None,
 ) -> tuple[bytes, str]:
     """A stored picture in another format, or in at most `max_bytes`: bytes and media type.
 
     The stored bytes themselves where they already are what is wanted; else re-encoded
     at `quality` (95), then at lower qualities, then with fewer pixels (unless `resize` is
-    false), the same bytes each time. Profile and EXIF stay. Raises `ResultTooLarge`.
+    false), the same bytes each time. With `max_side` no side has more pixels than that,
+    from the start. Profile and EXIF stay. Raises `ResultTooLarge`.
     """
     opened = io.BytesIO(stored) if isinstance(stored, bytes) else stored.open("rb")
     with opened as file, Image.open(file, formats=FORMATS) as image:
         size = file.seek(0, 2)
-        if (
-            (image.format or "").lower() == format
-            and quality is None
-            and size <= (max_bytes or size)
-        ):
+        fits = size <= (max_bytes or size) and max(image.size) <= (max_side or max(image.size))
+        if (image.format or "").lower() == format and quality is None and fits:
             file.seek(0)
             return file.read(), f"image/{format}"
-        image.load()
         extra = _carried(image)
+        if max_side is not None:
+            image.thumbnail((max_side, max_side))  # decodes a JPEG no larger than needed
+        image.load()
         if max_bytes is None:
             return _write(image, format, quality or 95, **extra), f"image/{format}"
         found = _within(image, format, quality or 95, max_bytes, extra, resize=resize)

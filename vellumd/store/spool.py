@@ -266,6 +266,13 @@ class Spool:
         name, picture = edit.files()[n - 1]
         return _whole(self.folder(job_id) / name, picture.sha256)
 
+    def mask(self, job_id: str, edit: ResolvedEdit) -> Path:
+        """The file of the mask; raises `NotFound` where there is none, or `Expired`."""
+        if edit.mask is None:
+            raise errors.NotFound("The job has no mask.")
+        name, picture = edit.files()[-1]
+        return _whole(self.folder(job_id) / name, picture.sha256)
+
     def has_room(self) -> bool:
         """Whether results can be written: tried out too, for quotas and read-only disks."""
         probe = self._part()

@@ -237,12 +237,53 @@ async def test_capabilities_name_no_address(door: Door) -> None:
     assert "http://" not in json.dumps([shown, job])
 
 
+async def test_samples_are_those_of_the_card(door: Door) -> None:
+    """Each that capabilities name is there, and nothing else of the model's folder."""
+    samples = (await door.json("GET", "/v1/capabilities"))["samples"]
+    assert samples
+    for name in {name for sample in samples for name in sample["images"]}:
+        async with door.ask("GET", f"/v1/samples/{name}") as got:
+            assert (got.status, got.content_type) == (200, "image/png")
+            Image.open(io.BytesIO(await got.read())).verify()
+    for name in ("vellumd.json", "..%2fvellumd.json", "samples%2fshapes.png", "shapes"):
+        assert (await door.json("GET", f"/v1/samples/{name}", 404))["code"] == "not_found"
+
+
+async def test_a_mask_comes_back_as_it_went(door: Door) -> None:
+    """Byte by byte; a job without one has none."""
+    mask = png(color="white")
+    job = await door.done({**EDIT, "mask": b64(mask)})
+    async with door.ask("GET", f"/v1/jobs/{job['id']}/mask") as got:
+        assert (got.status, await got.read()) == (200, mask)
+        assert got.headers["Content-Disposition"].startswith("attachment")
+    plain = await door.done()
+    told = await door.json("GET", f"/v1/jobs/{plain['id']}/mask", 404)
+    assert told["code"] == "not_found"
+
+
+async def test_results_as_small_pictures(door: Door) -> None:
+    """`max_side` bounds both sides, keeps the shape, enlarges nothing and is cached by its own."""
+    job = await door.done({**EDIT, "images": [b64(png(600, 300))]})
+    tags = set()
+    for side, size in ((64, (64, 32)), (4000, (600, 300))):
+        path = f"/v1/jobs/{job['id']}/result/1?format=webp&max_side={side}"
+        async with door.ask("GET", path) as got:
+            assert got.content_type == "image/webp"
+            tags.add(tag := got.headers["ETag"])
+            assert Image.open(io.BytesIO(await got.read())).size == size
+        async with door.ask("GET", path, headers={"If-None-Match": tag}) as got:
+            assert got.status == 304
+    assert len(tags) == 2
+    for wrong in ("0", "15", "x", "-1"):
+        await door.json("GET", f"/v1/jobs/{job['id']}/result?max_side={wrong}", 400)
+
+
 async def test_unknown_ids_are_never_done(door: Door) -> None:
     """Invariant I9, on every route with an id."""
     unknown = str(uuid.uuid4())
     for method, rest in (
         ("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("POST", "/retry"), ("GET", "/result"),
-        ("GET", "/result/1"), ("GET", "/inputs/1"), ("GET", "/events"),
+        ("GET", "/result/1"), ("GET", "/inputs/1"), ("GET", "/mask"), ("GET", "/events"),
     ):  # fmt: skip
         for name in (unknown, "1", "..", "%2e%2e%2fjobs.sqlite", "%00", "x" * 5000):
             async with door.ask(method, f"/v1/jobs/{name}{rest}") as got:

@@ -48,7 +48,7 @@ class Route:
 def routes(door: Door, tmp_path: Path) -> list[Route]:
     """Every route of the application, one nobody has, and methods that no route takes."""
     context = TransportContext(
-        "http", HttpSettings(), tmp_path, door.daemon.jobs, door.daemon.info,
+        "http", HttpSettings(), tmp_path, door.daemon.jobs, door.daemon.info, Path,
         door.daemon.executor, Keyring(tmp_path / "keys.json"),
         lambda: door.daemon.metrics.text({}), ResultLinks(), lambda name, event, times: None,
         lambda name, ok, text: None, lambda name, url: None,

@@ -116,7 +116,7 @@ async def test_pages_load_only_from_here(door: Door, path: str) -> None:
         assert re.match(r"/[^/]", url)
         async with door.ask("GET", url) as got:
             assert got.status == 200
-            assert got.content_type in ("text/css", "text/javascript")
+            assert got.content_type in ("text/css", "text/javascript", "image/svg+xml")
 
 
 async def test_the_page_says_what_runs(door: Door) -> None:

@@ -80,6 +80,19 @@ _PARTS = {
     "vae": ("diffusers", "AutoencoderKLQwenImage"),
 }
 _FILES = {"text_encoder": "model"}
+SAMPLES = tuple(
+    model_card.Sample(prompt=prompt, images=tuple(f"samples/{name}.png" for name in names))
+    for prompt, *names in (
+        ("make the circle blue", "shapes"),
+        ("remove the square", "shapes"),
+        ("turn the circle into a star", "shapes"),
+        ("use a green background", "shapes"),
+        ("move the star left", "star"),
+        ("put the star of picture 2 into picture 1", "shapes", "star"),
+        ("use the background of picture 2", "shapes", "backdrop"),
+        ("use the background of picture 2 and the star of picture 3", "shapes", "backdrop", "star"),
+    )
+)
 CARD = model_card.ModelCard(
     name="demo",
     canvas_area=SIDE**2,
@@ -91,9 +104,13 @@ CARD = model_card.ModelCard(
     preset="fastest",
     prompt_tokens=256,
     example=model_card.Example(image="samples/shapes.png", prompt="make the circle blue"),
+    samples=SAMPLES,
     license="Apache-2.0",
     demo=True,
     note="a toy: it edits coloured shapes on 128x128 pixels",
+    knows="Circles, squares, triangles, stars and rings in eight colours, on a plain or graded "
+    "ground. It recolours, removes, adds, moves and exchanges them, and takes a shape or a ground "
+    "from another picture.",
 )
 
 
