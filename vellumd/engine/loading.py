@@ -45,10 +45,6 @@ class Parts:
         encoder = self.text_encoder.model
         return [*encoder.visual.blocks, *encoder.language_model.layers]
 
-    def blocks(self) -> list[torch.nn.Module]:
-        """Every transformer block that an edit runs through."""
-        return [*self.encoder_blocks(), *self.transformer.transformer_blocks]
-
 
 def device_of(wanted: str) -> torch.device:
     """The device `wanted`: `auto` and the number of a GPU mean the CPU where there is none."""

@@ -14,10 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from vellumd import errors, images, model_card
-from vellumd.engine import latents, loading, memory, schedule
-from vellumd.engine.denoise import Conditioning, denoise, watched
+from vellumd.engine import attention, latents, loading, memory, schedule
+from vellumd.engine.denoise import denoise, watched
 from vellumd.engine.encode import Encoder
 from vellumd.engine.lora import Loras
+from vellumd.engine.plan import Plan
+from vellumd.engine.transformer import Conditioning, Forward, Own
 from vellumd.models import ResolvedEdit
 from vellumd.protocol import Capabilities, Init, Report
 from vellumd.settings import EngineSettings, Limits
@@ -110,6 +112,11 @@ class Model:
         self.encoder = Encoder(
             parts.processor, parts.text_encoder, card.vision_area, card.prompt_tokens
         )
+        self.forward: Forward = Own(parts.transformer, attention.default)
+
+    def blocks(self) -> list[torch.nn.Module]:
+        """Every transformer block that an edit runs through."""
+        return [*self.parts.encoder_blocks(), *self.forward.blocks]
 
 
 class Run:
@@ -128,7 +135,7 @@ class Run:
         self._report = report
         self._cancelled = cancelled
         self._guided = edit.true_cfg_scale > 1
-        self._forwards = 2 if self._guided else 1
+        self._prompts = 2 if self._guided else 1
 
     def pictures(self, files: list[Path]) -> Iterator[Image.Image]:
         """The edit's n pictures: encode once, then denoise and decode each."""
@@ -153,7 +160,7 @@ class Run:
         # sees the input itself, as in the stock pipeline.
         first = canvas.fit(inputs[0]) if canvas.box else inputs[0]
         views = self._model.encoder.views([first, *inputs[1:]])
-        with self._watched("encode", self._forwards * len(parts.encoder_blocks())):
+        with self._watched("encode", self._prompts * len(parts.encoder_blocks())):
             prompt = self._embed(self._edit.prompt, views)
             negative = self._embed(self._edit.negative_prompt, views) if self._guided else None
         packed, shapes = [], [_tokens(canvas.width, canvas.height)]
@@ -193,11 +200,13 @@ class Run:
             if self._report.wants_preview and step < edit.steps:
                 self._report.preview(self._sketch(latents.unpack(estimate, *size)))
 
-        blocks = edit.steps * self._forwards * len(parts.transformer.transformer_blocks)
-        with self._watched("denoise", blocks):
-            return denoise(
-                parts.transformer, steps, tokens, conditioning, edit.true_cfg_scale, on_step
-            )
+        forward, plan = self._model.forward, self.plan()
+        with self._watched("denoise", plan.forwards(self._prompts) * len(forward.blocks)):
+            return denoise(forward, steps, tokens, conditioning, edit.true_cfg_scale, plan, on_step)
+
+    def plan(self) -> Plan:
+        """Which steps do all the work in this edit."""
+        return Plan.full(self._edit.steps)
 
     def decode(self, tokens: Tensor, canvas: images.Canvas) -> Image.Image:
         """The picture of clean `tokens`, as large as the canvas."""
@@ -224,7 +233,7 @@ class Run:
             self._look(phase, done, of)
 
         self._look(phase, 0, of)
-        return watched(self._parts.blocks(), self._parts.device, tick)
+        return watched(self._model.blocks(), self._parts.device, tick)
 
 
 def _tokens(width: int, height: int) -> tuple[int, int, int]:

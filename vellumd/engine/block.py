@@ -1,0 +1,171 @@
+"""One joint block of Qwen-Image, over the weights of diffusers' block.
+
+Text and pictures are two streams with weights of their own that meet in attention. Rows are
+in the order text, target, references throughout (Esser et al., arXiv:2403.03206; the order
+is diffusers').
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vellumd.engine import ops
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Queries, keys and values [1, rows, heads, width] to the mixed values in the same shape."""
+
+
+class Rope(NamedTuple):
+    """Cosines and sines of the rows' positions: [rows, width / 2] in float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def rows(self, start: int, end: int) -> Rope:
+        """Those of some rows."""
+        return Rope(self.cos[start:end], self.sin[start:end])
+
+
+class Room(NamedTuple):
+    """Where queries, keys and values of all rows are put: [1, rows, heads, width] each.
+
+    Each stream writes its own rows, so nothing is joined by copying.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+class Mods(NamedTuple):
+    """One block's modulation at one step: shift, scale, gate before attention and MLP each.
+
+    `image` is [6, 1 or 2, channels]: at the step's time, and at time 0 for references;
+    `text` [6, 1, channels].
+    """
+
+    image: Tensor
+    text: Tensor
+
+
+class Stream(NamedTuple):
+    """What one of the two streams has of its own."""
+
+    query: torch.nn.Module
+    key: torch.nn.Module
+    value: torch.nn.Module
+    query_norm: Tensor
+    key_norm: Tensor
+    out: torch.nn.Module
+    up: torch.nn.Module
+    down: torch.nn.Module
+
+
+def image_stream(stock: Any) -> Stream:
+    """The picture stream's part of a stock block, as it is now: LoRAs come and go."""
+    attn, mlp = stock.attn, stock.img_mlp.net
+    return Stream(
+        attn.to_q, attn.to_k, attn.to_v, attn.norm_q.weight, attn.norm_k.weight,
+        attn.to_out[0], mlp[0].proj, mlp[2],
+    )  # fmt: skip
+
+
+def text_stream(stock: Any) -> Stream:
+    """The text stream's part of a stock block."""
+    attn, mlp = stock.attn, stock.txt_mlp.net
+    return Stream(
+        attn.add_q_proj, attn.add_k_proj, attn.add_v_proj, attn.norm_added_q.weight,
+        attn.norm_added_k.weight, attn.to_add_out, mlp[0].proj, mlp[2],
+    )  # fmt: skip
+
+
+class Block(torch.nn.Module):
+    """A `QwenImageTransformerBlock` with this module's forward.
+
+    It reads the stock block's modules at each call, so whatever takes a linear's place
+    there is used here.
+    """
+
+    def __init__(self, stock: Any, attention: Attention, *, last: bool = False) -> None:
+        """`last`: nothing is read after it but the target's rows."""
+        super().__init__()
+        self.stock = stock
+        self.attention = attention
+        self.last = last
+
+    def forward(
+        self, image: Tensor, text: Tensor, mods: Mods, rope: Rope, room: Room, target: int
+    ) -> tuple[Tensor, Tensor]:
+        """The next `image` [1, rows, channels] and `text` [1, tokens, channels].
+
+        `image` begins with `target` rows of the target. Where it has no others, the
+        references' keys and values are those that `room` holds.
+        """
+        tokens = text.shape[1]
+        if self.last:
+            image, query = self.project_last(image, text, mods, rope, room, target)
+            heads = self.attention(query, room.key, room.value)
+            return self.finish_image(image, heads, mods, target), text
+        query = self.project(image, text, mods, rope, room, target)
+        heads = self.attention(query, room.key, room.value)
+        image = self.finish_image(image, heads[:, tokens:], mods, target)
+        return image, self.finish_text(text, heads[:, :tokens], mods)
+
+    def project(
+        self, image: Tensor, text: Tensor, mods: Mods, rope: Rope, room: Room, target: int
+    ) -> Tensor:
+        """Put the keys and values of both streams into `room`; all rows' queries."""
+        tokens, rows = text.shape[1], text.shape[1] + image.shape[1]
+        one, two = image_stream(self.stock), text_stream(self.stock)
+        x = ops.norm_modulate(image, mods.image[0], mods.image[1], target)
+        keys_values(one, x, rope.rows(tokens, rows), room, tokens, rows)
+        queries(one, x, rope.rows(tokens, rows), room.query[:, tokens:rows])
+        y = ops.norm_modulate(text, mods.text[0], mods.text[1], tokens)
+        keys_values(two, y, rope.rows(0, tokens), room, 0, tokens)
+        queries(two, y, rope.rows(0, tokens), room.query[:, :tokens])
+        return room.query[:, :rows]
+
+    def project_last(
+        self, image: Tensor, text: Tensor, mods: Mods, rope: Rope, room: Room, target: int
+    ) -> tuple[Tensor, Tensor]:
+        """As `project`, but the target's rows of `image` and their queries alone."""
+        tokens, rows = text.shape[1], text.shape[1] + image.shape[1]
+        one, two = image_stream(self.stock), text_stream(self.stock)
+        x = ops.norm_modulate(image, mods.image[0], mods.image[1], target)
+        keys_values(one, x, rope.rows(tokens, rows), room, tokens, rows)
+        query = room.query[:, :target]
+        queries(one, x[:, :target], rope.rows(tokens, tokens + target), query)
+        y = ops.norm_modulate(text, mods.text[0], mods.text[1], tokens)
+        keys_values(two, y, rope.rows(0, tokens), room, 0, tokens)
+        return image[:, :target], query
+
+    def finish_image(self, image: Tensor, heads: Tensor, mods: Mods, target: int) -> Tensor:
+        """What follows attention in the picture stream."""
+        return finish(image_stream(self.stock), image, heads, mods.image, target)
+
+    def finish_text(self, text: Tensor, heads: Tensor, mods: Mods) -> Tensor:
+        """What follows attention in the text stream."""
+        return finish(text_stream(self.stock), text, heads, mods.text, text.shape[1])
+
+
+def queries(stream: Stream, x: Tensor, rope: Rope, room: Tensor) -> None:
+    """Put the queries of `x` into `room` [1, rows, heads, width]."""
+    ops.norm_rotate(stream.query(x).view_as(room), stream.query_norm, *rope, room)
+
+
+def keys_values(stream: Stream, x: Tensor, rope: Rope, room: Room, start: int, end: int) -> None:
+    """Put keys and values of `x` into the rows `start` to `end` of `room`."""
+    key, value = room.key[:, start:end], room.value[:, start:end]
+    ops.norm_rotate(stream.key(x).view_as(key), stream.key_norm, *rope, key)
+    value.copy_(stream.value(x).view_as(value))
+
+
+def finish(stream: Stream, x: Tensor, heads: Tensor, mods: Tensor, split: int) -> Tensor:
+    """`x` with what attention made of its rows, then with what the MLP makes of it."""
+    x = ops.gate_residual(x, stream.out(heads.flatten(2)), mods[2], split)
+    y = ops.norm_modulate(x, mods[3], mods[4], split)
+    return ops.gate_residual(x, stream.down(ops.gelu(stream.up(y))), mods[5], split)
