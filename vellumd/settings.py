@@ -49,6 +49,12 @@ class EngineSettings(Group):
     devices: tuple[int, ...] = Field(
         (0,), min_length=1, max_length=1, description="GPUs to use; the CPU where there is none."
     )
+    cache_mb: int = Field(
+        256,
+        ge=0,
+        description="Megabytes (10^6 bytes) of the card's memory for embeddings and latents of "
+        "pictures and prompts that were used before; 0 keeps none.",
+    )
     idle_unload_s: float = Field(
         0,
         ge=0,

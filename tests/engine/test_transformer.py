@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.engine import random_transformer as small
-from vellumd.engine import attention
+from vellumd.engine import attention, schedule
+from vellumd.engine.denoise import denoise
 from vellumd.engine.modulation import CHUNK, Modulation, modulate
 from vellumd.engine.plan import Plan
 from vellumd.engine.transformer import Own, Prompt, Stock, Velocity
@@ -18,6 +20,7 @@ BOUND = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
 """Relative error of a whole forward: our last block multiplies fewer rows at once, and
 bfloat16 has 8 bits."""
 
+CPU = torch.device("cpu")
 PLAN = Plan.full(len(small.TIMES))
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -121,3 +124,36 @@ def test_modulation_of_a_long_schedule() -> None:
         for one, other in zip(together.blocks, alone.blocks, strict=True):
             assert small.error(one.image, other.image) <= 1e-6
             assert small.error(one.text, other.text) <= 1e-6
+
+
+class NoReading(TorchDispatchMode):
+    """Fails where a number is read back from tensors: on a card the host would wait there."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        assert function not in READING, function
+        return function(*args, **kwargs or {})
+
+
+READING = {
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.is_nonzero.default,
+    torch.ops.aten.masked_select.default,
+    torch.ops.aten.equal.default,
+}
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_loop_reads_nothing_back(scale: float) -> None:
+    """From the first step to the last the host only asks; it never waits for a number."""
+    model, given = small.transformer(torch.float32), small.conditioning(torch.float32, 2)
+    scheduler = schedule.schedule(schedule.LIGHTNING, "lightning", 4, small.TARGET, CPU)
+    with torch.inference_mode(), pytest.raises(AssertionError), NoReading():
+        bool(torch.ones(1) > 0)
+    with NoReading():
+        denoise(
+            Own(model, attention.default), scheduler, small.noise(torch.float32), given, scale,
+            Plan.full(4), lambda step, estimate: None,
+        )  # fmt: skip

@@ -35,12 +35,22 @@ class Rung:
     taken: Callable[[], AbstractContextManager[object]]
 
 
-def rungs(vae: Any) -> tuple[Rung, ...]:
-    """From the one that costs least to the one that costs most."""
+def rungs(vae: Any, forget: Callable[[], None] = lambda: None) -> tuple[Rung, ...]:
+    """From the one that costs least to the one that costs most.
+
+    `forget` lets go of what is only kept to save time.
+    """
     return (
-        Rung("memory_freed", contextlib.nullcontext),
+        Rung("memory_freed", lambda: forgotten(forget)),
         Rung("vae_tiled", lambda: tiled(vae)),
     )
+
+
+@contextlib.contextmanager
+def forgotten(forget: Callable[[], None]) -> Iterator[None]:
+    """Have `forget` called."""
+    forget()
+    yield
 
 
 @contextlib.contextmanager

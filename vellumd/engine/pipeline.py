@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vellumd import errors, images, model_card
 from vellumd.engine import attention, latents, loading, memory, schedule
+from vellumd.engine.content import Store, digest, size_of
 from vellumd.engine.denoise import denoise, watched
 from vellumd.engine.encode import Encoder
 from vellumd.engine.lora import Loras
@@ -23,6 +24,8 @@ from vellumd.engine.transformer import Conditioning, Forward, Own
 from vellumd.models import ResolvedEdit
 from vellumd.protocol import Capabilities, Init, Report
 from vellumd.settings import EngineSettings, Limits
+
+MB = 10**6
 
 
 def create(init: Init) -> QwenEngine:
@@ -51,7 +54,7 @@ class QwenEngine:
             torch.set_num_threads(1)
         parts = loading.load(folder, self._device, report.beat)
         loras = Loras(parts.transformer, folder, self._card, self._settings.loras)
-        self._model = Model(parts, loras, self._card, self._limits)
+        self._model = Model(parts, loras, self._card, self._limits, self._settings)
         return Capabilities(
             model=self._card.name,
             device=_name_of(self._device),
@@ -102,21 +105,34 @@ class Model:
         loras: Loras,
         card: model_card.ModelCard,
         limits: Limits | None = None,
+        settings: EngineSettings | None = None,
     ) -> None:
-        """`limits` are those of inputs; the defaults if left out."""
+        """`limits` are those of inputs; limits and `settings` are the defaults if left out."""
         self.limits = limits or Limits()
+        self.settings = settings or EngineSettings()
         self.parts = parts
         self.loras = loras
         self.card = card
         self.codec = latents.Codec(parts.vae)
+        self.store = Store(self.settings.cache_mb * MB)
         self.encoder = Encoder(
-            parts.processor, parts.text_encoder, card.vision_area, card.prompt_tokens
+            parts.processor, parts.text_encoder, card.vision_area, card.prompt_tokens, self.store
         )
         self.forward: Forward = Own(parts.transformer, attention.default)
 
     def blocks(self) -> list[torch.nn.Module]:
         """Every transformer block that an edit runs through."""
         return [*self.parts.encoder_blocks(), *self.forward.blocks]
+
+    def packed(self, picture: Image.Image) -> Tensor:
+        """The tokens [1, tokens, 64] of a reference `picture`."""
+        device, dtype, vae = self.parts.device, self.parts.dtype, self.parts.vae
+        return self.store.get(
+            # Tiles give slightly other latents.
+            ("latents", digest([picture]), vae.use_tiling),
+            lambda: latents.pack(self.codec.encode(picture, device, dtype)),
+            size_of,
+        )
 
 
 class Run:
@@ -147,7 +163,9 @@ class Run:
             self._report.warn("enlarged")
         self._look("lora")
         self._model.loras.use(self._edit.loras)
-        with memory.Ladder(memory.rungs(self._parts.vae), self._report) as ladder:
+        with memory.Ladder(
+            memory.rungs(self._parts.vae, self._model.store.clear), self._report
+        ) as ladder:
             conditioning = ladder.climb(partial(self.encode, inputs, canvas))
             for number in range(self._edit.n):
                 tokens = ladder.climb(partial(self.denoise, conditioning, canvas, number))
@@ -160,16 +178,20 @@ class Run:
         # sees the input itself, as in the stock pipeline.
         first = canvas.fit(inputs[0]) if canvas.box else inputs[0]
         views = self._model.encoder.views([first, *inputs[1:]])
-        with self._watched("encode", self._prompts * len(parts.encoder_blocks())):
-            prompt = self._embed(self._edit.prompt, views)
-            negative = self._embed(self._edit.negative_prompt, views) if self._guided else None
+        prompts = [self._readable(self._edit.prompt)]
+        if self._guided:
+            prompts.append(self._readable(self._edit.negative_prompt))
+        encoder = self._model.encoder
+        with self._watched("encode", encoder.blocks(prompts, views)):
+            prompt, *negative = encoder.embed(prompts, views, parts.device)
         packed, shapes = [], [_tokens(canvas.width, canvas.height)]
         for picture in self._references(inputs, canvas):
             self._look("encode")
-            latent = self._model.codec.encode(picture, parts.device, parts.dtype)
-            packed.append(latents.pack(latent))
+            packed.append(self._model.packed(picture))
             shapes.append(_tokens(*picture.size))
-        return Conditioning(prompt, negative, torch.cat(packed, dim=1), shapes)
+        return Conditioning(
+            prompt, negative[0] if negative else None, torch.cat(packed, dim=1), shapes
+        )
 
     def _references(self, inputs: list[Image.Image], canvas: images.Canvas) -> list[Image.Image]:
         """The copies of `inputs` that the transformer sees: image 1 as the canvas says."""
@@ -180,11 +202,12 @@ class Run:
         ]
         return [canvas.fit(inputs[0]), *others]
 
-    def _embed(self, prompt: str, views: list[Image.Image]) -> Tensor:
+    def _readable(self, prompt: str) -> str:
+        """The part of `prompt` that is read; told if that is not all."""
         readable, cut = self._model.encoder.readable(prompt)
         if cut:
             self._report.warn("prompt_cut")
-        return self._model.encoder(readable, views, self._parts.device)
+        return readable
 
     def denoise(self, conditioning: Conditioning, canvas: images.Canvas, number: int) -> Tensor:
         """The clean tokens of result `number` (from 0): noise of its seed, then the steps."""
