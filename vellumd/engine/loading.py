@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import torch
 import transformers
 
 from vellumd import errors
-from vellumd.engine import weights
+from vellumd.engine import precision, weights
+from vellumd.engine.precision import Fitting, Recipe
 from vellumd.engine.vae import flatten, last_taps
 
 log = logging.getLogger(__name__)
@@ -55,10 +56,17 @@ def device_of(wanted: str) -> torch.device:
     return torch.device("cpu")
 
 
-def load(folder: Path, device: torch.device, beat: Beat) -> Parts:
+def load(
+    folder: Path,
+    device: torch.device,
+    beat: Beat,
+    recipe: Recipe = precision.PLAIN,
+    keep: Iterable[str] = (),
+) -> Parts:
     """Load the model in `folder`, telling `beat` each tensor as MiB of the whole.
 
-    bfloat16 on a GPU, float32 on a CPU. Raises `ModelInvalid` naming the part that is
+    bfloat16 on a GPU, float32 on a CPU; the transformer as `recipe` says, without the
+    linears whose names end in one of `keep`. Raises `ModelInvalid` naming the part that is
     missing, damaged or of another kind, and `OutOfMemory`.
     """
     if not (folder / "model_index.json").is_file():
@@ -89,7 +97,8 @@ def load(folder: Path, device: torch.device, beat: Beat) -> Parts:
         weights.fill(flatten(vae), files["vae"], "vae", device, dtype, read, adapt)
     with _part("transformer"):
         transformer = _empty(diffusers.QwenImageTransformer2DModel, folder / "transformer")
-        weights.fill(transformer, files["transformer"], "transformer", device, dtype, read)
+        fit = Fitting(transformer, recipe, dtype, keep)
+        weights.fill(transformer, files["transformer"], "transformer", device, dtype, read, fit=fit)
     for model in (transformer, text_encoder, vae):
         model.eval().requires_grad_(False)
     return Parts(transformer, text_encoder, vae, processor, dict(scheduler), device, dtype)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vellumd import errors, images, model_card
-from vellumd.engine import attention, latents, loading, memory, schedule
+from vellumd.engine import attention, latents, loading, memory, precision, schedule
 from vellumd.engine.content import Store, digest, size_of
 from vellumd.engine.denoise import denoise, watched
 from vellumd.engine.encode import Encoder
@@ -52,12 +52,15 @@ class QwenEngine:
             # The demo's tensors are too small to be shared: two threads take 0.44 s for an
             # edit that one does in 0.30 s.
             torch.set_num_threads(1)
-        parts = loading.load(folder, self._device, report.beat)
+        settings = self._settings
+        choice = precision.choose(settings.tier, settings.recipe, self._device)
+        parts = loading.load(folder, self._device, report.beat, choice.recipe, settings.keep)
         loras = Loras(parts.transformer, folder, self._card, self._settings.loras)
         self._model = Model(parts, loras, self._card, self._limits, self._settings)
         return Capabilities(
             model=self._card.name,
             device=_name_of(self._device),
+            recipe=choice.recipe.name,
             loras=loras.names(),
             load_s=round(time.monotonic() - started, 3),
             notes=tuple(self._notes(parts)),

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vellumd import errors
+from vellumd.engine.precision import Fitting
 
 SENTINEL = "__index_timestep_zero__"
 """An empty tensor by which some files say that the model was trained with zero_cond_t."""
@@ -56,12 +57,14 @@ def fill(
     dtype: torch.dtype,
     read: Callable[[int], None],
     adapt: Callable[[str, Tensor], Tensor | None] = as_it_is,
+    fit: Fitting | None = None,
 ) -> None:
     """Give `model`, built without weights, those of `files`.
 
     Tensors go straight to `device` as `dtype`, so the host never holds the model.
     `read` is told the bytes of each; `adapt` makes of a name's stored tensor the model's,
-    or None of one it has no use for. Raises `ModelInvalid` for tensors too many, too few
+    or None of one it has no use for. Instead of the cast, `fit` can make of a tensor on the
+    device those that the model holds. Raises `ModelInvalid` for tensors too many, too few
     or of another shape.
     """
     for file in files:
@@ -71,7 +74,9 @@ def fill(
                 if name != SENTINEL:
                     stored = shard.get_tensor(name)
                     tensor = adapt(name, stored)
-                    if tensor is not None:
+                    if tensor is not None and fit is not None:
+                        tensors.update(fit(name, tensor.to(device)))
+                    elif tensor is not None:
                         tensors[name] = tensor.to(device, dtype)
                     read(stored.nbytes)
         try:
@@ -80,5 +85,7 @@ def fill(
             raise errors.ModelInvalid(f"The model's {part} has tensors of another size.") from None
         if unexpected:
             raise errors.ModelInvalid(f"The model's {part} has unknown tensors.")
+    if fit is not None:
+        fit.finish()
     if any(parameter.is_meta for parameter in model.parameters()):
         raise errors.ModelInvalid(f"The model's {part} lacks tensors.")
