@@ -59,6 +59,25 @@ class EngineSettings(Group):
     devices: tuple[int, ...] = Field(
         (0,), min_length=1, max_length=1, description="GPUs to use; the CPU where there is none."
     )
+    forward: Literal["own", "stock"] = Field(
+        "own",
+        description="The transformer's forward: vellumd's own, or diffusers' to compare with.",
+    )
+    attention: Literal["auto", "fa3", "cudnn", "flash", "math"] = Field(
+        "auto", description="Attention kernel; auto takes the first of them that runs."
+    )
+    turbo_fresh: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the steps, from the first on, in which tier turbo computes the "
+        "reference pictures anew; the others use their keys and values again.",
+    )
+    turbo_guided: tuple[float, float] = Field(
+        (0.0, 1.0),
+        description="Shares of the steps between which tier turbo is guided by the negative "
+        "prompt; [0, 1] is all of them.",
+    )
     cache_mb: int = Field(
         256,
         ge=0,

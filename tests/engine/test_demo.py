@@ -109,7 +109,7 @@ def test_mask_leaves_the_rest_alone(edit: Any) -> None:
 
 def test_warnings_of_the_request(edit: Any) -> None:
     """Four pictures, a faster tier and 10 KB of prompt each say what became of them."""
-    done, _ = edit(*[PLAIN] * 4, tier="turbo", prompt="더 밝게 " * 1000)
+    done, _ = edit(*[PLAIN] * 4, tier="swift", prompt="더 밝게 " * 1000)
     assert sorted(codes(done)) == ["demo_model", "many_images", "prompt_cut", "tier_lowered"]
 
 

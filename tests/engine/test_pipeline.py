@@ -154,7 +154,8 @@ def test_cancel_ends_within_one_block(model: Model, files: list[Path], after: in
         nonlocal begun
         begun += 1
 
-    handles = [block.register_forward_pre_hook(count) for block in model.blocks()]
+    blocks = [*model.parts.encoder_blocks(), *model.forwards.exact.blocks]
+    handles = [block.register_forward_pre_hook(count) for block in blocks]
     with pytest.raises(errors.Cancelled):
         paint(model, files, steps=4, cancelled=lambda: begun >= after)
     for handle in handles:

@@ -7,16 +7,13 @@ is diffusers').
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vellumd.engine import ops
-
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries, keys and values [1, rows, heads, width] to the mixed values in the same shape."""
+from vellumd.engine.attention import Attention
 
 
 class Rope(NamedTuple):

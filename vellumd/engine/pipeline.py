@@ -14,13 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from vellumd import errors, images, model_card
-from vellumd.engine import attention, latents, loading, memory, precision, schedule
+from vellumd.engine import latents, loading, memory, precision, schedule
 from vellumd.engine.content import Store, digest, size_of
 from vellumd.engine.denoise import denoise, watched
 from vellumd.engine.encode import Encoder
 from vellumd.engine.lora import Loras
 from vellumd.engine.plan import Plan
-from vellumd.engine.transformer import Conditioning, Forward, Own
+from vellumd.engine.tiers import Forwards
+from vellumd.engine.transformer import Conditioning
 from vellumd.models import ResolvedEdit
 from vellumd.protocol import Capabilities, Init, Report
 from vellumd.settings import EngineSettings, Limits
@@ -88,9 +89,10 @@ class QwenEngine:
         yield from Run(self._model, edit, report, cancelled).pictures(images)
 
     def _warnings(self, edit: ResolvedEdit) -> Iterator[str]:
+        assert self._model is not None
         if self._card.demo:
             yield "demo_model"
-        if edit.tier in ("swift", "turbo"):
+        if self._model.forwards.lowers(edit.tier):
             yield "tier_lowered"
 
     def unload(self) -> None:
@@ -121,11 +123,7 @@ class Model:
         self.encoder = Encoder(
             parts.processor, parts.text_encoder, card.vision_area, card.prompt_tokens, self.store
         )
-        self.forward: Forward = Own(parts.transformer, attention.default)
-
-    def blocks(self) -> list[torch.nn.Module]:
-        """Every transformer block that an edit runs through."""
-        return [*self.parts.encoder_blocks(), *self.forward.blocks]
+        self.forwards = Forwards.of(parts, self.settings)
 
     def packed(self, picture: Image.Image) -> Tensor:
         """The tokens [1, tokens, 64] of a reference `picture`."""
@@ -155,6 +153,12 @@ class Run:
         self._cancelled = cancelled
         self._guided = edit.true_cfg_scale > 1
         self._prompts = 2 if self._guided else 1
+        self._forward = model.forwards.of_tier(edit.tier)
+        self._plan = self.plan()
+
+    def blocks(self) -> list[torch.nn.Module]:
+        """Every transformer block that the edit runs through."""
+        return [*self._parts.encoder_blocks(), *self._forward.blocks]
 
     def pictures(self, files: list[Path]) -> Iterator[Image.Image]:
         """The edit's n pictures: encode once, then denoise and decode each."""
@@ -166,9 +170,7 @@ class Run:
             self._report.warn("enlarged")
         self._look("lora")
         self._model.loras.use(self._edit.loras)
-        with memory.Ladder(
-            memory.rungs(self._parts.vae, self._model.store.clear), self._report
-        ) as ladder:
+        with memory.Ladder(tuple(self._rungs()), self._report) as ladder:
             conditioning = ladder.climb(partial(self.encode, inputs, canvas))
             for number in range(self._edit.n):
                 tokens = ladder.climb(partial(self.denoise, conditioning, canvas, number))
@@ -226,13 +228,31 @@ class Run:
             if self._report.wants_preview and step < edit.steps:
                 self._report.preview(self._sketch(latents.unpack(estimate, *size)))
 
-        forward, plan = self._model.forward, self.plan()
-        with self._watched("denoise", plan.forwards(self._prompts) * len(forward.blocks)):
-            return denoise(forward, steps, tokens, conditioning, edit.true_cfg_scale, plan, on_step)
+        blocks = self._plan.forwards(self._prompts) * len(self._forward.blocks)
+        with self._watched("denoise", blocks):
+            return denoise(
+                self._forward, steps, tokens, conditioning, edit.true_cfg_scale, self._plan, on_step
+            )
 
     def plan(self) -> Plan:
         """Which steps do all the work in this edit."""
-        return Plan.full(self._edit.steps)
+        settings, steps = self._model.settings, self._edit.steps
+        if self._edit.tier != "turbo" or not self._forward.reuses:
+            return Plan.full(steps)
+        return Plan.of(steps, settings.turbo_fresh, settings.turbo_guided)
+
+    def _rungs(self) -> Iterator[memory.Rung]:
+        """What this edit can do when memory runs out."""
+        freed, *others = memory.rungs(self._parts.vae, self._model.store.clear)
+        yield freed
+        if self._plan.reuses:  # keeps 12 GB a prompt, with three references
+            yield memory.Rung("tier_lowered", self._without_reuse)
+        yield from others
+
+    @contextlib.contextmanager
+    def _without_reuse(self) -> Iterator[None]:
+        self._plan = Plan.full(self._edit.steps)
+        yield
 
     def decode(self, tokens: Tensor, canvas: images.Canvas) -> Image.Image:
         """The picture of clean `tokens`, as large as the canvas."""
@@ -259,7 +279,7 @@ class Run:
             self._look(phase, done, of)
 
         self._look(phase, 0, of)
-        return watched(self._model.blocks(), self._parts.device, tick)
+        return watched(self.blocks(), self._parts.device, tick)
 
 
 def _tokens(width: int, height: int) -> tuple[int, int, int]:

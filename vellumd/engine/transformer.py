@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from vellumd.engine import ops
-from vellumd.engine.block import Attention, Block, Room, Rope
+from vellumd.engine.attention import Attention
+from vellumd.engine.block import Block, Room, Rope
 from vellumd.engine.modulation import Modulation
 from vellumd.engine.plan import Plan
 
@@ -45,7 +46,9 @@ Velocity = Callable[[int, int, Tensor], Tensor]
 
 
 class Forward(Protocol):
-    """A forward of the transformer."""
+    """A forward of the transformer. `reuses` tells whether it keeps to a plan's fresh steps."""
+
+    reuses: bool
 
     @property
     def blocks(self) -> Sequence[torch.nn.Module]:
@@ -59,6 +62,8 @@ class Forward(Protocol):
 
 class Stock:
     """Diffusers' own forward: the reference for parity. All its steps are fresh."""
+
+    reuses = False
 
     def __init__(self, stock: Any) -> None:
         self._stock = stock
@@ -86,6 +91,8 @@ class Own:
     Modules of `stock` are looked up at each call, so quantised linears and LoRA branches
     work by taking a linear's place there.
     """
+
+    reuses = True
 
     def __init__(self, stock: Any, attention: Attention) -> None:
         self._stock = stock
