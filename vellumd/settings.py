@@ -66,12 +66,16 @@ class EngineSettings(Group):
     attention: Literal["auto", "fa3", "cudnn", "flash", "math"] = Field(
         "auto", description="Attention kernel; auto takes the first of them that runs."
     )
-    turbo_fresh: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="Share of the steps, from the first on, in which tier turbo computes the "
-        "reference pictures anew; the others use their keys and values again.",
+    kernels: Literal["auto", "triton", "plain"] = Field(
+        "auto",
+        description="What runs between matrix products: auto takes Triton's kernels where they "
+        "run and agree with plain PyTorch's.",
+    )
+    turbo_every: int = Field(
+        2,
+        ge=1,
+        description="Tier turbo computes the reference pictures anew in every so-many-th step, "
+        "from the first on; the others use their keys and values again.",
     )
     turbo_guided: tuple[float, float] = Field(
         (0.0, 1.0),

@@ -19,17 +19,17 @@ TIMES = torch.tensor([1000.0, 600.0, 600.0, 300.0])
     ("plan", "fresh", "guided"),
     [
         (Plan.full(4), {0, 1, 2, 3}, {0, 1, 2, 3}),
-        (Plan.of(8, fresh=0.5), {0, 1, 2, 3}, set(range(8))),
-        (Plan.of(5, fresh=0.5), {0, 1, 2}, set(range(5))),
-        (Plan.of(1, fresh=0.5), {0}, {0}),
-        (Plan.of(4, fresh=0), {0}, {0, 1, 2, 3}),
+        (Plan.of(8, every=2), {0, 2, 4, 6}, set(range(8))),
+        (Plan.of(5, every=3), {0, 3}, set(range(5))),
+        (Plan.of(1, every=2), {0}, {0}),
+        (Plan.of(4, every=9), {0}, {0, 1, 2, 3}),
         (Plan.of(8, guided=(0.25, 0.75)), set(range(8)), {2, 3, 4, 5}),
         (Plan.of(3, guided=(0.5, 1)), {0, 1, 2}, {1, 2}),
         (Plan.of(2, guided=(0, 0)), {0, 1}, set()),
     ],
 )
 def test_shares_of_steps(plan: Plan, fresh: set[int], guided: set[int]) -> None:
-    """Shares give whole steps, rounded so that more is done."""
+    """Every so-many-th step is fresh; shares give whole steps, more rather than fewer."""
     assert (plan.fresh, plan.guided) == (fresh, guided)
     assert plan.reuses == (len(fresh) < plan.steps)
     assert plan.forwards(1) == plan.steps

@@ -63,24 +63,24 @@ def rows(model: Model) -> Iterator[list[int]]:
 def test_turbo_computes_references_on_chosen_steps(
     model: Model, files: list[Path], rows: list[int]
 ) -> None:
-    """The first half of the steps for both prompts; the other edits do it on all steps."""
+    """Every second step for both prompts; the other edits do it on all steps."""
     told = Told()
     turbo = paint(model, files, told)
     assert told.warnings == []
     whole, target = max(rows), min(rows)
-    assert rows == [whole] * 4 + [target] * 4
+    assert rows == [whole, whole, target, target] * 2
     rows.clear()
     exact = paint(model, files, tier="standard")
     assert rows == [whole] * 8
     assert turbo != exact
-    slower = with_settings(model, turbo_fresh=1.0)
+    slower = with_settings(model, turbo_every=1)
     assert paint(slower, files) == exact
 
 
 def test_guidance_between_shares_of_the_steps(model: Model, files: list[Path]) -> None:
     """Steps outside leave out the negative prompt, in turbo alone; the beats know it."""
     blocks = len(model.forwards.exact.blocks)
-    guided = with_settings(model, turbo_guided=(0.25, 0.75), turbo_fresh=1.0)
+    guided = with_settings(model, turbo_guided=(0.25, 0.75), turbo_every=1)
     counts = []
     for tier in ("turbo", "standard"):
         told = Told()

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vellumd.engine import ops
 from vellumd.engine.attention import Attention
+from vellumd.engine.kernels.choice import PLAIN, Ops
+from vellumd.engine.kernels.feed import Fed, Need
 
 
 class Rope(NamedTuple):
@@ -87,11 +88,14 @@ class Block(torch.nn.Module):
     there is used here.
     """
 
-    def __init__(self, stock: Any, attention: Attention, *, last: bool = False) -> None:
+    def __init__(
+        self, stock: Any, attention: Attention, ops: Ops = PLAIN, *, last: bool = False
+    ) -> None:
         """`last`: nothing is read after it but the target's rows."""
         super().__init__()
         self.stock = stock
         self.attention = attention
+        self.ops = ops
         self.last = last
 
     def forward(
@@ -118,12 +122,12 @@ class Block(torch.nn.Module):
         """Put the keys and values of both streams into `room`; all rows' queries."""
         tokens, rows = text.shape[1], text.shape[1] + image.shape[1]
         one, two = image_stream(self.stock), text_stream(self.stock)
-        x = ops.norm_modulate(image, mods.image[0], mods.image[1], target)
-        keys_values(one, x, rope.rows(tokens, rows), room, tokens, rows)
-        queries(one, x, rope.rows(tokens, rows), room.query[:, tokens:rows])
-        y = ops.norm_modulate(text, mods.text[0], mods.text[1], tokens)
-        keys_values(two, y, rope.rows(0, tokens), room, 0, tokens)
-        queries(two, y, rope.rows(0, tokens), room.query[:, :tokens])
+        x = self.modulated(one, image, mods.image, target)
+        self.keys_values(one, x, rope.rows(tokens, rows), room, tokens, rows)
+        self.queries(one, x, rope.rows(tokens, rows), room.query[:, tokens:rows])
+        y = self.modulated(two, text, mods.text, tokens)
+        self.keys_values(two, y, rope.rows(0, tokens), room, 0, tokens)
+        self.queries(two, y, rope.rows(0, tokens), room.query[:, :tokens])
         return room.query[:, :rows]
 
     def project_last(
@@ -132,37 +136,45 @@ class Block(torch.nn.Module):
         """As `project`, but the target's rows of `image` and their queries alone."""
         tokens, rows = text.shape[1], text.shape[1] + image.shape[1]
         one, two = image_stream(self.stock), text_stream(self.stock)
-        x = ops.norm_modulate(image, mods.image[0], mods.image[1], target)
-        keys_values(one, x, rope.rows(tokens, rows), room, tokens, rows)
+        x = self.modulated(one, image, mods.image, target)
+        self.keys_values(one, x, rope.rows(tokens, rows), room, tokens, rows)
         query = room.query[:, :target]
-        queries(one, x[:, :target], rope.rows(tokens, tokens + target), query)
-        y = ops.norm_modulate(text, mods.text[0], mods.text[1], tokens)
-        keys_values(two, y, rope.rows(0, tokens), room, 0, tokens)
+        self.queries(one, x.first(target), rope.rows(tokens, tokens + target), query)
+        y = self.modulated(two, text, mods.text, tokens)
+        self.keys_values(two, y, rope.rows(0, tokens), room, 0, tokens)
         return image[:, :target], query
+
+    def modulated(self, stream: Stream, x: Tensor, mods: Tensor, split: int) -> Fed:
+        """What queries, keys and values of `x` are made of."""
+        need = Need.of(stream.query, stream.key, stream.value)
+        return self.ops.norm_modulate(x, mods[0], mods[1], split, need)
+
+    def queries(self, stream: Stream, x: Fed, rope: Rope, room: Tensor) -> None:
+        """Put the queries of `x` into `room` [1, rows, heads, width]."""
+        query = x.to(stream.query).view_as(room)
+        self.ops.norm_rotate(query, stream.query_norm, *rope, room)
+
+    def keys_values(
+        self, stream: Stream, x: Fed, rope: Rope, room: Room, start: int, end: int
+    ) -> None:
+        """Put keys and values of `x` into the rows `start` to `end` of `room`."""
+        key, value = room.key[:, start:end], room.value[:, start:end]
+        self.ops.norm_rotate(x.to(stream.key).view_as(key), stream.key_norm, *rope, key)
+        value.copy_(x.to(stream.value).view_as(value))
 
     def finish_image(self, image: Tensor, heads: Tensor, mods: Mods, target: int) -> Tensor:
         """What follows attention in the picture stream."""
-        return finish(image_stream(self.stock), image, heads, mods.image, target)
+        return self.finish(image_stream(self.stock), image, heads, mods.image, target)
 
     def finish_text(self, text: Tensor, heads: Tensor, mods: Mods) -> Tensor:
         """What follows attention in the text stream."""
-        return finish(text_stream(self.stock), text, heads, mods.text, text.shape[1])
+        return self.finish(text_stream(self.stock), text, heads, mods.text, text.shape[1])
 
-
-def queries(stream: Stream, x: Tensor, rope: Rope, room: Tensor) -> None:
-    """Put the queries of `x` into `room` [1, rows, heads, width]."""
-    ops.norm_rotate(stream.query(x).view_as(room), stream.query_norm, *rope, room)
-
-
-def keys_values(stream: Stream, x: Tensor, rope: Rope, room: Room, start: int, end: int) -> None:
-    """Put keys and values of `x` into the rows `start` to `end` of `room`."""
-    key, value = room.key[:, start:end], room.value[:, start:end]
-    ops.norm_rotate(stream.key(x).view_as(key), stream.key_norm, *rope, key)
-    value.copy_(stream.value(x).view_as(value))
-
-
-def finish(stream: Stream, x: Tensor, heads: Tensor, mods: Tensor, split: int) -> Tensor:
-    """`x` with what attention made of its rows, then with what the MLP makes of it."""
-    x = ops.gate_residual(x, stream.out(heads.flatten(2)), mods[2], split)
-    y = ops.norm_modulate(x, mods[3], mods[4], split)
-    return ops.gate_residual(x, stream.down(ops.gelu(stream.up(y))), mods[5], split)
+    def finish(self, stream: Stream, x: Tensor, heads: Tensor, mods: Tensor, split: int) -> Tensor:
+        """`x` with what attention made of its rows, then with what the MLP makes of it."""
+        ops = self.ops
+        y = ops.feed(heads.flatten(2), Need.of(stream.out)).to(stream.out)
+        x = ops.gate_residual(x, y, mods[2], split)
+        fed = ops.norm_modulate(x, mods[3], mods[4], split, Need.of(stream.up))
+        y = ops.gelu(fed.to(stream.up), Need.of(stream.down)).to(stream.down)
+        return ops.gate_residual(x, y, mods[5], split)

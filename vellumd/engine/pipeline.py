@@ -239,7 +239,7 @@ class Run:
         settings, steps = self._model.settings, self._edit.steps
         if self._edit.tier != "turbo" or not self._forward.reuses:
             return Plan.full(steps)
-        return Plan.of(steps, settings.turbo_fresh, settings.turbo_guided)
+        return Plan.of(steps, settings.turbo_every, settings.turbo_guided)
 
     def _rungs(self) -> Iterator[memory.Rung]:
         """What this edit can do when memory runs out."""

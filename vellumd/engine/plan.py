@@ -24,15 +24,15 @@ class Plan:
         return cls.of(steps)
 
     @classmethod
-    def of(cls, steps: int, fresh: float = 1, guided: tuple[float, float] = (0, 1)) -> Plan:
-        """Fresh in the first share `fresh` of `steps`, guided between the shares `guided`.
+    def of(cls, steps: int, every: int = 1, guided: tuple[float, float] = (0, 1)) -> Plan:
+        """Fresh in each `every`-th step from the first on, guided between the shares `guided`.
 
-        The first step is always fresh. A step that a share ends in counts as within.
+        A step that a share of `steps` ends in counts as within.
         """
         begin, end = guided
         return cls(
             steps,
-            frozenset(step for step in range(steps) if step == 0 or step < fresh * steps),
+            frozenset(range(0, steps, every)),
             frozenset(
                 step for step in range(steps) if begin * steps < step + 1 and step < end * steps
             ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vellumd.engine import attention, loading
+from vellumd.engine.kernels import choice
 from vellumd.engine.transformer import Forward, Own, Stock
 from vellumd.models import Tier
 from vellumd.settings import EngineSettings
@@ -30,13 +31,14 @@ class Forwards:
         if settings.forward == "stock":
             return cls(Stock(parts.transformer), None, ("diffusers",))
         best = attention.choose(settings.attention, parts.device, parts.dtype)
-        exact = Own(parts.transformer, best.attention)
+        ops = choice.choose(settings.kernels, parts.device, parts.dtype).ops
+        exact = Own(parts.transformer, best.attention, ops)
         small = None
         if settings.attention == "auto" and settings.tier != "reference":
             small = attention.choose_8bit(parts.device, parts.dtype)
         if small is None:
             return cls(exact, None, (best.name,))
-        return cls(exact, Own(parts.transformer, small.attention), (small.name, best.name))
+        return cls(exact, Own(parts.transformer, small.attention, ops), (small.name, best.name))
 
     def of_tier(self, tier: Tier) -> Forward:
         """The forward that an edit of `tier` runs."""

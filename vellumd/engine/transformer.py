@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vellumd.engine import ops
 from vellumd.engine.attention import Attention
 from vellumd.engine.block import Block, Room, Rope
+from vellumd.engine.kernels.choice import PLAIN, Ops
+from vellumd.engine.kernels.feed import Need
 from vellumd.engine.modulation import Modulation
 from vellumd.engine.plan import Plan
 
@@ -94,10 +95,12 @@ class Own:
 
     reuses = True
 
-    def __init__(self, stock: Any, attention: Attention) -> None:
+    def __init__(self, stock: Any, attention: Attention, ops: Ops = PLAIN) -> None:
         self._stock = stock
         stocks = list(stock.transformer_blocks)
-        self.blocks = [Block(block, attention, last=block is stocks[-1]).eval() for block in stocks]
+        self.blocks = [
+            Block(block, attention, ops, last=block is stocks[-1]).eval() for block in stocks
+        ]
 
     def prepare(self, conditioning: Conditioning, times: Tensor, plan: Plan) -> Velocity:
         """See `Forward.prepare`."""
@@ -137,9 +140,9 @@ class Prepared:
             self._blocks, mods.blocks, itertools.cycle(given.rooms), strict=False
         ):
             image, text = block(image, text, block_mods, given.rope, room, target)
-        image = ops.norm_modulate(image, mods.shift, mods.scale, target)
-        velocity: Tensor = self._stock.proj_out(image)
-        return velocity
+        ends = Need.of(self._stock.proj_out)
+        fed = PLAIN.norm_modulate(image, mods.shift, mods.scale, target, ends)
+        return fed.to(self._stock.proj_out)
 
 
 @dataclass
