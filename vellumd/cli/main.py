@@ -25,6 +25,7 @@ COMMANDS = {
     "keys": "list, add and remove the keys that open the daemon's doors",
     "plugins": "list the installed plugins and what they bring",
     "doctor": "check this machine, the model and the configuration",
+    "bench": "measure how fast the transformer is on this machine",
     "init": "write a commented configuration, a service unit and Windows scripts into a folder",
 }
 """Subcommands, each a module of this package, and what they do."""
