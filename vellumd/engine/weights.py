@@ -1,46 +1,18 @@
-"""Weight files: safetensors only, checked before use, read tensor by tensor."""
+"""A model that was built without weights gets those of its checkpoint."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vellumd import errors
+from vellumd.engine.reading import Reader, StoredTensor
+from vellumd.weights.checkpoint import Checkpoint
 
-SENTINEL = "__index_timestep_zero__"
-"""An empty tensor by which some files say that the model was trained with zero_cond_t."""
-
-
-def shards(folder: Path, part: str) -> list[Path]:
-    """The safetensors files of `folder`, each one whole.
-
-    `part` names the folder in errors. Raises `ModelInvalid` where there is none (a
-    pickle is never opened), where the index names a missing file, or for a damaged one.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise errors.ModelInvalid(f"The model's {part} has no .safetensors file.")
-    for index in folder.glob("*.safetensors.index.json"):
-        named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        if missing := sorted(named - {file.name for file in files}):
-            raise errors.ModelInvalid(f"The model's {part} lacks {missing[0]}.")
-    for file in files:
-        check(file, part)
-    return files
-
-
-def check(file: Path, part: str) -> None:
-    """Raise `ModelInvalid` unless the header of `file` fits its size."""
-    try:
-        with safe_open(file, "pt"):
-            pass
-    except (SafetensorError, OSError):
-        raise errors.ModelInvalid(f"The file {file.name} of {part} is damaged.") from None
+Adapt = Callable[[str, Tensor], Tensor | None]
+Hold = Callable[[StoredTensor, torch.dtype], Tensor]
 
 
 def as_it_is(name: str, tensor: Tensor) -> Tensor:
@@ -48,37 +20,47 @@ def as_it_is(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
+def dense(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
+    """The weight as `dtype`: how weights are held where nothing else is asked for."""
+    return stored.dense(dtype)
+
+
 def fill(
     model: torch.nn.Module,
-    files: list[Path],
-    part: str,
-    device: torch.device,
+    checkpoint: Checkpoint,
+    reader: Reader,
     dtype: torch.dtype,
-    read: Callable[[int], None],
-    adapt: Callable[[str, Tensor], Tensor | None] = as_it_is,
+    adapt: Adapt = as_it_is,
+    hold: Hold = dense,
 ) -> None:
-    """Give `model`, built without weights, those of `files`.
+    """Give `model`, whose parameters are on meta, the weights of `checkpoint`.
 
-    Tensors go straight to `device` as `dtype`, so the host never holds the model.
-    `read` is told the bytes of each; `adapt` makes of a name's stored tensor the model's,
-    or None of one it has no use for. Raises `ModelInvalid` for tensors too many, too few
-    or of another shape.
+    Tensors go straight to the reader's device, so the host never holds the model. `adapt`
+    makes of a name's stored tensor the model's, or None of one it has no use for; `hold`
+    says how each is kept there. Raises `ModelInvalid`, before anything is read, for
+    tensors too many, too few or of another shape.
     """
-    for file in files:
-        tensors: dict[str, Tensor] = {}
-        with safe_open(file, "pt") as shard:
-            for name in shard.keys():  # noqa: SIM118 (no dict)
-                if name != SENTINEL:
-                    stored = shard.get_tensor(name)
-                    tensor = adapt(name, stored)
-                    if tensor is not None:
-                        tensors[name] = tensor.to(device, dtype)
-                    read(stored.nbytes)
-        try:
-            unexpected = model.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
-        except RuntimeError:
-            raise errors.ModelInvalid(f"The model's {part} has tensors of another size.") from None
-        if unexpected:
-            raise errors.ModelInvalid(f"The model's {part} has unknown tensors.")
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise errors.ModelInvalid(f"The model's {part} lacks tensors.")
+    wanted = _wanted(model, checkpoint, adapt)
+    tensors: dict[str, Tensor] = {}
+    for stored in reader.tensors(w for w in checkpoint.weights.values() if w.name in wanted):
+        tensor = adapt(stored.stored.name, hold(stored, dtype))
+        assert tensor is not None
+        tensors[stored.stored.name] = tensor
+    try:
+        model.load_state_dict(tensors, strict=False, assign=True)
+    except RuntimeError:
+        raise errors.ModelInvalid(
+            f"The model's {checkpoint.part} has tensors of another size."
+        ) from None
+
+
+def _wanted(model: torch.nn.Module, checkpoint: Checkpoint, adapt: Adapt) -> set[str]:
+    """Names of the weights that have a place in `model`, once all of it is found to fit."""
+    promised = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    found = {}
+    for weight in checkpoint.weights.values():
+        tensor = adapt(weight.name, torch.empty(weight.place.shape, device="meta"))
+        if tensor is not None:
+            found[weight.name] = tuple(tensor.shape)
+    checkpoint.check(promised, found)
+    return found.keys() & promised.keys()
