@@ -106,16 +106,17 @@ def load(source: Path | Model, device: torch.device, beat: Beat) -> Parts:
     with Reader(device, read) as reader:
         with _part("text_encoder"):
             text_encoder = _text_encoder(model)
-            weights.fill(text_encoder, model.text_encoder, reader, dtype)
+            weights.fill(text_encoder, model.text_encoder, reader, weights.dense(dtype))
         with _part("vae"):
             vae = _empty(diffusers.AutoencoderKLQwenImage, model.configs["vae"])
             adapt = last_taps(vae)
-            weights.fill(flatten(vae), model.vae, reader, dtype, adapt)
+            weights.check(flatten(vae), model.vae, adapt)
+            weights.fill(vae, model.vae, reader, weights.dense(dtype, adapt))
         with _part("transformer"):
             transformer = _empty(
                 diffusers.QwenImageTransformer2DModel, model.configs["transformer"]
             )
-            weights.fill(transformer, model.transformer, reader, dtype)
+            weights.fill(transformer, model.transformer, reader, weights.dense(dtype))
     log.info("loaded %s", read)
     for module in (transformer, text_encoder, vae):
         module.to(device).eval().requires_grad_(False)

@@ -32,22 +32,26 @@ class Loras:
         folder: Path,
         card: model_card.ModelCard,
         configured: dict[str, str],
+        base: str | None = None,
     ) -> None:
         self._transformer = transformer
         self._folder = folder
         self._card = card
         self._configured = configured
+        self._base = base
         self._loaded: dict[str, str] = {}
         self._numbers = itertools.count(1)
 
     def names(self) -> tuple[str, ...]:
         """Roles and files that an edit can name here."""
         roles = {*self._card.loras, *self._configured}
-        files = {file.stem for file in (self._folder / "loras").glob("*.safetensors")}
-        return tuple(sorted(name for name in roles | files if self._file(name)))
+        homes = model_card.lora_folders(self._folder, self._base)
+        files = {file.stem for home in homes for file in home.glob("*.safetensors")}
+        inside = {self._card.fused} if self._card.fused else set()
+        return tuple(sorted({name for name in roles | files if self._file(name)} | inside))
 
     def _file(self, name: str) -> Path | None:
-        found = model_card.find_lora(self._folder, self._card, self._configured, name)
+        found = model_card.find_lora(self._folder, self._card, self._configured, name, self._base)
         return found if found is not None and found.is_file() else None
 
     def use(self, wanted: Sequence[LoraRef]) -> None:
@@ -58,6 +62,7 @@ class Loras:
         """
         if self._loaded:
             self._transformer.disable_lora()
+        wanted = [ref for ref in wanted if ref.name != self._card.fused]
         if not wanted:
             return
         files = {ref.name: self._file(ref.name) for ref in wanted}

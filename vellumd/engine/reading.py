@@ -273,7 +273,7 @@ class _Ring:
             copied = self._copy(span, buffer, targets, after)
         finally:
             self._free.put((buffer, copied))
-        return copied  # type: ignore[no-any-return]
+        return copied
 
     def _copy(
         self,
@@ -306,7 +306,7 @@ class _Ring:
 
 def _read_into(opened: Any, target: Tensor, file: Path) -> None:
     """Fill `target` from the open file; raises `ModelInvalid` where it ends too early."""
-    view = memoryview(target.numpy())
+    view = memoryview(target.numpy())  # type: ignore[arg-type]
     try:
         while view:
             count = opened.readinto(view)
@@ -314,7 +314,9 @@ def _read_into(opened: Any, target: Tensor, file: Path) -> None:
                 raise errors.ModelInvalid(f"The file {told(file)} is cut short.")
             view = view[count:]
     except OSError as error:
-        raise errors.ModelInvalid(f"The file {told(file)} cannot be read: {error.strerror}.") from None
+        raise errors.ModelInvalid(
+            f"The file {told(file)} cannot be read: {error.strerror}."
+        ) from None
 
 
 def _typed(flat: Tensor, place: Place) -> Tensor:

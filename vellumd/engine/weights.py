@@ -12,55 +12,51 @@ from vellumd.engine.reading import Reader, StoredTensor
 from vellumd.weights.checkpoint import Checkpoint
 
 Adapt = Callable[[str, Tensor], Tensor | None]
-Hold = Callable[[StoredTensor, torch.dtype], Tensor]
+"""Makes of a name's stored tensor the model's, or None of one it has no use for."""
+Fit = Callable[[StoredTensor], dict[str, Tensor]]
+"""Makes of a stored tensor, on its device, those that the model holds, by their names."""
 
 
-def as_it_is(name: str, tensor: Tensor) -> Tensor:
-    """The tensor itself: most models are what their files hold."""
-    return tensor
+def dense(dtype: torch.dtype, adapt: Adapt | None = None) -> Fit:
+    """Holds every weight as `dtype`, scales multiplied in."""
+
+    def fit(stored: StoredTensor) -> dict[str, Tensor]:
+        name, tensor = stored.stored.name, stored.dense(dtype)
+        fitted = adapt(name, tensor) if adapt else tensor
+        return {} if fitted is None else {name: fitted}
+
+    return fit
 
 
-def dense(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
-    """The weight as `dtype`: how weights are held where nothing else is asked for."""
-    return stored.dense(dtype)
-
-
-def fill(
-    model: torch.nn.Module,
-    checkpoint: Checkpoint,
-    reader: Reader,
-    dtype: torch.dtype,
-    adapt: Adapt = as_it_is,
-    hold: Hold = dense,
-) -> None:
+def fill(model: torch.nn.Module, checkpoint: Checkpoint, reader: Reader, fit: Fit) -> None:
     """Give `model`, whose parameters are on meta, the weights of `checkpoint`.
 
-    Tensors go straight to the reader's device, so the host never holds the model. `adapt`
-    makes of a name's stored tensor the model's, or None of one it has no use for; `hold`
-    says how each is kept there. Raises `ModelInvalid`, before anything is read, for
-    tensors too many, too few or of another shape.
+    Tensors go straight to the reader's device, so the host never holds the model. Raises
+    `ModelInvalid` where the model then lacks some, or has others.
     """
-    wanted = _wanted(model, checkpoint, adapt)
     tensors: dict[str, Tensor] = {}
-    for stored in reader.tensors(w for w in checkpoint.weights.values() if w.name in wanted):
-        tensor = adapt(stored.stored.name, hold(stored, dtype))
-        assert tensor is not None
-        tensors[stored.stored.name] = tensor
+    for stored in reader.tensors(checkpoint.weights.values()):
+        tensors.update(fit(stored))
     try:
-        model.load_state_dict(tensors, strict=False, assign=True)
+        unknown = model.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
     except RuntimeError:
         raise errors.ModelInvalid(
             f"The model's {checkpoint.part} has tensors of another size."
         ) from None
+    if unknown:
+        raise errors.ModelInvalid(f"The model's {checkpoint.part} has unknown tensors.")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise errors.ModelInvalid(f"The model's {checkpoint.part} lacks tensors.")
 
 
-def _wanted(model: torch.nn.Module, checkpoint: Checkpoint, adapt: Adapt) -> set[str]:
-    """Names of the weights that have a place in `model`, once all of it is found to fit."""
-    promised = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+def check(model: torch.nn.Module, checkpoint: Checkpoint, adapt: Adapt) -> None:
+    """Raise `ModelInvalid`, before anything is read, unless `checkpoint` fits `model`.
+
+    For the VAE, whose shapes no `vellumd.weights.shapes` derives.
+    """
     found = {}
     for weight in checkpoint.weights.values():
         tensor = adapt(weight.name, torch.empty(weight.place.shape, device="meta"))
         if tensor is not None:
             found[weight.name] = tuple(tensor.shape)
-    checkpoint.check(promised, found)
-    return found.keys() & promised.keys()
+    checkpoint.check({n: tuple(p.shape) for n, p in model.named_parameters()}, found)
