@@ -232,11 +232,7 @@ class Reader:
         """Read `span` into `targets`; on a card, what tells that its copies are done."""
         if self._ring is not None:
             return self._ring.fetch(span, targets, after)
-        with span.file.open("rb", buffering=0) as opened:
-            opened.seek(span.offset)
-            for piece in span.pieces:
-                size = piece.end - piece.begin
-                _read_into(opened, targets[piece.number][piece.at : piece.at + size], span.file)
+        _read(span, (part_of(piece, targets) for piece in span.pieces))
         return None
 
     def _await(self, event: torch.cuda.Event | None) -> None:
@@ -267,9 +263,7 @@ class _Ring:
                 copied.synchronize()
             if buffer is None:
                 buffer = torch.empty(self._size, dtype=torch.uint8, pin_memory=self._pinned)
-            with span.file.open("rb", buffering=0) as opened:
-                opened.seek(span.offset)
-                _read_into(opened, buffer[: span.nbytes], span.file)
+            _read(span, [buffer[: span.nbytes]])
             copied = self._copy(span, buffer, targets, after)
         finally:
             self._free.put((buffer, copied))
@@ -295,8 +289,7 @@ class _Ring:
 
     def _move(self, span: Span, buffer: Tensor, targets: dict[int, Tensor]) -> None:
         for piece in span.pieces:
-            target = targets[piece.number][piece.at : piece.at + piece.end - piece.begin]
-            target.copy_(buffer[piece.begin : piece.end], non_blocking=True)
+            part_of(piece, targets).copy_(buffer[piece.begin : piece.end], non_blocking=True)
 
     def drain(self) -> None:
         """Wait until no copy runs."""
@@ -304,18 +297,28 @@ class _Ring:
             self._stream.synchronize()
 
 
-def _read_into(opened: Any, target: Tensor, file: Path) -> None:
-    """Fill `target` from the open file; raises `ModelInvalid` where it ends too early."""
-    view = memoryview(target.numpy())  # type: ignore[arg-type]
+def part_of(piece: Piece, targets: dict[int, Tensor]) -> Tensor:
+    """The bytes of its tensor that a piece fills."""
+    return targets[piece.number][piece.at : piece.at + piece.end - piece.begin]
+
+
+def _read(span: Span, targets: Iterable[Tensor]) -> None:
+    """Fill `targets`, one after the other, with the bytes of `span`.
+
+    Raises `ModelInvalid` where the file ends too early or cannot be read.
+    """
     try:
-        while view:
-            count = opened.readinto(view)
-            if not count:
-                raise errors.ModelInvalid(f"The file {told(file)} is cut short.")
-            view = view[count:]
+        with span.file.open("rb", buffering=0) as opened:
+            opened.seek(span.offset)
+            for target in targets:
+                view = memoryview(target.numpy())  # type: ignore[arg-type]
+                while view:
+                    if not (count := opened.readinto(view)):
+                        raise errors.ModelInvalid(f"The file {told(span.file)} is cut short.")
+                    view = view[count:]
     except OSError as error:
         raise errors.ModelInvalid(
-            f"The file {told(file)} cannot be read: {error.strerror}."
+            f"The file {told(span.file)} cannot be read ({error.strerror})."
         ) from None
 
 
