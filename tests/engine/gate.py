@@ -79,7 +79,7 @@ class Gate:
         torch.set_num_threads(1)  # as the engine does for the demo
         card = model_card.read(model_card.DEMO)
         parts = loading.load(model_card.DEMO_FOLDER, torch.device("cpu"), lambda *_: None)
-        loras = lora.Loras(parts.transformer, model_card.DEMO_FOLDER, card, {})
+        loras = lora.Loras(parts, model_card.DEMO_FOLDER, card, {})
         model = pipeline.Model(parts, loras, card)
         questions = exam.draw(n, seed)
         return cls(model, questions, exam.sit(questions, editing(model)))

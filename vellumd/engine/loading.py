@@ -1,4 +1,4 @@
-"""A model folder in the diffusers layout to loaded components."""
+"""A model's files to loaded components."""
 
 # diffusers and transformers annotate in part only.
 # mypy: disable-error-code="no-untyped-call"
@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,16 @@ import transformers
 
 from vellumd import errors
 from vellumd.engine import precision, weights
-from vellumd.engine.precision import Fitting, Recipe
+from vellumd.engine.precision import Recipe
+from vellumd.engine.reading import Reader
 from vellumd.engine.vae import flatten, last_taps
+from vellumd.weights.model import Model, open_model
 
 log = logging.getLogger(__name__)
 
 Beat = Callable[[str, int, int], None]
 MIB = 1 << 20
+GB = 10**9
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Parts:
     scheduler: dict[str, Any]
     device: torch.device
     dtype: torch.dtype
+    model: Model
+    read: Read
 
     def encoder_blocks(self) -> list[torch.nn.Module]:
         """The text encoder's transformer blocks, those of its vision tower first."""
@@ -49,6 +54,29 @@ class Parts:
     def blocks(self) -> list[torch.nn.Module]:
         """Every transformer block that an edit runs through."""
         return [*self.encoder_blocks(), *self.transformer.transformer_blocks]
+
+
+@dataclass
+class Read:
+    """What was read so far, told to `beat` as MiB of the whole."""
+
+    beat: Beat
+    total: int
+    done: int = 0
+    seconds: float = 0
+
+    def __post_init__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __call__(self, size: int) -> None:
+        """`size` more bytes are there."""
+        self.done += size
+        self.seconds = time.perf_counter() - self._began
+        self.beat("load", self.done // MIB, self.total // MIB)
+
+    def __str__(self) -> str:
+        rate = self.done / GB / self.seconds if self.seconds else 0
+        return f"{self.done / GB:.1f} GB of weights in {self.seconds:.1f} s, {rate:.1f} GB/s"
 
 
 def device_of(wanted: str) -> torch.device:
@@ -61,84 +89,67 @@ def device_of(wanted: str) -> torch.device:
 
 
 def load(
-    folder: Path,
+    source: Path | Model,
     device: torch.device,
     beat: Beat,
     recipe: Recipe = precision.PLAIN,
     keep: Iterable[str] = (),
 ) -> Parts:
-    """Load the model in `folder`, telling `beat` each tensor as MiB of the whole.
+    """Load a model, a folder in diffusers layout or one opened before.
 
     bfloat16 on a GPU, float32 on a CPU; the transformer as `recipe` says, without the
-    linears whose names end in one of `keep`. Raises `ModelInvalid` naming the part that is
-    missing, damaged or of another kind, and `OutOfMemory`.
+    linears whose names end in one of `keep`. `beat` is told what is read as MiB of the whole.
+    Raises `ModelInvalid` naming the part that is missing, damaged or of another kind, and
+    `OutOfMemory`.
     """
-    if not (folder / "model_index.json").is_file():
-        raise errors.ModelInvalid("The model folder has no model_index.json.")
+    model = source if isinstance(source, Model) else open_model(source)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    names = ("transformer", "text_encoder", "vae")
-    files = {name: _files(folder / name, name) for name in names}
-    total = sum(file.stat().st_size for file in itertools.chain(*files.values())) // MIB
-    done = 0
-
-    def read(size: int) -> None:
-        nonlocal done
-        done += size
-        beat("load", done // MIB, total)
-
     with _part("processor"):
         processor = transformers.Qwen2VLProcessor.from_pretrained(
-            folder / "processor", local_files_only=True
+            model.base / "processor", local_files_only=True
         )
     with _part("scheduler"):
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.load_config(folder / "scheduler")
-    with _part("text_encoder"):
-        text_encoder = _text_encoder(folder / "text_encoder", device, dtype)
-        read(sum(file.stat().st_size for file in files["text_encoder"]))
-    with _part("vae"):
-        vae = _empty(diffusers.AutoencoderKLQwenImage, folder / "vae")
-        adapt = last_taps(vae)
-        weights.fill(flatten(vae), files["vae"], "vae", device, dtype, read, adapt)
-    with _part("transformer"):
-        transformer = _empty(diffusers.QwenImageTransformer2DModel, folder / "transformer")
-        fit = Fitting(transformer, recipe, dtype, keep)
-        weights.fill(transformer, files["transformer"], "transformer", device, dtype, read, fit=fit)
-    for model in (transformer, text_encoder, vae):
-        model.eval().requires_grad_(False)
-    return Parts(transformer, text_encoder, vae, processor, dict(scheduler), device, dtype)
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.load_config(model.base / "scheduler")
+    read = Read(beat, model.nbytes)
+    with Reader(device, read) as reader:
+        with _part("text_encoder"):
+            text_encoder = _text_encoder(model)
+            weights.fill(text_encoder, model.text_encoder, reader, weights.dense(dtype))
+        with _part("vae"):
+            vae = _empty(diffusers.AutoencoderKLQwenImage, model.configs["vae"])
+            adapt = last_taps(vae)
+            weights.check(flatten(vae), model.vae, adapt)
+            weights.fill(vae, model.vae, reader, weights.dense(dtype, adapt))
+        with _part("transformer"):
+            transformer = _empty(
+                diffusers.QwenImageTransformer2DModel, model.configs["transformer"]
+            )
+            fit = precision.fitting(transformer, recipe, dtype, keep)
+            weights.fill(transformer, model.transformer, reader, fit)
+    log.info("loaded %s", read)
+    for module in (transformer, text_encoder, vae):
+        module.to(device).eval().requires_grad_(False)
+    return Parts(
+        transformer, text_encoder, vae, processor, dict(scheduler), device, dtype, model, read
+    )
 
 
-def _files(folder: Path, part: str) -> list[Path]:
-    with _part(part):
-        return weights.shards(folder, part)
-
-
-def _empty(kind: Any, folder: Path) -> Any:
-    """The model of `folder`'s config without weights.
+def _empty(kind: Any, config: dict[str, Any]) -> Any:
+    """The model of `config` without weights.
 
     Only parameters are left out: the RoPE tables are plain tensors and must be real.
     """
-    config = kind.load_config(folder)
     with accelerate.init_empty_weights(include_buffers=False):
         return kind.from_config(config)
 
 
-def _text_encoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """Qwen2.5-VL by transformers' own loader, which knows its older key names."""
-    loaded: Any = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        folder,
-        dtype=dtype,
-        device_map={"": device},
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    model, found = loaded
-    # lm_head is never used here, so a file may lack it.
-    missing = [key for key in found["missing_keys"] if not key.startswith("lm_head")]
-    if missing or found["mismatched_keys"]:
-        raise errors.ModelInvalid("The model's text_encoder lacks tensors or has others.")
-    return model
+def _text_encoder(model: Model) -> Any:
+    """Qwen2.5-VL without weights, and without its head, which no edit uses."""
+    config = transformers.Qwen2_5_VLConfig.from_dict(model.configs["text_encoder"])
+    with accelerate.init_empty_weights(include_buffers=False):
+        encoder: Any = transformers.Qwen2_5_VLForConditionalGeneration(config)
+    encoder.lm_head = torch.nn.Identity()
+    return encoder
 
 
 @contextlib.contextmanager
