@@ -66,6 +66,11 @@ class EngineSettings(Group):
         description="Ends of names of linears that FP8 recipes leave in bfloat16 beyond those "
         "they always leave, e.g. img_mlp.net.2, should fine structure suffer.",
     )
+    artifact_dir: Path | None = Field(
+        None,
+        description="Folder in which `vellumd convert` puts artefacts and the engine looks for "
+        "them, 28 GB each; unset, `artifacts` in the user's cache folder.",
+    )
     preset: str | None = Field(
         None,
         description="Preset of requests that name none; if empty, the model's own or `balanced`.",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from vellumd import errors, images, model_card
+from vellumd import errors, images, model_card, presets
 from vellumd.engine import latents, loading, memory, precision, schedule
 from vellumd.engine.denoise import Conditioning, denoise, watched
 from vellumd.engine.encode import Encoder
 from vellumd.engine.lora import Loras
-from vellumd.models import ResolvedEdit
+from vellumd.engine.shelf import Shelf
+from vellumd.models import LoraRef, ResolvedEdit
 from vellumd.protocol import Capabilities, Init, Report
 from vellumd.settings import EngineSettings, Limits
 from vellumd.weights.model import open_model
@@ -38,6 +40,8 @@ class QwenEngine:
         self._limits = Limits.model_validate(init.limits)
         self._card = model_card.of(self._settings)
         self._model: Model | None = None
+        self._shelf: Shelf | None = None
+        self._recipe = precision.PLAIN
 
     def load(self, report: Report) -> Capabilities:
         """Load the model."""
@@ -53,9 +57,12 @@ class QwenEngine:
             # edit that one does in 0.30 s.
             torch.set_num_threads(1)
         choice = precision.choose(settings.tier, settings.recipe, self._device)
-        parts = loading.load(opened, self._device, report.beat, choice.recipe, settings.keep)
-        loras = Loras(parts, path, self._card, settings.loras, settings.base)
-        self._model = Model(parts, loras, self._card, self._limits)
+        self._recipe = choice.recipe
+        self._shelf = Shelf(settings, self._card, opened.transformer.files, choice.recipe)
+        ready = self._shelf.best(presets.expected(settings, self._card))
+        parts = loading.load(opened, self._device, report.beat, choice.recipe, settings.keep, ready)
+        self._model = self._assembled(parts)
+        loras = self._model.loras
         return Capabilities(
             model=self._card.name,
             device=_name_of(self._device),
@@ -64,6 +71,28 @@ class QwenEngine:
             load_s=round(time.monotonic() - started, 3),
             notes=tuple(self._notes(parts)),
         )
+
+    def _assembled(self, parts: loading.Parts) -> Model:
+        settings = self._settings
+        path = model_card.folder(settings.model)
+        loras = Loras(parts, path, self._card, settings.loras, settings.base)
+        return Model(parts, loras, self._card, self._limits)
+
+    def _exchange(self, loras: Sequence[LoraRef], report: Report) -> Model:
+        """The model with the transformer that `loras` run best on, exchanged if need be."""
+        assert self._model is not None and self._shelf is not None
+        ready = self._shelf.best(loras)
+        if ready == self._model.parts.ready:
+            return self._model
+        parts = self._model.parts
+        # Nobody may hold the old weights while the new ones come.
+        self._model = None
+        bare = replace(parts, transformer=None, table=None)
+        del parts
+        memory.free()
+        parts = loading.exchange(bare, report.beat, self._recipe, self._settings.keep, ready)
+        self._model = self._assembled(parts)
+        return self._model
 
     def _notes(self, parts: loading.Parts) -> Iterator[str]:
         if self._card.note:
@@ -85,7 +114,8 @@ class QwenEngine:
             raise errors.EngineUnavailable("The engine is not loaded.")
         for code in self._warnings(edit):
             report.warn(code)
-        yield from Run(self._model, edit, report, cancelled).pictures(images)
+        model = self._exchange(edit.loras, report)
+        yield from Run(model, edit, report, cancelled).pictures(images)
 
     def _warnings(self, edit: ResolvedEdit) -> Iterator[str]:
         if self._card.demo:
@@ -195,6 +225,11 @@ class Run:
         steps = schedule.schedule(
             parts.scheduler, edit.scheduler, edit.steps, tokens.shape[1], parts.device
         )
+
+        if parts.table is not None:
+            # A schedule that is not tabled costs one look at the modulation's weights.
+            times = steps.timesteps.to(parts.dtype) / 1000
+            parts.table.cover(times, lambda done, of: self._look("modulation", done, of))
 
         def on_step(step: int, estimate: Tensor) -> None:
             self._report.step(number + 1, edit.n, step, edit.steps)

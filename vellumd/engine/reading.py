@@ -137,7 +137,7 @@ class Reader:
         staged: bool | None = None,
     ) -> None:
         """`staged`: whether spans go through the ring of buffers; as the device needs, if None."""
-        self._device = device
+        self.device = self._device = device
         self._read = read
         self._span = span
         self._ahead = ahead
