@@ -37,7 +37,21 @@ class EngineSettings(Group):
 
     name: str = Field("qwen-image-edit", description="The engine; plugins can bring others.")
     model: Annotated[str, PathText(("demo",))] = Field(
-        "demo", description="A model folder, or demo for the embedded toy model."
+        "demo",
+        description="A model folder in the diffusers layout, a single .safetensors file of a "
+        "transformer (ComfyUI's, LightX2V's), or demo for the embedded toy model.",
+    )
+    base: Annotated[str, PathText()] | None = Field(
+        None,
+        description="Folder in the diffusers layout that holds what a single file lacks: "
+        "processor, scheduler, each part's config.json, and text encoder and VAE unless they "
+        "lie beside the file as ComfyUI keeps them. Unset, the nearest one above the file.",
+    )
+    zero_cond_t: bool | None = Field(
+        None,
+        description="Whether the model was trained with zero_cond_t: true for "
+        "Qwen-Image-Edit-2511, false for older ones. Unset, config.json or a mark in the file "
+        "tells; a wrong value makes worse edits, silently.",
     )
     tier: Tier = Field(
         "standard", description="Precision of edits: reference, standard, swift or turbo."
@@ -51,6 +65,11 @@ class EngineSettings(Group):
         (),
         description="Ends of names of linears that FP8 recipes leave in bfloat16 beyond those "
         "they always leave, e.g. img_mlp.net.2, should fine structure suffer.",
+    )
+    artifact_dir: Path | None = Field(
+        None,
+        description="Folder in which `vellumd convert` puts artefacts and the engine looks for "
+        "them, 28 GB each; unset, `artifacts` in the user's cache folder.",
     )
     preset: str | None = Field(
         None,

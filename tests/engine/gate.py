@@ -29,11 +29,13 @@ from vellumd.engine import loading, lora, pipeline, precision
 from vellumd.engine.plan import Plan
 
 STEPS = 8
-PSNR = 55.0
-"""Least median PSNR in decibel: FP8 by rows has 61, FP8 that lost the small weights 48. It
-tells damage that no success shows."""
-PSNR_LOW = 48.0
-"""Decibel that 95 % of the pictures reach (FP8 by rows: 55): no edit may become another."""
+PSNR = 51.0
+"""Least median PSNR in decibel: FP8 by rows has 59 where weights alone are rounded and 53 to 54
+where activations are too, FP8 that lost the small weights 47. It tells damage that no success
+shows."""
+PSNR_LOW = 47.0
+"""Decibel that 95 % of the pictures reach (FP8 by rows: 53 and 49.7): no edit may become
+another."""
 LOST = 0.01
 """Share of edits that may be lost, however many are gained: of 1,152 edits harmless recipes
 lost 0.2 %, the mildest harmful one 1.6 %. A small exam may always lose one."""
@@ -43,7 +45,6 @@ LEAST = 0.93
 """Success that must be possible, as the upper end of its interval: what the demo promises."""
 
 FP8 = torch.float8_e4m3fn
-FP8_MAX = torch.finfo(FP8).max
 
 Tamper = Callable[[pipeline.Model], contextlib.AbstractContextManager[None]]
 
@@ -80,7 +81,7 @@ class Gate:
         torch.set_num_threads(1)  # as the engine does for the demo
         card = model_card.read(model_card.DEMO)
         parts = loading.load(model_card.DEMO_FOLDER, torch.device("cpu"), lambda *_: None)
-        loras = lora.Loras(parts.transformer, model_card.DEMO_FOLDER, card, {})
+        loras = lora.Loras(parts, model_card.DEMO_FOLDER, card, {})
         model = pipeline.Model(parts, loras, card)
         questions = exam.draw(n, seed)
         return cls(model, questions, exam.sit(questions, editing(model)))
@@ -122,12 +123,6 @@ def round_trip(gate: Gate) -> exam.Score:
 
 
 # What is done to the model: weights are replaced by what is left of them.
-
-
-def by_row(weight: Tensor) -> Tensor:
-    """FP8 (e4m3) with a scale for each row [out, in]."""
-    scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / FP8_MAX
-    return (weight / scale).to(FP8).to(weight.dtype) * scale
 
 
 def plain(weight: Tensor) -> Tensor:
@@ -220,10 +215,9 @@ def recipe(name: str, *, small: bool = False) -> Tamper:
 
 
 ACCEPTED: dict[str, Tamper] = {
-    "fp8-rows": recipe("fp8-rows"),
-    "rescaled by 1/16, fp8-weights": recipe("fp8-weights", small=True),
+    f"rescaled by 1/16, {name}": recipe(name, small=True) for name in ("fp8-rows", "fp8-weights")
 }
-"""Each of the engine's ways to multiply, one of them with rescaled weights."""
+"""The engine's ways to multiply. `fp8-tensor` gives the numbers of `fp8-rows`."""
 REJECTED: dict[str, Tamper] = {
     "rescaled by 1/16, plain FP8": lambda model: quantised(model, plain, small=True),
     "int3 in groups of 64": lambda model: quantised(model, int3),
@@ -232,7 +226,7 @@ REJECTED: dict[str, Tamper] = {
 SHOWN: dict[str, Tamper] = {
     "fp8-tensor": recipe("fp8-tensor"),
     "fp8-weights": recipe("fp8-weights"),
-    "rescaled by 1/16, fp8-rows": recipe("fp8-rows", small=True),
+    "fp8-rows": recipe("fp8-rows"),
     "rescaled by 1/16": lambda model: quantised(model, lambda weight: weight, small=True),
     "plain FP8": lambda model: quantised(model, plain),
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,9 @@ from tests.engine import numerics
 from vellumd import errors
 from vellumd.engine import linears, loading, precision
 from vellumd.engine.pipeline import Model
+from vellumd.engine.reading import StoredTensor
+from vellumd.weights.checkpoint import Scaling, Weight
+from vellumd.weights.header import Place
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL = 1 / 16
@@ -277,11 +282,9 @@ def test_a_lost_card_is_no_missing_recipe(monkeypatch: pytest.MonkeyPatch) -> No
 # in a transformer
 
 
-def test_the_keep_list() -> None:
+def test_the_keep_list(model: Model) -> None:
     """Twelve linears of each block are small, and nothing else; the hatch keeps more."""
-    transformer = loading._empty(
-        loading.diffusers.QwenImageTransformer2DModel, loading_folder() / "transformer"
-    )
+    transformer = model.parts.transformer
     names = [name for name, _ in precision.small_linears(transformer)]
     assert len(names) == 12 * len(transformer.transformer_blocks)
     assert not [name for name in names if "mod" in name or "norm" in name]
@@ -320,22 +323,52 @@ def test_loading_rounds_as_it_goes(model: Model) -> None:
 def test_fp8_in_the_file_is_final() -> None:
     """Its numbers are kept to the bit, times their scale or 1; nothing is rounded twice."""
     block = torch.nn.Module()
-    block.transformer_blocks = torch.nn.ModuleList(
-        [torch.nn.ModuleDict({"a": torch.nn.Linear(32, 16), "b": torch.nn.Linear(32, 16)})]
-    )
-    fit = precision.Fitting(block, precision.WEIGHTS, torch.float32, ())
-    stored = gaussian(16, 32).to(linears.FP8)
-    scale = torch.rand(16) + 0.5
-    tensors = {
-        "transformer_blocks.0.a.weight": stored, "transformer_blocks.0.a.bias": gaussian(16),
-        "transformer_blocks.0.a.weight_scale": scale,
-        "transformer_blocks.0.b.weight": stored, "transformer_blocks.0.b.bias": gaussian(16),
+    block.transformer_blocks = torch.nn.ModuleList([torch.nn.ModuleDict(
+        {name: torch.nn.Linear(32, 16) for name in ("row", "scalar", "none", "block")}
+    )])  # fmt: skip
+    fit = precision.fitting(block, precision.WEIGHTS, torch.float32)
+    weight = gaussian(16, 32).to(linears.FP8)
+    scales = {
+        "row": torch.rand(16) + 0.5, "scalar": torch.tensor([0.75]), "none": None,
+        "block": torch.rand(2, 2) + 0.5,
     }  # fmt: skip
-    for name, tensor in tensors.items():
-        block.load_state_dict(fit(name, tensor), strict=False, assign=True)
-    fit.finish()
-    a, b = block.transformer_blocks[0].values()
-    assert torch.equal(a.weight.float(), stored.float()) and torch.equal(a.scale[:, 0], scale)
-    assert torch.equal(b.scale, torch.ones(16, 1))
+    for name, scale in scales.items():
+        fitted = fit(stored(f"transformer_blocks.0.{name}.weight", weight, scale))
+        block.load_state_dict(fitted, strict=False, assign=True)
+    row, scalar, none, by_block = block.transformer_blocks[0].values()
+    for linear in (row, scalar, none):
+        assert torch.equal(linear.weight.float(), weight.float())
+    assert torch.equal(row.scale[:, 0], scales["row"])
+    assert torch.equal(scalar.scale, torch.full((16, 1), 0.75))
+    assert torch.equal(none.scale, torch.ones(16, 1))
+    spread = scales["block"].repeat_interleave(8, 0).repeat_interleave(16, 1)
+    exact = weight.float() * spread
+    found = linears.whole(by_block.weight, by_block.scale, torch.float32)
+    assert numerics.distance(found, exact) < 0.04
+
+
+def stored(name: str, weight: Tensor, scale: Tensor | None) -> StoredTensor:
+    """A weight as the reader gives it."""
+    shapes = {1: Scaling.SCALAR, 16: Scaling.ROW, 4: Scaling.BLOCK}
+    scaling = Scaling.NONE if scale is None else shapes[scale.numel()]
+    place = Place(Path("f"), 0, "F8_E4M3", tuple(weight.shape))
+    block = (8, 16) if scaling is Scaling.BLOCK else None
+    return StoredTensor(Weight(name, place, scaling=scaling, block=block), weight, scale)
+
+
+def test_layers_that_ask_for_16_bits_get_them() -> None:
+    """ComfyUI marks them; they are held as FP8 and multiplied in the activations' type."""
+    block = torch.nn.Module()
+    block.transformer_blocks = torch.nn.ModuleList([torch.nn.ModuleDict(
+        {name: torch.nn.Linear(32, 16) for name in ("plain", "marked")}
+    )])  # fmt: skip
+    fit = precision.fitting(block, precision.ROWS, torch.float32)
+    weight, one = gaussian(16, 32).to(linears.FP8), torch.ones(1)
+    for name in ("plain", "marked"):
+        given = stored(f"transformer_blocks.0.{name}.weight", weight, one)
+        marked = replace(given.stored, full_precision=name == "marked")
+        block.load_state_dict(fit(replace(given, stored=marked)), strict=False, assign=True)
+    plain, marked = block.transformer_blocks[0].values()
+    assert type(plain) is linears.RowGemm and type(marked) is linears.WeightOnly
     x = gaussian(3, 32)
-    assert torch.allclose(b(x), x @ stored.float().t() + b.bias, atol=1e-5)
+    assert torch.allclose(marked(x), x @ weight.float().t() + marked.bias, atol=1e-5)

@@ -124,7 +124,7 @@ def positions() -> Iterator[Check]:
 def model(settings: Settings) -> Iterator[Check]:
     """The model folder: card, parts, weights' headers, zero_cond_t."""
     try:
-        found = model_card.read(settings.engine.model)
+        found = model_card.of(settings.engine)
     except errors.VellumError as error:
         yield Check(False, f"{error.message} {error.remedy}")
         return
@@ -203,7 +203,7 @@ def _zero_cond_t(config: Path) -> Check:
 def loras(settings: Settings) -> Iterator[Check]:
     """Files of the roles, and whether role, file and scheduler fit together."""
     try:
-        found = model_card.read(settings.engine.model)
+        found = model_card.of(settings.engine)
     except errors.VellumError:
         return
     if found.demo and not settings.engine.loras:

@@ -1,8 +1,16 @@
-"""`python -m vellumd.engine`: the engine process; with `bench`, how fast it is here."""
+"""`python -m vellumd.engine`: the engine process.
+
+With `convert` it converts a model, with `bench` it measures how fast it is here.
+"""
 
 import sys
 
-if sys.argv[1:2] == ["bench"]:
+command = sys.argv[1] if len(sys.argv) > 1 else ""
+if command == "convert":
+    from vellumd.engine import converting
+
+    sys.exit(converting.main(sys.argv[2:]))
+elif command == "bench":
     from vellumd.engine.bench.run import main as bench
 
     bench(sys.argv[2:])

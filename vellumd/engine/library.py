@@ -55,7 +55,7 @@ class QwenImageEditEngine:
             self._settings = Settings(engine=EngineSettings(model=str(model), **settings))
         except ValidationError as error:
             raise errors.ConfigError(models.bad_request(error).message) from None
-        self._presets = Presets(self._settings, model_card.read(str(model)))
+        self._presets = Presets(self._settings, model_card.of(self._settings.engine))
         self._engine: Engine | None = None
 
     def load(self) -> Capabilities:

@@ -6,6 +6,8 @@ One form of weights, three ways to multiply with it, because cards differ in wha
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -70,6 +72,16 @@ class Fp8Linear(torch.nn.Module):
             if bias is not None
             else None
         )
+
+    @classmethod
+    def like(cls, linear: torch.nn.Module) -> Self:
+        """One of the size of `linear`, on its device, without its values."""
+        bias = linear.bias
+        dtype = bias.dtype if isinstance(bias, Tensor) else None
+        weight = linear.weight
+        assert isinstance(weight, Tensor)
+        outputs, inputs = weight.shape
+        return cls(inputs, outputs, bias=dtype, device=weight.device)
 
     def extra_repr(self) -> str:
         """As `torch.nn.Linear` says it."""

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from vellumd import errors, model_card
-from vellumd.engine import linears, precision
+from vellumd.artefact import Stamp
+from vellumd.engine import precision
+from vellumd.engine.loading import Parts
+from vellumd.engine.reading import Reader
 from vellumd.models import LoraRef
-
-log = logging.getLogger(__name__)
-
-DOWN = (".lora_A.weight", ".lora_down.weight")
-UP = (".lora_B.weight", ".lora_up.weight")
-ALPHA = ".alpha"
-PREFIXES = ("transformer.", "diffusion_model.", "model.diffusion_model.")
+from vellumd.weights import lora as files
+from vellumd.weights.checkpoint import Checkpoint
+from vellumd.weights.header import Place
 
 
 class Pair(NamedTuple):
@@ -64,26 +60,32 @@ class Loras:
 
     def __init__(
         self,
-        transformer: Any,
+        parts: Parts,
         folder: Path,
         card: model_card.ModelCard,
         configured: dict[str, str],
+        base: str | None = None,
     ) -> None:
-        self._transformer = transformer
+        self._transformer = parts.transformer
+        self._checkpoint = parts.model.transformer
+        self._ready = parts.ready
         self._folder = folder
         self._card = card
         self._configured = configured
+        self._base = base
         self._loaded: dict[str, dict[str, Pair]] = {}
         self._branched: dict[str, Branched] = {}
 
     def names(self) -> tuple[str, ...]:
         """Roles and files that an edit can name here."""
         roles = {*self._card.loras, *self._configured}
-        files = {file.stem for file in (self._folder / "loras").glob("*.safetensors")}
-        return tuple(sorted(name for name in roles | files if self._file(name)))
+        homes = model_card.lora_folders(self._folder, self._base)
+        files = {file.stem for home in homes for file in home.glob("*.safetensors")}
+        inside = {self._card.fused} if self._card.fused else set()
+        return tuple(sorted({name for name in roles | files if self._file(name)} | inside))
 
     def _file(self, name: str) -> Path | None:
-        found = model_card.find_lora(self._folder, self._card, self._configured, name)
+        found = model_card.find_lora(self._folder, self._card, self._configured, name, self._base)
         return found if found is not None and found.is_file() else None
 
     def use(self, wanted: Sequence[LoraRef]) -> None:
@@ -93,21 +95,36 @@ class Loras:
         is damaged or made for another model; then none takes part.
         """
         self._detach()
-        files = {ref.name: self._file(ref.name) for ref in wanted}
-        for name, file in files.items():
+        wanted = [ref for ref in wanted if not self._is_inside(ref)]
+        found = {ref.name: self._file(ref.name) for ref in wanted}
+        for name, file in found.items():
             if file is None:
                 raise errors.UnknownLora(f"There is no LoRA {name!r}.")
             if name not in self._loaded:
-                for gone in set(self._loaded) - set(files):
+                for gone in set(self._loaded) - set(found):
                     del self._loaded[gone]
-                self._loaded[name] = self._load(name, file)
+                self._loaded[name] = self._load(file)
         self._attach(wanted)
 
-    def _load(self, name: str, file: Path) -> dict[str, Pair]:
+    def _is_inside(self, ref: LoraRef) -> bool:
+        """Whether the weights have it inside, as they came or by the artefact's making."""
+        if ref.name == self._card.fused:
+            return True
+        file = self._file(ref.name)
+        if self._ready is None or file is None:
+            return False
+        return (Stamp.of(file), ref.scale) in self._ready.fuses()
+
+    def _load(self, file: Path) -> dict[str, Pair]:
         """The pairs of `file` where the transformer is, in its type."""
-        pairs = read(name, file)
-        check(name, pairs, linears_of(self._transformer))
         like = self._transformer.img_in.weight
+        pairs = read(file, self._checkpoint, like.device)
+        for module in pairs:
+            if not hasattr(self._transformer.get_submodule(module), "in_features"):
+                raise errors.ModelInvalid(
+                    f"The LoRA {file.name} changes the modulation, which is a table here: fuse "
+                    "it with `vellumd convert --lora`."
+                )
         return {
             module: Pair(pair.down.to(like), pair.up.to(like), pair.scale)
             for module, pair in pairs.items()
@@ -130,67 +147,26 @@ class Loras:
             precision.put(self._transformer, module, branched.base)
 
 
-def read(name: str, file: Path) -> dict[str, Pair]:
-    """The pairs of the LoRA in `file` by the transformer's module, on the CPU.
+def read(file: Path, checkpoint: Checkpoint, device: torch.device) -> dict[str, Pair]:
+    """The pairs of the LoRA in `file`, on `device`, by the linears of `checkpoint`.
 
-    The dialects of diffusers and peft, Comfy and LightX2V; a module's `alpha` over the
-    rank gives its scale. Raises `ModelInvalid`, naming the LoRA, for a file that is
-    damaged or no LoRA.
+    Raises `ModelInvalid` for a file that is damaged, no LoRA or made for another model.
     """
-    damaged = errors.ModelInvalid(f"The LoRA {name!r} is damaged or made for another model.")
-    if file.suffix != ".safetensors":
-        raise errors.ModelInvalid(f"The LoRA {name!r} is not a .safetensors file.")
-    try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError):
-        log.warning("LoRA %s cannot be read", name, exc_info=True)
-        raise damaged from None
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        module, part = _split(key)
-        parts.setdefault(module, {})[part] = tensor
-    if not parts or any(not {"down", "up"} <= set(found) <= {"down", "up", "alpha"}
-                        for found in parts.values()):  # fmt: skip
-        raise damaged
-    return {
-        module: Pair(found["down"], found["up"], _scale(found)) for module, found in parts.items()
-    }
+    pairs = files.read(file, checkpoint).pairs
+    places = [place for pair in pairs.values() for place in (pair.down, pair.up)]
+    alphas = [pair.alpha for pair in pairs.values() if isinstance(pair.alpha, Place)]
+    with Reader(device) as reader:
+        tensors = reader.places(places)
+        halves = [(next(tensors), next(tensors)) for _ in pairs]
+        numbers = map(float, reader.places(alphas))
+        return {
+            module: Pair(*half, _scale(next(numbers) if isinstance(p.alpha, Place) else p.alpha, p))
+            for (module, p), half in zip(pairs.items(), halves, strict=True)
+        }
 
 
-def _split(key: str) -> tuple[str, str]:
-    """Module and part (`down`, `up`, `alpha`) that a file's `key` names."""
-    for prefix in sorted(PREFIXES, key=len, reverse=True):
-        key = key.removeprefix(prefix)
-    key = key.replace(".default.weight", ".weight")
-    for endings, part in ((DOWN, "down"), (UP, "up"), ((ALPHA,), "alpha")):
-        for ending in endings:
-            if key.endswith(ending):
-                return key.removesuffix(ending), part
-    return key, "unknown"
-
-
-def _scale(found: Mapping[str, Tensor]) -> float:
-    alpha = found.get("alpha")
-    return 1.0 if alpha is None else float(alpha) / len(found["down"])
-
-
-def linears_of(transformer: torch.nn.Module) -> dict[str, tuple[int, int]]:
-    """Outputs and inputs of each linear of `transformer`, by name."""
-    return {
-        name: (module.out_features, module.in_features)
-        for name, module in transformer.named_modules()
-        if isinstance(module, (torch.nn.Linear, linears.Fp8Linear))
-    }
-
-
-def check(name: str, pairs: Mapping[str, Pair], sizes: Mapping[str, tuple[int, int]]) -> None:
-    """Raise `ModelInvalid`, naming the LoRA, for a pair that fits no linear."""
-    for module, pair in pairs.items():
-        rank = len(pair.down)
-        outputs, inputs = sizes.get(module, (-1, -1))
-        if pair.down.shape != (rank, inputs) or pair.up.shape != (outputs, rank):
-            log.warning("LoRA %s: no linear for %s", name, module)
-            raise errors.ModelInvalid(f"The LoRA {name!r} is damaged or made for another model.")
+def _scale(alpha: float | None, pair: files.Pair) -> float:
+    return 1.0 if alpha is None else alpha / pair.rank
 
 
 def fused(weight: Tensor, pairs: Sequence[Pair]) -> Tensor:

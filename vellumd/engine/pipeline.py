@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from PIL import Image
 from torch import Tensor
 
-from vellumd import errors, images, model_card
-from vellumd.engine import latents, loading, memory, precision, schedule
+from vellumd import errors, images, model_card, presets
+from vellumd.engine import latents, loading, memory, precision, schedule, tuning
 from vellumd.engine.content import Store, digest, size_of
 from vellumd.engine.denoise import denoise, watched
 from vellumd.engine.encode import Encoder
 from vellumd.engine.lora import Loras
 from vellumd.engine.plan import Plan
+from vellumd.engine.shelf import Shelf
 from vellumd.engine.tiers import Forwards
 from vellumd.engine.transformer import Conditioning
-from vellumd.models import ResolvedEdit
+from vellumd.models import LoraRef, ResolvedEdit
 from vellumd.protocol import Capabilities, Init, Report
 from vellumd.settings import EngineSettings, Limits
+from vellumd.weights.model import open_model
 
 MB = 10**6
 
@@ -41,23 +45,33 @@ class QwenEngine:
         self._settings = EngineSettings.model_validate(init.settings)
         self._device = loading.device_of(init.device)
         self._limits = Limits.model_validate(init.limits)
-        self._card = model_card.read(self._settings.model)
+        self._card = model_card.of(self._settings)
         self._model: Model | None = None
+        self._shelf: Shelf | None = None
+        self._recipe = precision.PLAIN
+        self._times: tuning.Times = {}
+        self._cache = init.cache
 
     def load(self, report: Report) -> Capabilities:
         """Load the model."""
         started = time.monotonic()
         transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        folder = model_card.folder(self._settings.model)
+        settings = self._settings
+        path = model_card.folder(settings.model)
+        opened = open_model(
+            path, Path(settings.base) if settings.base else None, settings.zero_cond_t
+        )
         if self._card.demo and self._device.type == "cpu":
             # The demo's tensors are too small to be shared: two threads take 0.44 s for an
             # edit that one does in 0.30 s.
             torch.set_num_threads(1)
-        settings = self._settings
-        choice = precision.choose(settings.tier, settings.recipe, self._device)
-        parts = loading.load(folder, self._device, report.beat, choice.recipe, settings.keep)
-        loras = Loras(parts.transformer, folder, self._card, self._settings.loras)
-        self._model = Model(parts, loras, self._card, self._limits, self._settings)
+        choice = self._choose(opened.configs["transformer"], report)
+        self._recipe = choice.recipe
+        self._shelf = Shelf(settings, self._card, opened.transformer.files, choice.recipe)
+        ready = self._shelf.best(presets.expected(settings, self._card))
+        parts = loading.load(opened, self._device, report.beat, choice.recipe, settings.keep, ready)
+        self._model = self._assembled(parts)
+        loras = self._model.loras
         return Capabilities(
             model=self._card.name,
             device=_name_of(self._device),
@@ -67,11 +81,48 @@ class QwenEngine:
             notes=tuple(self._notes(parts)),
         )
 
+    def _choose(self, config: dict[str, Any], report: Report) -> precision.Choice:
+        """The recipe; on a card's first start it is timed, which is told."""
+        settings = self._settings
+        if self._card.demo:
+            return precision.choose(settings.tier, settings.recipe, self._device)
+        choice, self._times = tuning.choose(
+            settings.tier, settings.recipe, self._device, config, self._cache,
+            partial(report.beat, "measure"),
+        )  # fmt: skip
+        return choice
+
+    def _assembled(self, parts: loading.Parts, store: Store | None = None) -> Model:
+        settings = self._settings
+        path = model_card.folder(settings.model)
+        loras = Loras(parts, path, self._card, settings.loras, settings.base)
+        return Model(parts, loras, self._card, self._limits, settings, store)
+
+    def _exchange(self, loras: Sequence[LoraRef], report: Report) -> Model:
+        """The model with the transformer that `loras` run best on, exchanged if need be."""
+        assert self._model is not None and self._shelf is not None
+        ready = self._shelf.best(loras)
+        if ready == self._model.parts.ready:
+            return self._model
+        parts, store = self._model.parts, self._model.store
+        # Nobody may hold the old weights while the new ones come.
+        self._model = None
+        bare = replace(parts, transformer=None, table=None)
+        del parts
+        memory.free()
+        parts = loading.exchange(bare, report.beat, self._recipe, self._settings.keep, ready)
+        self._model = self._assembled(parts, store)
+        return self._model
+
     def _notes(self, parts: loading.Parts) -> Iterator[str]:
         if self._card.note:
             yield self._card.note
-        if not parts.transformer.config.zero_cond_t:
-            # The flag adds no weights, so a config that lost it loads without complaint.
+        yield str(parts.read)
+        if self._times:
+            times = (f"{name} {1000 * s:.2f} ms" for name, s in self._times.items())
+            yield "a block by recipe, measured on this card: " + ", ".join(times)
+        if not parts.model.zero_cond_t:
+            # The flag adds no weights, so a wrong one loads without complaint.
             yield "zero_cond_t is off: right for Qwen-Image-Edit-2509, wrong for 2511"
 
     def edit(
@@ -86,7 +137,8 @@ class QwenEngine:
             raise errors.EngineUnavailable("The engine is not loaded.")
         for code in self._warnings(edit):
             report.warn(code)
-        yield from Run(self._model, edit, report, cancelled).pictures(images)
+        model = self._exchange(edit.loras, report)
+        yield from Run(model, edit, report, cancelled).pictures(images)
 
     def _warnings(self, edit: ResolvedEdit) -> Iterator[str]:
         assert self._model is not None
@@ -111,15 +163,19 @@ class Model:
         card: model_card.ModelCard,
         limits: Limits | None = None,
         settings: EngineSettings | None = None,
+        store: Store | None = None,
     ) -> None:
-        """`limits` are those of inputs; limits and `settings` are the defaults if left out."""
+        """`limits` are those of inputs; limits and `settings` are the defaults if left out.
+
+        `store` is one that was filled by the same encoder and VAE.
+        """
         self.limits = limits or Limits()
         self.settings = settings or EngineSettings()
         self.parts = parts
         self.loras = loras
         self.card = card
         self.codec = latents.Codec(parts.vae)
-        self.store = Store(self.settings.cache_mb * MB)
+        self.store = store or Store(self.settings.cache_mb * MB)
         self.encoder = Encoder(
             parts.processor, parts.text_encoder, card.vision_area, card.prompt_tokens, self.store
         )
@@ -222,6 +278,11 @@ class Run:
         steps = schedule.schedule(
             parts.scheduler, edit.scheduler, edit.steps, tokens.shape[1], parts.device
         )
+
+        if parts.table is not None:
+            # A schedule that is not tabled costs one look at the modulation's weights.
+            times = steps.timesteps.to(parts.dtype) / 1000
+            parts.table.cover(times, lambda done, of: self._look("modulation", done, of))
 
         def on_step(step: int, estimate: Tensor) -> None:
             self._report.step(number + 1, edit.n, step, edit.steps)

@@ -15,7 +15,10 @@ from torch import Tensor
 
 from vellumd import errors
 from vellumd.engine import linears
+from vellumd.engine.reading import StoredTensor
+from vellumd.engine.weights import Fit
 from vellumd.models import Tier
+from vellumd.weights.checkpoint import Scaling
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +32,6 @@ BLOCKS = "transformer_blocks."
 KEPT = ("img_mod.1", "txt_mod.1")
 """Linears of a block that stay as they are, as all outside the blocks do: rounding all of
 them gave an LPIPS of .39, without these .17 (vllm-project/vllm-omni#2728, #2795)."""
-
-
-SCALE = "weight_scale"
-"""What files call the scales of a `weight`."""
 
 
 @dataclass(frozen=True)
@@ -162,55 +161,51 @@ def small_linears(
             yield name, module
 
 
-class Fitting:
-    """A recipe's linears in a transformer that has no values yet, and what goes into them.
+def fitting(
+    transformer: torch.nn.Module, recipe: Recipe, dtype: torch.dtype, keep: Iterable[str] = ()
+) -> Fit:
+    """Put the recipe's linears, without values, into `transformer`; what fits files to them.
 
-    Called with a stored tensor, on the device, it gives the transformer's: weights that
-    are FP8 already are final and keep their numbers, others are rounded once.
+    Weights that are FP8 in the file are final: they keep their numbers, and their scale or
+    1. All others are rounded once, on the device. What is not FP8 becomes `dtype`.
     """
-
-    def __init__(
-        self, transformer: torch.nn.Module, recipe: Recipe, dtype: torch.dtype, keep: Iterable[str]
-    ) -> None:
-        """`dtype` is that of all that is not FP8."""
-        self._dtype = dtype
-        self._small: dict[str, linears.Fp8Linear] = {}
-        if recipe.linear is None:
-            return
+    small: set[str] = set()
+    if recipe.linear is not None:
         for name, linear in list(small_linears(transformer, keep)):
-            bias = None if linear.bias is None else dtype
-            small = recipe.linear(linear.in_features, linear.out_features, bias=bias)
-            put(transformer, name, small)
-            self._small[name] = small
+            put(transformer, name, recipe.linear.like(linear))
+            small.add(f"{name}.weight")
 
-    def __call__(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        """The tensors by the transformer's names that the stored one of `name` gives."""
-        module, _, kind = name.rpartition(".")
-        if module not in self._small or kind == "bias":
-            return {name: tensor.to(self._dtype)}
-        if kind == SCALE:
-            return {f"{module}.scale": tensor.reshape(-1, 1).float()}
-        if tensor.dtype is linears.FP8:
-            return {name: tensor}
-        rounded, scale = linears.by_row(tensor)
-        return {name: rounded, f"{module}.scale": scale}
+    def fit(stored: StoredTensor) -> dict[str, Tensor]:
+        name = stored.stored.name
+        if name not in small:
+            return {name: stored.dense(dtype)}
+        if stored.stored.full_precision:
+            # ComfyUI's mark of layers whose products shall be in 16 bits.
+            module = name.removesuffix(".weight")
+            put(transformer, module, linears.WeightOnly.like(transformer.get_submodule(module)))
+        rounded, scale = final(stored) or linears.by_row(stored.dense(torch.float32))
+        return {name: rounded, f"{name.removesuffix('weight')}scale": scale}
 
-    def finish(self) -> None:
-        """Weights that came as FP8 without a scale are what they are: times 1."""
-        for linear in self._small.values():
-            if linear.scale.is_meta and not linear.weight.is_meta:
-                one = torch.ones(linear.out_features, 1, device=linear.weight.device)
-                linear.scale = torch.nn.Parameter(one, requires_grad=False)
+    return fit
+
+
+def final(stored: StoredTensor) -> tuple[Tensor, Tensor] | None:
+    """A stored weight as e4m3 and scales by row, where it is that without a loss."""
+    weight = stored.weight
+    if weight.dtype is not linears.FP8 or stored.stored.scaling is Scaling.BLOCK:
+        return None
+    one = torch.ones(len(weight), 1, device=weight.device)
+    return weight, one if stored.scale is None else (one * stored.spread()).contiguous()
 
 
 def hold(transformer: torch.nn.Module, recipe: Recipe, keep: Iterable[str] = ()) -> None:
     """Round the weights of a loaded `transformer` as `recipe` says."""
-    loaded = dict(small_linears(transformer, keep))
-    fit = Fitting(transformer, recipe, next(transformer.parameters()).dtype, keep)
-    for name, linear in loaded.items():
-        for kind, tensor in linear.state_dict().items():
-            fitted = fit(f"{name}.{kind}", tensor)
-            transformer.load_state_dict(fitted, strict=False, assign=True)
+    if recipe.linear is None:
+        return
+    for name, linear in list(small_linears(transformer, keep)):
+        small = recipe.linear.like(linear)
+        fill(small, linear.weight.detach(), None if linear.bias is None else linear.bias.detach())
+        put(transformer, name, small)
 
 
 def put(model: torch.nn.Module, name: str, module: torch.nn.Module) -> None:

@@ -127,19 +127,3 @@ def branch(model: Any) -> None:
         up = torch.zeros(linear.out_features, RANK, device=like.device)
         pair = Pair(down.to(like.dtype), up.to(like.dtype), 1.0)
         precision.put(model, name, Branched(linear, [pair]))
-
-
-def random_transformer(config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
-    """A transformer of `config` with random weights, made on `device`."""
-    import accelerate
-    from diffusers import QwenImageTransformer2DModel
-
-    with accelerate.init_empty_weights(include_buffers=False):
-        model: Any = QwenImageTransformer2DModel(**config)
-    for name, parameter in model.named_parameters():
-        norm = "norm" in name and parameter.dim() == 1
-        made = torch.empty(parameter.shape, device=device, dtype=dtype)
-        made.fill_(1.0) if norm else made.normal_(std=0.02)
-        home, _, last = name.rpartition(".")
-        setattr(model.get_submodule(home), last, torch.nn.Parameter(made, requires_grad=False))
-    return model.eval()

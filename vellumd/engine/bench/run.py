@@ -19,8 +19,8 @@ from PIL import Image
 from vellumd import model_card
 from vellumd.engine import loading, memory, pipeline
 from vellumd.engine.bench import measure
-from vellumd.engine.bench.methods import DIFFUSERS, Method, methods, random_transformer
-from vellumd.engine.bench.workload import PICTURE, Workload
+from vellumd.engine.bench.methods import DIFFUSERS, Method, methods
+from vellumd.engine.bench.workload import PICTURE, Workload, random_transformer
 from vellumd.engine.report import PipeReport
 from vellumd.engine.transformer import Own
 from vellumd.models import ImageRef, ResolvedEdit

@@ -1,11 +1,16 @@
 """What is measured: one forward of an edit, and how many operations it is."""
 
+# diffusers annotates in part only.
+# mypy: disable-error-code="no-untyped-call"
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import accelerate
 import torch
+from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
 from vellumd import images
@@ -73,3 +78,18 @@ class Workload:
         references = random(self.tokens * self.references, 64)
         shapes = [self.target] * (1 + self.references)
         return Conditioning(prompt, None, references, shapes), random(self.tokens, 64)
+
+
+def random_transformer(config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
+    """A transformer of `config` with random weights, made on `device`."""
+    with accelerate.init_empty_weights(include_buffers=False):
+        model: Any = QwenImageTransformer2DModel.from_config(
+            {key: value for key, value in config.items() if not key.startswith("_")}
+        )
+    for name, parameter in model.named_parameters():
+        norm = "norm" in name and parameter.dim() == 1
+        made = torch.empty(parameter.shape, device=device, dtype=dtype)
+        made.fill_(1.0) if norm else made.normal_(std=0.02)
+        home, _, last = name.rpartition(".")
+        setattr(model.get_submodule(home), last, torch.nn.Parameter(made, requires_grad=False))
+    return model.eval()
