@@ -90,6 +90,11 @@ class EngineSettings(Group):
         description="What runs between matrix products: auto takes Triton's kernels where they "
         "run and agree with plain PyTorch's.",
     )
+    compile: bool = Field(
+        False,
+        description="Have torch compile the blocks in place of `kernels`: the first edit of each "
+        "size then takes some seconds more.",
+    )
     turbo_every: int = Field(
         2,
         ge=1,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.engine import random_transformer as small
@@ -124,6 +125,19 @@ def test_modulation_of_a_long_schedule() -> None:
         for one, other in zip(together.blocks, alone.blocks, strict=True):
             assert small.error(one.image, other.image) <= 1e-6
             assert small.error(one.text, other.text) <= 1e-6
+
+
+@torch.inference_mode()
+def test_compiled_blocks_share_what_was_compiled() -> None:
+    """What is around attention is one graph each, however many blocks, and the same maths."""
+    model, given = small.transformer(torch.float32, layers=4), small.conditioning(torch.float32, 1)
+    exact = prepared(model, given, small.TIMES)(0, 0, small.noise(torch.float32))
+    torch._dynamo.reset()
+    counters.clear()
+    fused = Own(model, attention.default).fused(backend="eager").prepare(given, small.TIMES, PLAN)
+    assert small.error(fused(0, 0, small.noise(torch.float32)), exact) <= 1e-6
+    # Both projections, the end of a block in both streams, and that of the target alone.
+    assert counters["stats"]["unique_graphs"] == 5
 
 
 class NoReading(TorchDispatchMode):

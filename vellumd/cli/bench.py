@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--layers", type=int, default=60, help="blocks of the random model")
     parser.add_argument("--references", type=int, default=3, help="pictures that are edited")
+    parser.add_argument("--megapixels", type=float, help="2^20 pixels of each picture")
     parser.add_argument("--rounds", type=int, default=10, help="forwards that are timed of each")
     parser.add_argument("--only", default="", help="methods whose name holds this")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
@@ -33,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
     command = [
         sys.executable, "-m", "vellumd.engine", "bench", "--model", model,
         "--layers", str(args.layers), "--references", str(args.references),
-        "--rounds", str(args.rounds), "--only", args.only, *(["--random"] * args.random),
+        "--rounds", str(args.rounds), "--only", args.only,
+        *(["--megapixels", str(args.megapixels)] if args.megapixels else []),
+        *(["--random"] * args.random),
     ]  # fmt: skip
     measured = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if measured.returncode:

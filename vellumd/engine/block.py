@@ -98,6 +98,14 @@ class Block(torch.nn.Module):
         self.ops = ops
         self.last = last
 
+    def fuse(self, **options: Any) -> None:
+        """Have torch compile what is around attention; `options` are `torch.compile`'s.
+
+        Blocks have the same code, so they share what was compiled for the first of them.
+        """
+        for name in ("project", "project_last", "finish_image", "finish_text"):
+            setattr(self, name, torch.compile(getattr(self, name), fullgraph=True, **options))
+
     def forward(
         self, image: Tensor, text: Tensor, mods: Mods, rope: Rope, room: Room, target: int
     ) -> tuple[Tensor, Tensor]:

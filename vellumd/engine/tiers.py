@@ -32,13 +32,19 @@ class Forwards:
             return cls(Stock(parts.transformer), None, ("diffusers",))
         best = attention.choose(settings.attention, parts.device, parts.dtype)
         ops = choice.choose(settings.kernels, parts.device, parts.dtype).ops
-        exact = Own(parts.transformer, best.attention, ops)
+
+        def own(kernel: attention.Attention) -> Forward:
+            if settings.compile:
+                return Own(parts.transformer, kernel).fused()
+            return Own(parts.transformer, kernel, ops)
+
+        exact = own(best.attention)
         small = None
         if settings.attention == "auto" and settings.tier != "reference":
             small = attention.choose_8bit(parts.device, parts.dtype)
         if small is None:
             return cls(exact, None, (best.name,))
-        return cls(exact, Own(parts.transformer, small.attention, ops), (small.name, best.name))
+        return cls(exact, own(small.attention), (small.name, best.name))
 
     def of_tier(self, tier: Tier) -> Forward:
         """The forward that an edit of `tier` runs."""

@@ -102,6 +102,12 @@ class Own:
             Block(block, attention, ops, last=block is stocks[-1]).eval() for block in stocks
         ]
 
+    def fused(self, **options: Any) -> Own:
+        """Itself, with what is around attention compiled by torch with `options`."""
+        for block in self.blocks:
+            block.fuse(**options)
+        return self
+
     def prepare(self, conditioning: Conditioning, times: Tensor, plan: Plan) -> Velocity:
         """See `Forward.prepare`."""
         return Prepared(self._stock, self.blocks, conditioning, times, plan)

@@ -27,16 +27,25 @@ WARM = 2
 def times(
     methods: Sequence[Method], rounds: int, device: torch.device, tell: Callable[[str], None]
 ) -> list[list[float]]:
-    """Seconds of `rounds` forwards of each method, which take turns."""
+    """Seconds of `rounds` forwards of each method, which take turns.
+
+    Each turn is prepared and begins with a forward that does not count, so that only one
+    method at a time holds what it needs beside its weights.
+    """
     for method in methods:
         tell(f"warming up {method.name}")
+        run = method.prepare()
         for _ in range(WARM):
-            method.run()
+            run()
+        del run
     seconds: list[list[float]] = [[] for _ in methods]
     for number in range(rounds):
         tell(f"round {number + 1} of {rounds}")
         for method, its in zip(methods, seconds, strict=True):
-            its.append(timed(method.run, device))
+            run = method.prepare()
+            run()
+            its.append(timed(run, device))
+            del run
     return seconds
 
 
@@ -77,7 +86,7 @@ def memory(method: Method, device: torch.device) -> dict[str, float]:
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        method.run()
+        method.prepare()()
         grown = torch.cuda.max_memory_allocated(device) - before
         found["activations_gb"] = round(grown / 1e9, 3)
     return found

@@ -74,6 +74,7 @@ def quantise(x: Tensor, need: Need) -> Fed:
     """`x` in the forms of `need`, rounded by Triton."""
     if not need.small:
         return Fed.of(x, need)
+    x = x.contiguous()
     small, scale = room(x)
     block = next_power_of_2(x.shape[-1])
     _quantise[(x.shape[1],)](
