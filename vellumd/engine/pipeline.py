@@ -14,14 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from vellumd import errors, images, model_card
-from vellumd.engine import latents, loading, memory, schedule
+from vellumd.engine import latents, loading, memory, schedule, start
 from vellumd.engine.denoise import Conditioning, denoise, watched
 from vellumd.engine.encode import Encoder
 from vellumd.engine.lora import Loras
 from vellumd.models import ResolvedEdit
 from vellumd.protocol import Capabilities, Init, Report
 from vellumd.settings import EngineSettings, Limits
-from vellumd.weights.model import open_model
 
 
 def create(init: Init) -> QwenEngine:
@@ -45,14 +44,11 @@ class QwenEngine:
         transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         settings = self._settings
         path = model_card.folder(settings.model)
-        opened = open_model(
-            path, Path(settings.base) if settings.base else None, settings.zero_cond_t
-        )
         if self._card.demo and self._device.type == "cpu":
             # The demo's tensors are too small to be shared: two threads take 0.44 s for an
             # edit that one does in 0.30 s.
             torch.set_num_threads(1)
-        parts = loading.load(opened, self._device, report.beat)
+        parts = loading.load(start.opened(settings), self._device, report.beat)
         loras = Loras(parts.transformer, path, self._card, settings.loras, settings.base)
         self._model = Model(parts, loras, self._card, self._limits)
         return Capabilities(
