@@ -234,6 +234,13 @@ class ModelInvalid(VellumError):
     remedy = "Check the download and [engine]; `vellumd doctor` tells more."
 
 
+class RecipeUnsupported(VellumError):
+    """The recipe that engine.recipe names does not run on this machine."""
+
+    code, status = "recipe_unsupported", 503
+    remedy = "Set engine.recipe to auto; the daemon's log says what the recipe lacks."
+
+
 class Timeout(VellumError):
     """The wait ended before the job did; the job goes on."""
 
@@ -271,7 +278,7 @@ ALL: tuple[type[VellumError], ...] = (
     UnknownTier, Unauthorized, ForbiddenHost, ForbiddenOrigin, NotFound, BodyTimeout, NotDone,
     Cancelled, Expired, ImageTooLarge, PayloadTooLarge, IdempotencyMismatch, QueueFull,
     OutOfMemory, EngineCrashed, BadOutput, Internal, EngineUnavailable, ModelMissing,
-    ModelInvalid, Timeout, StorageFull, ResultTooLarge,
+    ModelInvalid, RecipeUnsupported, Timeout, StorageFull, ResultTooLarge,
 )  # fmt: skip
 """Every error that can leave by a door, in the order of its HTTP status."""
 

@@ -56,6 +56,16 @@ class EngineSettings(Group):
     tier: Tier = Field(
         "standard", description="Precision of edits: reference, standard, swift or turbo."
     )
+    recipe: Literal["auto", "fp8-rows", "fp8-tensor", "fp8-weights", "bf16"] = Field(
+        "auto",
+        description="How the transformer's weights are held and multiplied: auto takes the best "
+        "that runs on the card within the tier; the others force one (docs/precision.md).",
+    )
+    keep: tuple[str, ...] = Field(
+        (),
+        description="Ends of names of linears that FP8 recipes leave in bfloat16 beyond those "
+        "they always leave, e.g. img_mlp.net.2, should fine structure suffer.",
+    )
     preset: str | None = Field(
         None,
         description="Preset of requests that name none; if empty, the model's own or `balanced`.",

@@ -25,7 +25,7 @@ from tests.engine.support import Told, encoded, reference, resolved
 from vellumd import model_card
 from vellumd.demo import exam
 from vellumd.demo.verdict import Judge
-from vellumd.engine import latents, loading, lora, pipeline
+from vellumd.engine import latents, loading, lora, pipeline, precision
 
 STEPS = 8
 PSNR = 55.0
@@ -79,7 +79,7 @@ class Gate:
         torch.set_num_threads(1)  # as the engine does for the demo
         card = model_card.read(model_card.DEMO)
         parts = loading.load(model_card.DEMO_FOLDER, torch.device("cpu"), lambda *_: None)
-        loras = lora.Loras(parts.transformer, model_card.DEMO_FOLDER, card, {})
+        loras = lora.Loras(parts, model_card.DEMO_FOLDER, card, {})
         model = pipeline.Model(parts, loras, card)
         questions = exam.draw(n, seed)
         return cls(model, questions, exam.sit(questions, editing(model)))
@@ -208,16 +208,45 @@ def frozen(model: pipeline.Model) -> Iterator[None]:
             handle.remove()
 
 
+@contextlib.contextmanager
+def held(
+    model: pipeline.Model,
+    recipe: precision.Recipe,
+    keep: Sequence[str] = (),
+    *,
+    small: bool = False,
+) -> Iterator[None]:
+    """The transformer as the engine's `recipe` holds it; `small`: rescaled before."""
+    transformer = model.parts.transformer
+    whole = dict(precision.small_linears(transformer, keep))
+    with quantised(model, lambda weight: weight, small=small):
+        try:
+            precision.hold(transformer, recipe, keep)
+            yield
+        finally:
+            for name, linear in whole.items():
+                precision.put(transformer, name, linear)
+
+
+def recipe(name: str, *, small: bool = False) -> Tamper:
+    """The engine's recipe of that name."""
+    return lambda model: held(model, precision.RECIPES[name], small=small)
+
+
 ACCEPTED: dict[str, Tamper] = {
-    "FP8 by row": lambda model: quantised(model, by_row),
-    "rescaled by 1/16, FP8 by row": lambda model: quantised(model, by_row, small=True),
+    "fp8-rows": recipe("fp8-rows"),
+    "rescaled by 1/16, fp8-weights": recipe("fp8-weights", small=True),
 }
+"""Each of the engine's ways to multiply, one of them with rescaled weights."""
 REJECTED: dict[str, Tamper] = {
     "rescaled by 1/16, plain FP8": lambda model: quantised(model, plain, small=True),
     "int3 in groups of 64": lambda model: quantised(model, int3),
     "reference keys and values of the first step": frozen,
 }
 SHOWN: dict[str, Tamper] = {
+    "fp8-tensor": recipe("fp8-tensor"),
+    "fp8-weights": recipe("fp8-weights"),
+    "rescaled by 1/16, fp8-rows": recipe("fp8-rows", small=True),
     "rescaled by 1/16": lambda model: quantised(model, lambda weight: weight, small=True),
     "plain FP8": lambda model: quantised(model, plain),
 }

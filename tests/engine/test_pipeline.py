@@ -343,7 +343,7 @@ def test_a_damaged_lora_is_refused(
     else:
         bad.write_bytes(b"\xff" * 8 + good[8:] if kind == "huge header" else good[:-100])
     expected = paint(model, files)
-    loras = Loras(model.parts.transformer, demo, model.card, {"bad": str(bad)})
+    loras = Loras(model.parts, demo, model.card, {"bad": str(bad)})
     with pytest.raises(errors.ModelInvalid):
         loras.use((LoraRef(name="bad"),))
     assert same(paint(model, files), expected)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import torch
 import transformers
 
 from vellumd import errors
-from vellumd.engine import weights
+from vellumd.engine import precision, weights
+from vellumd.engine.precision import Recipe
 from vellumd.engine.reading import Reader
 from vellumd.engine.vae import flatten, last_taps
 from vellumd.weights.model import Model, open_model
@@ -87,10 +88,17 @@ def device_of(wanted: str) -> torch.device:
     return torch.device("cpu")
 
 
-def load(source: Path | Model, device: torch.device, beat: Beat) -> Parts:
+def load(
+    source: Path | Model,
+    device: torch.device,
+    beat: Beat,
+    recipe: Recipe = precision.PLAIN,
+    keep: Iterable[str] = (),
+) -> Parts:
     """Load a model, a folder in diffusers layout or one opened before.
 
-    bfloat16 on a GPU, float32 on a CPU. `beat` is told what is read as MiB of the whole.
+    bfloat16 on a GPU, float32 on a CPU; the transformer as `recipe` says, without the
+    linears whose names end in one of `keep`. `beat` is told what is read as MiB of the whole.
     Raises `ModelInvalid` naming the part that is missing, damaged or of another kind, and
     `OutOfMemory`.
     """
@@ -116,7 +124,8 @@ def load(source: Path | Model, device: torch.device, beat: Beat) -> Parts:
             transformer = _empty(
                 diffusers.QwenImageTransformer2DModel, model.configs["transformer"]
             )
-            weights.fill(transformer, model.transformer, reader, weights.dense(dtype))
+            fit = precision.fitting(transformer, recipe, dtype, keep)
+            weights.fill(transformer, model.transformer, reader, fit)
     log.info("loaded %s", read)
     for module in (transformer, text_encoder, vae):
         module.to(device).eval().requires_grad_(False)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vellumd import errors, images, model_card
-from vellumd.engine import latents, loading, memory, schedule, start
+from vellumd.engine import latents, loading, memory, precision, schedule, start
 from vellumd.engine.denoise import Conditioning, denoise, watched
 from vellumd.engine.encode import Encoder
 from vellumd.engine.lora import Loras
@@ -48,12 +48,15 @@ class QwenEngine:
             # The demo's tensors are too small to be shared: two threads take 0.44 s for an
             # edit that one does in 0.30 s.
             torch.set_num_threads(1)
-        parts = loading.load(start.opened(settings), self._device, report.beat)
-        loras = Loras(parts.transformer, path, self._card, settings.loras, settings.base)
+        choice = precision.choose(settings.tier, settings.recipe, self._device)
+        opened = start.opened(settings)
+        parts = loading.load(opened, self._device, report.beat, choice.recipe, settings.keep)
+        loras = Loras(parts, path, self._card, settings.loras, settings.base)
         self._model = Model(parts, loras, self._card, self._limits)
         return Capabilities(
             model=self._card.name,
             device=_name_of(self._device),
+            recipe=choice.recipe.name,
             loras=loras.names(),
             load_s=round(time.monotonic() - started, 3),
             notes=tuple(self._notes(parts)),
