@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vellumd import errors, images, model_card
-from vellumd.engine import latents, loading, memory, precision, schedule, start
+from vellumd.engine import latents, loading, memory, precision, schedule
 from vellumd.engine.denoise import Conditioning, denoise, watched
 from vellumd.engine.encode import Encoder
 from vellumd.engine.lora import Loras
@@ -49,7 +49,7 @@ class QwenEngine:
             # edit that one does in 0.30 s.
             torch.set_num_threads(1)
         choice = precision.choose(settings.tier, settings.recipe, self._device)
-        opened = start.opened(settings)
+        opened = model_card.opened(settings)
         parts = loading.load(opened, self._device, report.beat, choice.recipe, settings.keep)
         loras = Loras(parts, path, self._card, settings.loras, settings.base)
         self._model = Model(parts, loras, self._card, self._limits)
