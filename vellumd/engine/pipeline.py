@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,15 +16,20 @@ from PIL import Image
 from torch import Tensor
 
 from vellumd import errors, images, model_card, presets
-from vellumd.engine import latents, loading, memory, precision, schedule
+from vellumd.artefact import Artefact
+from vellumd.engine import latents, loading, memory, placing, precision, schedule
 from vellumd.engine.denoise import Conditioning, denoise, watched
 from vellumd.engine.encode import Encoder
 from vellumd.engine.lora import Loras
 from vellumd.engine.shelf import Shelf
+from vellumd.memory_plan import Plan
 from vellumd.models import LoraRef, ResolvedEdit
 from vellumd.protocol import Capabilities, Init, Report
 from vellumd.settings import EngineSettings, Limits
+from vellumd.weights import model as weights
 from vellumd.weights.model import open_model
+
+log = logging.getLogger(__name__)
 
 
 def create(init: Init) -> QwenEngine:
@@ -42,6 +48,7 @@ class QwenEngine:
         self._model: Model | None = None
         self._shelf: Shelf | None = None
         self._recipe = precision.PLAIN
+        self._plan = Plan()
 
     def load(self, report: Report) -> Capabilities:
         """Load the model."""
@@ -67,16 +74,23 @@ class QwenEngine:
             model=self._card.name,
             device=_name_of(self._device),
             recipe=choice.recipe.name,
+            memory_plan=str(plan),
             loras=loras.names(),
             load_s=round(time.monotonic() - started, 3),
             notes=tuple(self._notes(parts)),
         )
 
+    def _planned(self, opened: weights.Model, ready: Artefact | None) -> Plan:
+        self._plan = placing.plan(self._settings, opened, ready, self._recipe, self._device)
+        if not self._plan.fits:
+            log.warning("the model is larger than the budgets; the smallest plan is tried")
+        return self._plan
+
     def _assembled(self, parts: loading.Parts) -> Model:
         settings = self._settings
         path = model_card.folder(settings.model)
         loras = Loras(parts, path, self._card, settings.loras, settings.base)
-        return Model(parts, loras, self._card, self._limits)
+        return Model(parts, loras, self._card, self._limits, tiled=self._plan.tiled)
 
     def _exchange(self, loras: Sequence[LoraRef], report: Report) -> Model:
         """The model with the transformer that `loras` run best on, exchanged if need be."""
@@ -87,10 +101,13 @@ class QwenEngine:
         parts = self._model.parts
         # Nobody may hold the old weights while the new ones come.
         self._model = None
+        if parts.placed.blocks is not None:
+            parts.placed.blocks.drop()
         bare = replace(parts, transformer=None, table=None)
         del parts
         memory.free()
-        parts = loading.exchange(bare, report.beat, self._recipe, self._settings.keep, ready)
+        plan = self._planned(bare.model, ready)
+        parts = loading.exchange(bare, report.beat, self._recipe, self._settings.keep, ready, plan)
         self._model = self._assembled(parts)
         return self._model
 
@@ -138,8 +155,12 @@ class Model:
         loras: Loras,
         card: model_card.ModelCard,
         limits: Limits | None = None,
+        *,
+        tiled: bool = False,
     ) -> None:
-        """`limits` are those of inputs; the defaults if left out."""
+        """`limits` are those of inputs; the defaults if left out. `tiled`: the VAE always is."""
+        if tiled:
+            parts.vae.enable_tiling()
         self.limits = limits or Limits()
         self.parts = parts
         self.loras = loras
@@ -178,7 +199,7 @@ class Run:
             self._report.warn("enlarged")
         self._look("lora")
         self._model.loras.use(self._edit.loras)
-        with memory.Ladder(memory.rungs(self._parts.vae), self._report) as ladder:
+        with memory.Ladder(memory.rungs(self._parts), self._report) as ladder:
             conditioning = ladder.climb(partial(self.encode, inputs, canvas))
             for number in range(self._edit.n):
                 tokens = ladder.climb(partial(self.denoise, conditioning, canvas, number))
@@ -191,7 +212,8 @@ class Run:
         # sees the input itself, as in the stock pipeline.
         first = canvas.fit(inputs[0]) if canvas.box else inputs[0]
         views = self._model.encoder.views([first, *inputs[1:]])
-        with self._watched("encode", self._forwards * len(parts.encoder_blocks())):
+        blocks = self._forwards * len(parts.encoder_blocks())
+        with parts.placed.encoding(), self._watched("encode", blocks):
             prompt = self._embed(self._edit.prompt, views)
             negative = self._embed(self._edit.negative_prompt, views) if self._guided else None
         packed, shapes = [], [_tokens(canvas.width, canvas.height)]

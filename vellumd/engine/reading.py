@@ -232,7 +232,7 @@ class Reader:
         """Read `span` into `targets`; on a card, what tells that its copies are done."""
         if self._ring is not None:
             return self._ring.fetch(span, targets, after)
-        _read(span, (part_of(piece, targets) for piece in span.pieces))
+        read_span(span, (part_of(piece, targets) for piece in span.pieces))
         return None
 
     def _await(self, event: torch.cuda.Event | None) -> None:
@@ -263,7 +263,7 @@ class _Ring:
                 copied.synchronize()
             if buffer is None:
                 buffer = torch.empty(self._size, dtype=torch.uint8, pin_memory=self._pinned)
-            _read(span, [buffer[: span.nbytes]])
+            read_span(span, [buffer[: span.nbytes]])
             copied = self._copy(span, buffer, targets, after)
         finally:
             self._free.put((buffer, copied))
@@ -302,7 +302,7 @@ def part_of(piece: Piece, targets: dict[int, Tensor]) -> Tensor:
     return targets[piece.number][piece.at : piece.at + piece.end - piece.begin]
 
 
-def _read(span: Span, targets: Iterable[Tensor]) -> None:
+def read_span(span: Span, targets: Iterable[Tensor]) -> None:
     """Fill `targets`, one after the other, with the bytes of `span`.
 
     Raises `ModelInvalid` where the file ends too early or cannot be read.
