@@ -108,17 +108,20 @@ def load(
     keep: Iterable[str] = (),
     ready: Artefact | None = None,
     plan: Plan | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Parts:
     """Load a model, a folder in diffusers layout or one opened before.
 
-    bfloat16 on a GPU, float32 on a CPU; the transformer as `recipe` says, without the
-    linears whose names end in one of `keep`, and out of the artefact `ready` if there is
-    one. Everything lies where `plan` says, on the device if left out. `beat` is told what is read as MiB of the whole.
+    bfloat16 on a GPU, float32 on a CPU, unless `dtype` says otherwise; the transformer as
+    `recipe` says, without the linears whose names end in one of `keep`, and out of the
+    artefact `ready` if there is one. Everything lies where `plan` says, on the device if
+    left out. `beat` is told what is read as MiB of the whole.
+
     Raises `ModelInvalid` naming the part that is missing, damaged or of another kind, and
     `OutOfMemory`.
     """
     model = source if isinstance(source, Model) else open_model(source)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     with _part("processor"):
         processor = transformers.Qwen2VLProcessor.from_pretrained(
             model.base / "processor", local_files_only=True
@@ -162,9 +165,12 @@ def _placing(
 
 
 def typed(module: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Parameters that are still on meta get the type that they will have."""
-    for parameter in module.parameters():
-        if parameter.is_meta and parameter.is_floating_point() and parameter.element_size() > 1:
+    """Parameters that are still on meta get the type that they will have.
+
+    FP8 weights and their scales have it already.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.is_meta and parameter.element_size() > 1 and not name.endswith(".scale"):
             parameter.data = torch.empty_like(parameter, dtype=dtype)
 
 

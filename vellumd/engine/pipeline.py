@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vellumd import errors, images, model_card, presets
 from vellumd.artefact import Artefact
-from vellumd.engine import latents, loading, memory, placing, precision, schedule
+from vellumd.engine import latents, loading, memory, placing, precision, schedule, start
 from vellumd.engine.denoise import Conditioning, denoise, watched
 from vellumd.engine.encode import Encoder
 from vellumd.engine.lora import Loras
@@ -27,7 +27,6 @@ from vellumd.models import LoraRef, ResolvedEdit
 from vellumd.protocol import Capabilities, Init, Report
 from vellumd.settings import EngineSettings, Limits
 from vellumd.weights import model as weights
-from vellumd.weights.model import open_model
 
 log = logging.getLogger(__name__)
 
@@ -55,19 +54,21 @@ class QwenEngine:
         started = time.monotonic()
         transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         settings = self._settings
-        path = model_card.folder(settings.model)
-        opened = open_model(
-            path, Path(settings.base) if settings.base else None, settings.zero_cond_t
-        )
         if self._card.demo and self._device.type == "cpu":
             # The demo's tensors are too small to be shared: two threads take 0.44 s for an
             # edit that one does in 0.30 s.
             torch.set_num_threads(1)
         choice = precision.choose(settings.tier, settings.recipe, self._device)
+        opened = start.opened(settings)
         self._recipe = choice.recipe
         self._shelf = Shelf(settings, self._card, opened.transformer.files, choice.recipe)
         ready = self._shelf.best(presets.expected(settings, self._card))
-        parts = loading.load(opened, self._device, report.beat, choice.recipe, settings.keep, ready)
+        memory.limit(self._device, settings.vram_budget_gb)
+        plan = self._planned(opened, ready)
+        log.info("memory plan: %s", plan)
+        parts = loading.load(
+            opened, self._device, report.beat, choice.recipe, settings.keep, ready, plan
+        )
         self._model = self._assembled(parts)
         loras = self._model.loras
         return Capabilities(

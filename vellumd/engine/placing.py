@@ -47,7 +47,7 @@ def plan(
 
 
 def machine(settings: EngineSettings, device: torch.device) -> Machine:
-    """This machine within the budgets."""
+    """What this machine has, within the budgets."""
     vram, capability = 0, None
     if device.type == "cuda":
         vram = torch.cuda.mem_get_info(device)[1]

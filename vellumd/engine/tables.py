@@ -110,8 +110,12 @@ class Tables:
             weight, bias = self._weights(name)
             rows[name] = torch.cat([answer(name, x, weight, bias) for x in embedded])
         # All at once at the end: a failure before leaves a table that is right.
-        self.keys = torch.cat([self.keys, *(x[:1] for x in embedded)])
-        self.rows = {name: torch.cat([self.rows[name], rows[name]]) for name in self.names}
+        new = torch.cat([x[:1] for x in embedded])
+        self.keys = torch.cat([self.keys, new]) if self.times else new
+        self.rows = {
+            name: torch.cat([self.rows[name], rows[name]]) if self.times else rows[name]
+            for name in self.names
+        }
         self.times += times
 
 
