@@ -20,7 +20,7 @@ LAYERS = (
     {"errors", "models"},
     {
         "settings", "sources", "presets", "images", "platform", "protocol", "catalogue",
-        "weights", "model_card", "logs", "keys",
+        "weights", "model_card", "artefact", "memory_plan", "logs", "keys",
     },
     {"store"},
     {"events", "metrics", "deliveries", "jobs", "context"},

@@ -123,6 +123,12 @@ class Presets:
         return tuple(notice(code) for code in codes)
 
 
+def expected(engine: EngineSettings, card: ModelCard) -> tuple[LoraRef, ...]:
+    """The LoRAs of the preset that requests without one get, as far as the engine knows it."""
+    preset = SHIPPED.get(engine.preset or card.preset or "balanced", SHIPPED["balanced"])
+    return preset.loras or ()
+
+
 def scheduler_for(loras: tuple[LoraRef, ...], card: ModelCard) -> Literal["base", "lightning"]:
     """`lightning` if a LoRA was distilled for that schedule, else the model's own."""
     return "lightning" if any(is_lightning(lora.name, card) for lora in loras) else "base"

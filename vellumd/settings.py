@@ -67,6 +67,24 @@ class EngineSettings(Group):
         description="Ends of names of linears that FP8 recipes leave in bfloat16 beyond those "
         "they always leave, e.g. img_mlp.net.2, should fine structure suffer.",
     )
+    vram_budget_gb: float | None = Field(
+        None,
+        gt=0,
+        description="Gigabytes (10^9 bytes) of the card that vellumd may use, enforced; unset, "
+        "all of it. What does not fit is streamed from the host's memory.",
+    )
+    ram_budget_gb: float | None = Field(
+        None,
+        gt=0,
+        description="Gigabytes of the host's memory for weights that are streamed; unset, what "
+        "is free at the start. Below that they are read from an artefact as they are needed, "
+        "through 1 GB.",
+    )
+    artifact_dir: Path | None = Field(
+        None,
+        description="Folder in which `vellumd convert` puts artefacts and the engine looks for "
+        "them, 28 GB each; unset, `artifacts` in the user's cache folder.",
+    )
     preset: str | None = Field(
         None,
         description="Preset of requests that name none; if empty, the model's own or `balanced`.",

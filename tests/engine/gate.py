@@ -28,11 +28,13 @@ from vellumd.demo.verdict import Judge
 from vellumd.engine import latents, loading, lora, pipeline, precision
 
 STEPS = 8
-PSNR = 55.0
-"""Least median PSNR in decibel: FP8 by rows has 61, FP8 that lost the small weights 48. It
-tells damage that no success shows."""
+PSNR = 51.0
+"""Least median PSNR in decibel: FP8 by rows has 59 where weights alone are rounded and 53 to 54
+where activations are too, FP8 that lost the small weights 47. It tells damage that no success
+shows."""
 PSNR_LOW = 48.0
-"""Decibel that 95 % of the pictures reach (FP8 by rows: 55): no edit may become another."""
+"""Decibel that 95 % of the pictures reach (FP8 by rows: 53 and 49.7): no edit may become
+another."""
 LOST = 0.01
 """Share of edits that may be lost, however many are gained: of 1,152 edits harmless recipes
 lost 0.2 %, the mildest harmful one 1.6 %. A small exam may always lose one."""
@@ -42,7 +44,6 @@ LEAST = 0.93
 """Success that must be possible, as the upper end of its interval: what the demo promises."""
 
 FP8 = torch.float8_e4m3fn
-FP8_MAX = torch.finfo(FP8).max
 
 Tamper = Callable[[pipeline.Model], contextlib.AbstractContextManager[None]]
 
@@ -121,12 +122,6 @@ def round_trip(gate: Gate) -> exam.Score:
 
 
 # What is done to the model: weights are replaced by what is left of them.
-
-
-def by_row(weight: Tensor) -> Tensor:
-    """FP8 (e4m3) with a scale for each row [out, in]."""
-    scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / FP8_MAX
-    return (weight / scale).to(FP8).to(weight.dtype) * scale
 
 
 def plain(weight: Tensor) -> Tensor:
@@ -234,10 +229,9 @@ def recipe(name: str, *, small: bool = False) -> Tamper:
 
 
 ACCEPTED: dict[str, Tamper] = {
-    "fp8-rows": recipe("fp8-rows"),
-    "rescaled by 1/16, fp8-weights": recipe("fp8-weights", small=True),
+    f"rescaled by 1/16, {name}": recipe(name, small=True) for name in ("fp8-rows", "fp8-weights")
 }
-"""Each of the engine's ways to multiply, one of them with rescaled weights."""
+"""The engine's ways to multiply. `fp8-tensor` gives the numbers of `fp8-rows`."""
 REJECTED: dict[str, Tamper] = {
     "rescaled by 1/16, plain FP8": lambda model: quantised(model, plain, small=True),
     "int3 in groups of 64": lambda model: quantised(model, int3),
@@ -246,7 +240,7 @@ REJECTED: dict[str, Tamper] = {
 SHOWN: dict[str, Tamper] = {
     "fp8-tensor": recipe("fp8-tensor"),
     "fp8-weights": recipe("fp8-weights"),
-    "rescaled by 1/16, fp8-rows": recipe("fp8-rows", small=True),
+    "fp8-rows": recipe("fp8-rows"),
     "rescaled by 1/16": lambda model: quantised(model, lambda weight: weight, small=True),
     "plain FP8": lambda model: quantised(model, plain),
 }

@@ -1,5 +1,12 @@
-"""`python -m vellumd.engine`: the engine process."""
+"""`python -m vellumd.engine`: the engine process; with `convert`, a conversion."""
 
-from vellumd.engine.worker import main
+import sys
 
-main()
+if sys.argv[1:2] == ["convert"]:
+    from vellumd.engine import converting
+
+    sys.exit(converting.main(sys.argv[2:]))
+else:
+    from vellumd.engine.worker import main
+
+    main()

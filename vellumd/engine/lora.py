@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from vellumd import errors, model_card
+from vellumd.artefact import Stamp
 from vellumd.engine import precision
 from vellumd.engine.loading import Parts
 from vellumd.engine.reading import Reader
@@ -67,6 +68,7 @@ class Loras:
     ) -> None:
         self._transformer = parts.transformer
         self._checkpoint = parts.model.transformer
+        self._ready = parts.ready
         self._folder = folder
         self._card = card
         self._configured = configured
@@ -93,7 +95,7 @@ class Loras:
         is damaged or made for another model; then none takes part.
         """
         self._detach()
-        wanted = [ref for ref in wanted if ref.name != self._card.fused]
+        wanted = [ref for ref in wanted if not self._is_inside(ref)]
         found = {ref.name: self._file(ref.name) for ref in wanted}
         for name, file in found.items():
             if file is None:
@@ -103,6 +105,15 @@ class Loras:
                     del self._loaded[gone]
                 self._loaded[name] = self._load(file)
         self._attach(wanted)
+
+    def _is_inside(self, ref: LoraRef) -> bool:
+        """Whether the weights have it inside, as they came or by the artefact's making."""
+        if ref.name == self._card.fused:
+            return True
+        file = self._file(ref.name)
+        if self._ready is None or file is None:
+            return False
+        return (Stamp.of(file), ref.scale) in self._ready.fuses()
 
     def _load(self, file: Path) -> dict[str, Pair]:
         """The pairs of `file` where the transformer is, in its type."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,14 +15,20 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from vellumd import errors, images, model_card
-from vellumd.engine import latents, loading, memory, precision, schedule
+from vellumd import errors, images, model_card, presets
+from vellumd.artefact import Artefact
+from vellumd.engine import latents, loading, memory, placing, precision, schedule
 from vellumd.engine.denoise import Conditioning, denoise, watched
 from vellumd.engine.encode import Encoder
 from vellumd.engine.lora import Loras
-from vellumd.models import ResolvedEdit
+from vellumd.engine.shelf import Shelf
+from vellumd.memory_plan import Plan
+from vellumd.models import LoraRef, ResolvedEdit
 from vellumd.protocol import Capabilities, Init, Report
 from vellumd.settings import EngineSettings, Limits
+from vellumd.weights import model as weights
+
+log = logging.getLogger(__name__)
 
 
 def create(init: Init) -> QwenEngine:
@@ -37,30 +45,72 @@ class QwenEngine:
         self._limits = Limits.model_validate(init.limits)
         self._card = model_card.of(self._settings)
         self._model: Model | None = None
+        self._shelf: Shelf | None = None
+        self._recipe = precision.PLAIN
+        self._plan = Plan()
 
     def load(self, report: Report) -> Capabilities:
         """Load the model."""
         started = time.monotonic()
         transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         settings = self._settings
-        path = model_card.folder(settings.model)
         if self._card.demo and self._device.type == "cpu":
             # The demo's tensors are too small to be shared: two threads take 0.44 s for an
             # edit that one does in 0.30 s.
             torch.set_num_threads(1)
         choice = precision.choose(settings.tier, settings.recipe, self._device)
         opened = model_card.opened(settings)
-        parts = loading.load(opened, self._device, report.beat, choice.recipe, settings.keep)
-        loras = Loras(parts, path, self._card, settings.loras, settings.base)
-        self._model = Model(parts, loras, self._card, self._limits)
+        self._recipe = choice.recipe
+        self._shelf = Shelf(settings, self._card, opened.transformer.files, choice.recipe)
+        ready = self._shelf.best(presets.expected(settings, self._card))
+        memory.limit(self._device, settings.vram_budget_gb)
+        plan = self._planned(opened, ready)
+        log.info("memory plan: %s", plan)
+        parts = loading.load(
+            opened, self._device, report.beat, choice.recipe, settings.keep, ready, plan
+        )
+        self._model = self._assembled(parts)
+        loras = self._model.loras
         return Capabilities(
             model=self._card.name,
             device=_name_of(self._device),
             recipe=choice.recipe.name,
+            memory_plan=str(plan),
             loras=loras.names(),
             load_s=round(time.monotonic() - started, 3),
             notes=tuple(self._notes(parts)),
         )
+
+    def _planned(self, opened: weights.Model, ready: Artefact | None) -> Plan:
+        self._plan = placing.plan(self._settings, opened, ready, self._recipe, self._device)
+        if not self._plan.fits:
+            log.warning("the model is larger than the budgets; the smallest plan is tried")
+        return self._plan
+
+    def _assembled(self, parts: loading.Parts) -> Model:
+        settings = self._settings
+        path = model_card.folder(settings.model)
+        loras = Loras(parts, path, self._card, settings.loras, settings.base)
+        return Model(parts, loras, self._card, self._limits, tiled=self._plan.tiled)
+
+    def _exchange(self, loras: Sequence[LoraRef], report: Report) -> Model:
+        """The model with the transformer that `loras` run best on, exchanged if need be."""
+        assert self._model is not None and self._shelf is not None
+        ready = self._shelf.best(loras)
+        if ready == self._model.parts.ready:
+            return self._model
+        parts = self._model.parts
+        # Nobody may hold the old weights while the new ones come.
+        self._model = None
+        if parts.placed.blocks is not None:
+            parts.placed.blocks.drop()
+        bare = replace(parts, transformer=None, table=None)
+        del parts
+        memory.free()
+        plan = self._planned(bare.model, ready)
+        parts = loading.exchange(bare, report.beat, self._recipe, self._settings.keep, ready, plan)
+        self._model = self._assembled(parts)
+        return self._model
 
     def _notes(self, parts: loading.Parts) -> Iterator[str]:
         if self._card.note:
@@ -82,7 +132,8 @@ class QwenEngine:
             raise errors.EngineUnavailable("The engine is not loaded.")
         for code in self._warnings(edit):
             report.warn(code)
-        yield from Run(self._model, edit, report, cancelled).pictures(images)
+        model = self._exchange(edit.loras, report)
+        yield from Run(model, edit, report, cancelled).pictures(images)
 
     def _warnings(self, edit: ResolvedEdit) -> Iterator[str]:
         if self._card.demo:
@@ -105,8 +156,12 @@ class Model:
         loras: Loras,
         card: model_card.ModelCard,
         limits: Limits | None = None,
+        *,
+        tiled: bool = False,
     ) -> None:
-        """`limits` are those of inputs; the defaults if left out."""
+        """`limits` are those of inputs; the defaults if left out. `tiled`: the VAE always is."""
+        if tiled:
+            parts.vae.enable_tiling()
         self.limits = limits or Limits()
         self.parts = parts
         self.loras = loras
@@ -145,7 +200,7 @@ class Run:
             self._report.warn("enlarged")
         self._look("lora")
         self._model.loras.use(self._edit.loras)
-        with memory.Ladder(memory.rungs(self._parts.vae), self._report) as ladder:
+        with memory.Ladder(memory.rungs(self._parts), self._report) as ladder:
             conditioning = ladder.climb(partial(self.encode, inputs, canvas))
             for number in range(self._edit.n):
                 tokens = ladder.climb(partial(self.denoise, conditioning, canvas, number))
@@ -158,7 +213,8 @@ class Run:
         # sees the input itself, as in the stock pipeline.
         first = canvas.fit(inputs[0]) if canvas.box else inputs[0]
         views = self._model.encoder.views([first, *inputs[1:]])
-        with self._watched("encode", self._forwards * len(parts.encoder_blocks())):
+        blocks = self._forwards * len(parts.encoder_blocks())
+        with parts.placed.encoding(), self._watched("encode", blocks):
             prompt = self._embed(self._edit.prompt, views)
             negative = self._embed(self._edit.negative_prompt, views) if self._guided else None
         packed, shapes = [], [_tokens(canvas.width, canvas.height)]
@@ -192,6 +248,11 @@ class Run:
         steps = schedule.schedule(
             parts.scheduler, edit.scheduler, edit.steps, tokens.shape[1], parts.device
         )
+
+        if parts.table is not None:
+            # A schedule that is not tabled costs one look at the modulation's weights.
+            times = steps.timesteps.to(parts.dtype) / 1000
+            parts.table.cover(times, lambda done, of: self._look("modulation", done, of))
 
         def on_step(step: int, estimate: Tensor) -> None:
             self._report.step(number + 1, edit.n, step, edit.steps)
