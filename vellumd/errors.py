@@ -316,6 +316,7 @@ WARNINGS: dict[str, str] = {
     "store_rebuilt": "The job store was damaged and was made again from the jobs' folders.",
     "memory_freed": "Memory ran out; part of the edit was done twice.",
     "vae_tiled": "Memory ran out; the picture was made in tiles and may show seams.",
+    "weights_streamed": "Memory ran out; the weights came from the host, which is slower.",
     "unknown_field": "A field was not understood and was ignored.",
 }
 """Warnings that a job or an answer can carry, code to text."""

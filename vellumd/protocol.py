@@ -109,6 +109,7 @@ class Capabilities(Frozen):
     device: str
     tiers: tuple[str, ...] = ("standard",)
     recipe: str = ""
+    memory_plan: str = ""
     loras: tuple[str, ...] = ()
     load_s: float = 0.0
     notes: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vellumd import platform
+from vellumd import catalogue, platform
 from vellumd.models import EditOptions, Tier
 
 DEFAULT_PLUGINS = ("http",)
@@ -36,12 +36,13 @@ class EngineSettings(Group):
     """Which engine and model edit, and how they are watched."""
 
     name: str = Field("qwen-image-edit", description="The engine; plugins can bring others.")
-    model: Annotated[str, PathText(("demo",))] = Field(
+    model: Annotated[str, PathText(("demo", *catalogue.MODELS))] = Field(
         "demo",
         description="A model folder in the diffusers layout, a single .safetensors file of a "
-        "transformer (ComfyUI's, LightX2V's), or demo for the embedded toy model.",
+        "transformer (ComfyUI's, LightX2V's), a name that `vellumd fetch` knows, or demo for the "
+        "embedded toy model.",
     )
-    base: Annotated[str, PathText()] | None = Field(
+    base: Annotated[str, PathText(tuple(catalogue.MODELS))] | None = Field(
         None,
         description="Folder in the diffusers layout that holds what a single file lacks: "
         "processor, scheduler, each part's config.json, and text encoder and VAE unless they "
@@ -65,6 +66,19 @@ class EngineSettings(Group):
         (),
         description="Ends of names of linears that FP8 recipes leave in bfloat16 beyond those "
         "they always leave, e.g. img_mlp.net.2, should fine structure suffer.",
+    )
+    vram_budget_gb: float | None = Field(
+        None,
+        gt=0,
+        description="Gigabytes (10^9 bytes) of the card that vellumd may use, enforced; unset, "
+        "all of it. What does not fit is streamed from the host's memory.",
+    )
+    ram_budget_gb: float | None = Field(
+        None,
+        gt=0,
+        description="Gigabytes of the host's memory for weights that are streamed; unset, what "
+        "is free at the start. Below that they are read from an artefact as they are needed, "
+        "through 1 GB.",
     )
     artifact_dir: Path | None = Field(
         None,

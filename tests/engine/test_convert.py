@@ -156,7 +156,7 @@ def test_tables_are_exact_at_equal_row_counts(model: pipeline.Model) -> None:
 
     stock = run()
     names = [name for name, _ in tables.modulations(transformer)]
-    table = tables.Tables(transformer, tables.on_host(transformer))
+    table = tables.Tables(transformer, tables.in_checkpoint(open_model(DEMO).transformer, CPU))
     assert table.cover(times, lambda *_: None)
     assert not table.cover(times, lambda *_: None)
     assert all(torch.equal(one, other) for one, other in zip(stock, run(), strict=True))

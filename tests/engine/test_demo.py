@@ -20,7 +20,7 @@ PLAIN = encoded(picture(128, 96))
 @pytest.fixture(scope="module")
 def child(spawn: Callable[..., Child]) -> Child:
     """A child that has loaded the demo."""
-    child = spawn("vellumd.engine.pipeline:create", model="demo")
+    child = spawn("vellumd.engine.start:create", model="demo")
     ready = child.until(protocol.Ready)[-1]
     assert ready.capabilities.model == "demo"
     assert "lightning-8" in ready.capabilities.loras

@@ -31,7 +31,7 @@ def bring_up(made: Made) -> pipeline.Model:
     base = str(made.base) if made.base else None
     card = model_card.read(str(made.model), base)
     parts = loading.load(open_model(made.model, made.base), CPU, lambda *_: None)
-    return pipeline.Model(parts, lora.Loras(parts.transformer, made.model, card, {}, base), card)
+    return pipeline.Model(parts, lora.Loras(parts, made.model, card, {}, base), card)
 
 
 def edited(model: pipeline.Model, folder: Path, **fields: object) -> Image.Image:
@@ -131,5 +131,5 @@ def test_zero_cond_t_matters(tmp_path: Path, plain: Image.Image) -> None:
     opened = open_model(model_card.DEMO_FOLDER, zero_cond_t=False)
     card = model_card.read("demo")
     parts = loading.load(opened, CPU, lambda *_: None)
-    model = pipeline.Model(parts, lora.Loras(parts.transformer, opened.base, card, {}), card)
+    model = pipeline.Model(parts, lora.Loras(parts, opened.base, card, {}), card)
     assert psnr(edited(model, tmp_path), plain) < PLAIN_FP8

@@ -209,7 +209,7 @@ def test_out_of_memory_goes_down_the_ladder(model: Model, files: list[Path]) -> 
 def test_every_way_of_running_out_goes_down_the_ladder(model: Model, error: Exception) -> None:
     """The driver, the allocator of the CPU and Python say it in words of their own."""
     told, work = Told(), Mock(side_effect=[error, error, "done"])
-    with memory.Ladder(memory.rungs(model.parts.vae), told) as ladder:
+    with memory.Ladder(memory.rungs(model.parts), told) as ladder:
         assert ladder.climb(work) == "done"
     assert told.warnings == ["memory_freed", "vae_tiled"]
 
@@ -218,7 +218,7 @@ def test_what_this_machine_says_goes_down_the_ladder(model: Model) -> None:
     """torch on the CPU, asked for more than any machine has."""
     told = Told()
     with (
-        memory.Ladder(memory.rungs(model.parts.vae), told) as ladder,
+        memory.Ladder(memory.rungs(model.parts), told) as ladder,
         pytest.raises(errors.OutOfMemory),
     ):
         ladder.climb(lambda: torch.empty(1 << 60))
@@ -229,7 +229,7 @@ def test_other_errors_are_no_lack_of_memory(model: Model) -> None:
     """They end the edit at once."""
     told, work = Told(), Mock(side_effect=RuntimeError("mat1 and mat2 cannot be multiplied"))
     with (
-        memory.Ladder(memory.rungs(model.parts.vae), told) as ladder,
+        memory.Ladder(memory.rungs(model.parts), told) as ladder,
         pytest.raises(RuntimeError, match="mat1"),
     ):
         ladder.climb(work)
@@ -269,7 +269,7 @@ def test_a_rung_begins_when_the_tensors_before_it_are_gone(model: Model) -> None
             raise torch.OutOfMemoryError("simulated")
         return "done"
 
-    with memory.Ladder(memory.rungs(model.parts.vae), Told()) as ladder:
+    with memory.Ladder(memory.rungs(model.parts), Told()) as ladder:
         assert ladder.climb(work) == "done"
     assert seen == [False, False, False]
 

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vellumd.weights import header, shapes
+from vellumd.weights.checkpoint import SENTINEL
 
 CONFIG: dict[str, Any] = {
     "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 24,
     "num_layers": 2, "zero_cond_t": True,
 }  # fmt: skip
 """A transformer like 2511's, tiny."""
+
+ENCODER = {
+    "hidden_size": 12, "intermediate_size": 8, "num_attention_heads": 3,
+    "num_key_value_heads": 1, "num_hidden_layers": 1, "vocab_size": 20,
+    "vision_config": {"depth": 1, "hidden_size": 8, "intermediate_size": 6, "out_hidden_size": 12},
+}  # fmt: skip
+"""A text encoder's configuration, of the older form."""
 
 Entry = tuple[str, Iterable[int]]
 
@@ -81,3 +90,45 @@ def scaled(
 
 def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and name.startswith("transformer_blocks.")
+
+
+def model_folder(home: Path) -> Path:
+    """A whole model in the diffusers layout, tiny."""
+    write(home / "transformer/model.safetensors", transformer())
+    encoder = {name: ("BF16", shape) for name, shape in shapes.text_encoder(ENCODER).items()}
+    write(home / "text_encoder/model.safetensors", encoder)
+    write(home / "vae/model.safetensors", {"decoder.conv_in.weight": ("BF16", (4, 4))})
+    scheduler = {"base_shift": 0.5, "max_shift": 0.9, "shift_terminal": 0.02}
+    for name, content in (
+        ("model_index.json", {}), ("transformer/config.json", CONFIG),
+        ("text_encoder/config.json", ENCODER), ("vae/config.json", {}),
+        ("processor/x.json", {}), ("scheduler/scheduler_config.json", scheduler),
+    ):  # fmt: skip
+        (home / name).parent.mkdir(exist_ok=True)
+        (home / name).write_text(json.dumps(content))
+    return home
+
+
+def configured(folder: Path, **changed: object) -> None:
+    """Change keys of the transformer's config.json; None removes one."""
+    config = {**CONFIG, **changed}
+    kept = {key: value for key, value in config.items() if value is not None}
+    (folder / "transformer/config.json").write_text(json.dumps(kept))
+
+
+def sentinel(file: Path) -> None:
+    """Put ComfyUI's mark into a transformer."""
+    write(file, {**transformer(), SENTINEL: ("F32", ())})
+
+
+def single(folder: Path, *, parts: bool = True) -> Path:
+    """ComfyUI's folders beside `folder`, which then is the base and has no weights of its own."""
+    models = folder.parent / "ComfyUI/models"
+    names = {"transformer": "diffusion_models/edit.safetensors"}
+    if parts:
+        names |= {"text_encoder": "clip/qwen.safetensors", "vae": "vae/qwen.safetensors"}
+    for part in ("transformer", "text_encoder", "vae"):
+        if part in names:
+            (models / names[part]).parent.mkdir(parents=True)
+            shutil.move(folder / part / "model.safetensors", models / names[part])
+    return models / names["transformer"]

@@ -38,7 +38,7 @@ def refusal(folder: Path, data: bytes, name: str = "model.safetensors") -> str:
     with pytest.raises(errors.ModelInvalid) as caught:
         header.read(folder / name)
     assert str(folder.parent) not in caught.value.message
-    assert f"{folder.name}/{name}" in caught.value.message
+    assert f"{name} ({folder.name})" in caught.value.message
     return caught.value.message
 
 

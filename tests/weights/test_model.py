@@ -10,64 +10,20 @@ from pathlib import Path
 import pytest
 
 from tests.weights import files
-from tests.weights.files import CONFIG
+from tests.weights.files import CONFIG, ENCODER, configured, model_folder, sentinel, single
 from vellumd import errors, model_card
 from vellumd.models import EditRequest, LoraRef
 from vellumd.presets import Presets
 from vellumd.settings import EngineSettings, Settings
-from vellumd.weights import checkpoint, shapes
+from vellumd.weights import shapes
 from vellumd.weights.checkpoint import Layout
 from vellumd.weights.model import Model, open_model
-
-ENCODER = {
-    "hidden_size": 12, "intermediate_size": 8, "num_attention_heads": 3,
-    "num_key_value_heads": 1, "num_hidden_layers": 1, "vocab_size": 20,
-    "vision_config": {"depth": 1, "hidden_size": 8, "intermediate_size": 6, "out_hidden_size": 12},
-}  # fmt: skip
-"""A text encoder's configuration, of the older form."""
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A whole diffusers folder, tiny."""
-    home = tmp_path / "Qwen-Image-Edit-2511"
-    files.write(home / "transformer/model.safetensors", files.transformer())
-    encoder = {name: ("BF16", shape) for name, shape in shapes.text_encoder(ENCODER).items()}
-    files.write(home / "text_encoder/model.safetensors", encoder)
-    files.write(home / "vae/model.safetensors", {"decoder.conv_in.weight": ("BF16", (4, 4))})
-    for name, content in (
-        ("model_index.json", {}), ("transformer/config.json", CONFIG),
-        ("text_encoder/config.json", ENCODER), ("vae/config.json", {}),
-        ("processor/x.json", {}), ("scheduler/scheduler_config.json", {}),
-    ):  # fmt: skip
-        (home / name).parent.mkdir(exist_ok=True)
-        (home / name).write_text(json.dumps(content))
-    return home
-
-
-def configured(folder: Path, **changed: object) -> None:
-    """Change keys of the transformer's config.json; None removes one."""
-    config = {**CONFIG, **changed}
-    kept = {key: value for key, value in config.items() if value is not None}
-    (folder / "transformer/config.json").write_text(json.dumps(kept))
-
-
-def sentinel(file: Path) -> None:
-    """Put ComfyUI's mark into a transformer."""
-    files.write(file, {**files.transformer(), checkpoint.SENTINEL: ("F32", ())})
-
-
-def single(folder: Path, *, parts: bool = True) -> Path:
-    """ComfyUI's folders beside `folder`, which then is the base and has no weights of its own."""
-    models = folder.parent / "ComfyUI/models"
-    names = {"transformer": "diffusion_models/edit.safetensors"}
-    if parts:
-        names |= {"text_encoder": "clip/qwen.safetensors", "vae": "vae/qwen.safetensors"}
-    for part in ("transformer", "text_encoder", "vae"):
-        if part in names:
-            (models / names[part]).parent.mkdir(parents=True)
-            shutil.move(folder / part / "model.safetensors", models / names[part])
-    return models / names["transformer"]
+    return model_folder(tmp_path / "Qwen-Image-Edit-2511")
 
 
 def test_a_folder(folder: Path) -> None:

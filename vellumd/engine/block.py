@@ -7,6 +7,8 @@ is diffusers').
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -81,6 +83,21 @@ def text_stream(stock: Any) -> Stream:
     )  # fmt: skip
 
 
+@contextlib.contextmanager
+def called(stock: Any) -> Iterator[None]:
+    """What hangs on the stock block's forward happens: its weights may come from the host.
+
+    Hooks that want its arguments are left out, since it gets none.
+    """
+    for key, hook in list(stock._forward_pre_hooks.items()):
+        if key not in stock._forward_pre_hooks_with_kwargs:
+            hook(stock, ())
+    yield
+    for key, hook in list(stock._forward_hooks.items()):
+        if key not in stock._forward_hooks_with_kwargs:
+            hook(stock, (), None)
+
+
 class Block(torch.nn.Module):
     """A `QwenImageTransformerBlock` with this module's forward.
 
@@ -115,14 +132,15 @@ class Block(torch.nn.Module):
         references' keys and values are those that `room` holds.
         """
         tokens = text.shape[1]
-        if self.last:
-            image, query = self.project_last(image, text, mods, rope, room, target)
+        with called(self.stock):
+            if self.last:
+                image, query = self.project_last(image, text, mods, rope, room, target)
+                heads = self.attention(query, room.key, room.value)
+                return self.finish_image(image, heads, mods, target), text
+            query = self.project(image, text, mods, rope, room, target)
             heads = self.attention(query, room.key, room.value)
-            return self.finish_image(image, heads, mods, target), text
-        query = self.project(image, text, mods, rope, room, target)
-        heads = self.attention(query, room.key, room.value)
-        image = self.finish_image(image, heads[:, tokens:], mods, target)
-        return image, self.finish_text(text, heads[:, :tokens], mods)
+            image = self.finish_image(image, heads[:, tokens:], mods, target)
+            return image, self.finish_text(text, heads[:, :tokens], mods)
 
     def project(
         self, image: Tensor, text: Tensor, mods: Mods, rope: Rope, room: Room, target: int

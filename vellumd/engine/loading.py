@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ import transformers
 from vellumd import artefact, errors
 from vellumd.artefact import Artefact
 from vellumd.engine import precision, weights
+from vellumd.engine.placing import Placed, Placing
 from vellumd.engine.precision import Recipe
 from vellumd.engine.reading import Reader
-from vellumd.engine.tables import Tables, in_file
+from vellumd.engine.tables import Tables, in_checkpoint, in_file
 from vellumd.engine.vae import flatten, last_taps
+from vellumd.memory_plan import Plan
 from vellumd.weights import checkpoint, header
 from vellumd.weights.model import Model, open_model
 
@@ -52,6 +54,8 @@ class Parts:
     """The artefact that the transformer came from."""
     table: Tables | None = None
     """What stands for the transformer's modulation, where its weights were left out."""
+    placed: Placed = field(default_factory=Placed)
+    """What moves while edits run."""
 
     def encoder_blocks(self) -> list[torch.nn.Module]:
         """The text encoder's transformer blocks, those of its vision tower first."""
@@ -99,17 +103,21 @@ def load(
     recipe: Recipe = precision.PLAIN,
     keep: Iterable[str] = (),
     ready: Artefact | None = None,
+    plan: Plan | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Parts:
     """Load a model, a folder in diffusers layout or one opened before.
 
-    bfloat16 on a GPU, float32 on a CPU; the transformer as `recipe` says, without the
-    linears whose names end in one of `keep`, and out of the artefact `ready` if there is
-    one. `beat` is told what is read as MiB of the whole.
+    bfloat16 on a GPU, float32 on a CPU, unless `dtype` says otherwise; the transformer as
+    `recipe` says, without the linears whose names end in one of `keep`, and out of the
+    artefact `ready` if there is one. Everything lies where `plan` says, on the device if
+    left out. `beat` is told what is read as MiB of the whole.
+
     Raises `ModelInvalid` naming the part that is missing, damaged or of another kind, and
     `OutOfMemory`.
     """
     model = source if isinstance(source, Model) else open_model(source)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     with _part("processor"):
         processor = transformers.Qwen2VLProcessor.from_pretrained(
             model.base / "processor", local_files_only=True
@@ -118,27 +126,57 @@ def load(
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler.load_config(model.base / "scheduler")
     size = sum(part.nbytes for part in (model.text_encoder, model.vae))
     read = Read(beat, size + _transformer_size(model, ready))
+    placing = _placing(plan, device, model, ready)
+    placed = Placed()
     with Reader(device, read) as reader:
         with _part("text_encoder"):
             text_encoder = _text_encoder(model)
-            weights.fill(text_encoder, model.text_encoder, reader, weights.dense(dtype))
+            fit = placing.hosted(weights.dense(dtype))
+            weights.fill(text_encoder, model.text_encoder, reader, fit, placing.skips)
+            typed(text_encoder, dtype)
+            placing.encoder(text_encoder, model.text_encoder, placed)
         with _part("vae"):
             vae = empty(diffusers.AutoencoderKLQwenImage, model.configs["vae"])
             adapt = last_taps(vae)
             weights.check(flatten(vae), model.vae, adapt)
             weights.fill(vae, model.vae, reader, weights.dense(dtype, adapt))
-        transformer, table = _transformer(model, reader, dtype, recipe, keep, ready)
+        transformer, table = _transformer(
+            model, reader, dtype, recipe, keep, ready, placing, placed
+        )
     log.info("loaded %s", read)
+    vae.to(device)
     for module in (transformer, text_encoder, vae):
-        module.to(device).eval().requires_grad_(False)
+        module.eval().requires_grad_(False)
     return Parts(
         transformer, text_encoder, vae, processor, dict(scheduler), device, dtype, model, read,
-        ready, table,
+        ready, table, placed,
     )  # fmt: skip
 
 
+def _placing(
+    plan: Plan | None, device: torch.device, model: Model, ready: Artefact | None
+) -> Placing:
+    plan = plan or Plan(tabled=ready is not None)
+    return Placing(plan, device, int(model.configs["transformer"]["num_layers"]))
+
+
+def typed(module: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Parameters that are still on meta get the type that they will have.
+
+    FP8 weights and their scales have it already.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.is_meta and parameter.element_size() > 1 and not name.endswith(".scale"):
+            parameter.data = torch.empty_like(parameter, dtype=dtype)
+
+
 def exchange(
-    parts: Parts, beat: Beat, recipe: Recipe, keep: Iterable[str], ready: Artefact | None
+    parts: Parts,
+    beat: Beat,
+    recipe: Recipe,
+    keep: Iterable[str],
+    ready: Artefact | None,
+    plan: Plan | None = None,
 ) -> Parts:
     """The same parts with a transformer out of another artefact, or out of the model.
 
@@ -146,10 +184,16 @@ def exchange(
     """
     read = Read(beat, _transformer_size(parts.model, ready), phase="swap")
     with Reader(parts.device, read) as reader:
-        transformer, table = _transformer(parts.model, reader, parts.dtype, recipe, keep, ready)
+        placing = _placing(plan, parts.device, parts.model, ready)
+        placed = replace(parts.placed, blocks=None)
+        transformer, table = _transformer(
+            parts.model, reader, parts.dtype, recipe, keep, ready, placing, placed
+        )
     log.info("exchanged the transformer: %s", read)
-    transformer.to(parts.device).eval().requires_grad_(False)
-    return replace(parts, transformer=transformer, read=read, ready=ready, table=table)
+    transformer.eval().requires_grad_(False)
+    return replace(
+        parts, transformer=transformer, read=read, ready=ready, table=table, placed=placed
+    )
 
 
 def _transformer_size(model: Model, ready: Artefact | None) -> int:
@@ -169,20 +213,41 @@ def _transformer(
     recipe: Recipe,
     keep: Iterable[str],
     ready: Artefact | None,
+    placing: Placing,
+    placed: Placed,
 ) -> tuple[Any, Tables | None]:
     """The transformer as `recipe` says, and the table that stands for its modulation, if any."""
     with _part("transformer"):
         transformer = empty(diffusers.QwenImageTransformer2DModel, model.configs["transformer"])
-        fit = precision.fitting(transformer, recipe, dtype, keep)
-        if ready is None:
-            weights.fill(transformer, model.transformer, reader, fit)
-            return transformer, None
-        held = checkpoint.folder(ready.transformer, "transformer")
-        table = Tables(transformer, in_file(ready.folder / artefact.MODULATION, reader.device))
-        weights.fill(transformer, held, reader, fit)
-        places = header.read(ready.folder / artefact.TABLES).tensors
-        table.load(dict(zip(places, reader.places(list(places.values())), strict=True)))
+        fit = placing.hosted(precision.fitting(transformer, recipe, dtype, keep))
+        held = model.transformer if ready is None else _held(ready)
+        table = _table(transformer, model, reader.device, ready, placing)
+        weights.fill(transformer, held, reader, fit, placing.skips)
+        typed(transformer, dtype)
+        placed.blocks = placing.transformer(transformer, held)
+        transformer.to(reader.device)
+        if table is not None and ready is not None:
+            places = header.read(ready.folder / artefact.TABLES).tensors
+            table.load(dict(zip(places, reader.places(list(places.values())), strict=True)))
         return transformer, table
+
+
+def _held(ready: Artefact) -> checkpoint.Checkpoint:
+    return checkpoint.folder(ready.transformer, "transformer")
+
+
+def _table(
+    transformer: Any,
+    model: Model,
+    device: torch.device,
+    ready: Artefact | None,
+    placing: Placing,
+) -> Tables | None:
+    if ready is not None:
+        return Tables(transformer, in_file(ready.folder / artefact.MODULATION, device))
+    if placing.plan.tabled:
+        return Tables(transformer, in_checkpoint(model.transformer, device))
+    return None
 
 
 def empty(kind: Any, config: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from vellumd.engine.block import Mods
+from vellumd.engine.block import Mods, called
 
 CHUNK = 8
 """Steps that are computed together. All of a long schedule would be up to 440 MB; the
@@ -50,8 +50,11 @@ def modulate(stock: Any, times: Tensor) -> list[StepMods]:
     if stock.zero_cond_t:
         times = torch.cat([times, times.new_zeros(1)])
     embedded = F.silu(stock.time_text_embed(times, times))
-    image = [block.img_mod[1](embedded) for block in stock.transformer_blocks]
-    text = [block.txt_mod[1](embedded[:count]) for block in stock.transformer_blocks]
+    image, text = [], []
+    for block in stock.transformer_blocks:
+        with called(block):
+            image.append(block.img_mod[1](embedded))
+            text.append(block.txt_mod[1](embedded[:count]))
     ends = stock.norm_out.linear(embedded[:count])
     return [
         StepMods(

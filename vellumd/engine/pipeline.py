@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,8 +16,9 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from vellumd import errors, images, model_card, presets
-from vellumd.engine import latents, loading, memory, precision, schedule, tuning
+from vellumd import errors, images, memory_plan, model_card, presets
+from vellumd.artefact import Artefact
+from vellumd.engine import latents, loading, memory, placing, precision, schedule, tuning
 from vellumd.engine.content import Store, digest, size_of
 from vellumd.engine.denoise import denoise, watched
 from vellumd.engine.encode import Encoder
@@ -28,7 +30,9 @@ from vellumd.engine.transformer import Conditioning
 from vellumd.models import LoraRef, ResolvedEdit
 from vellumd.protocol import Capabilities, Init, Report
 from vellumd.settings import EngineSettings, Limits
-from vellumd.weights.model import open_model
+from vellumd.weights import model as weights
+
+log = logging.getLogger(__name__)
 
 MB = 10**6
 
@@ -51,31 +55,35 @@ class QwenEngine:
         self._recipe = precision.PLAIN
         self._times: tuning.Times = {}
         self._cache = init.cache
+        self._plan = memory_plan.Plan()
 
     def load(self, report: Report) -> Capabilities:
         """Load the model."""
         started = time.monotonic()
         transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         settings = self._settings
-        path = model_card.folder(settings.model)
-        opened = open_model(
-            path, Path(settings.base) if settings.base else None, settings.zero_cond_t
-        )
         if self._card.demo and self._device.type == "cpu":
             # The demo's tensors are too small to be shared: two threads take 0.44 s for an
             # edit that one does in 0.30 s.
             torch.set_num_threads(1)
+        opened = model_card.opened(settings)
         choice = self._choose(opened.configs["transformer"], report)
         self._recipe = choice.recipe
         self._shelf = Shelf(settings, self._card, opened.transformer.files, choice.recipe)
         ready = self._shelf.best(presets.expected(settings, self._card))
-        parts = loading.load(opened, self._device, report.beat, choice.recipe, settings.keep, ready)
+        memory.limit(self._device, settings.vram_budget_gb)
+        plan = self._planned(opened, ready)
+        log.info("memory plan: %s", plan)
+        parts = loading.load(
+            opened, self._device, report.beat, choice.recipe, settings.keep, ready, plan
+        )
         self._model = self._assembled(parts)
         loras = self._model.loras
         return Capabilities(
             model=self._card.name,
             device=_name_of(self._device),
             recipe=choice.recipe.name,
+            memory_plan=str(plan),
             loras=loras.names(),
             load_s=round(time.monotonic() - started, 3),
             notes=tuple(self._notes(parts)),
@@ -92,11 +100,19 @@ class QwenEngine:
         )  # fmt: skip
         return choice
 
+    def _planned(self, opened: weights.Model, ready: Artefact | None) -> memory_plan.Plan:
+        self._plan = placing.plan(self._settings, opened, ready, self._recipe, self._device)
+        if not self._plan.fits:
+            log.warning("the model is larger than the budgets; the smallest plan is tried")
+        return self._plan
+
     def _assembled(self, parts: loading.Parts, store: Store | None = None) -> Model:
         settings = self._settings
         path = model_card.folder(settings.model)
         loras = Loras(parts, path, self._card, settings.loras, settings.base)
-        return Model(parts, loras, self._card, self._limits, settings, store)
+        return Model(
+            parts, loras, self._card, self._limits, settings, store, tiled=self._plan.tiled
+        )
 
     def _exchange(self, loras: Sequence[LoraRef], report: Report) -> Model:
         """The model with the transformer that `loras` run best on, exchanged if need be."""
@@ -107,10 +123,13 @@ class QwenEngine:
         parts, store = self._model.parts, self._model.store
         # Nobody may hold the old weights while the new ones come.
         self._model = None
+        if parts.placed.blocks is not None:
+            parts.placed.blocks.drop()
         bare = replace(parts, transformer=None, table=None)
         del parts
         memory.free()
-        parts = loading.exchange(bare, report.beat, self._recipe, self._settings.keep, ready)
+        plan = self._planned(bare.model, ready)
+        parts = loading.exchange(bare, report.beat, self._recipe, self._settings.keep, ready, plan)
         self._model = self._assembled(parts, store)
         return self._model
 
@@ -164,11 +183,15 @@ class Model:
         limits: Limits | None = None,
         settings: EngineSettings | None = None,
         store: Store | None = None,
+        *,
+        tiled: bool = False,
     ) -> None:
         """`limits` are those of inputs; limits and `settings` are the defaults if left out.
 
-        `store` is one that was filled by the same encoder and VAE.
+        `store` is one that was filled by the same encoder and VAE. `tiled`: the VAE always is.
         """
+        if tiled:
+            parts.vae.enable_tiling()
         self.limits = limits or Limits()
         self.settings = settings or EngineSettings()
         self.parts = parts
@@ -243,7 +266,9 @@ class Run:
         if self._guided:
             prompts.append(self._readable(self._edit.negative_prompt))
         encoder = self._model.encoder
-        with self._watched("encode", encoder.blocks(prompts, views)):
+        blocks = encoder.blocks(prompts, views)
+        moved = parts.placed.encoding() if blocks else contextlib.nullcontext()
+        with moved, self._watched("encode", blocks):
             prompt, *negative = encoder.embed(prompts, views, parts.device)
         packed, shapes = [], [_tokens(canvas.width, canvas.height)]
         for picture in self._references(inputs, canvas):
@@ -304,7 +329,7 @@ class Run:
 
     def _rungs(self) -> Iterator[memory.Rung]:
         """What this edit can do when memory runs out."""
-        freed, *others = memory.rungs(self._parts.vae, self._model.store.clear)
+        freed, *others = memory.rungs(self._parts, self._model.store.clear)
         yield freed
         if self._plan.reuses:  # keeps 12 GB a prompt, with three references
             yield memory.Rung("tier_lowered", self._without_reuse)

@@ -137,7 +137,7 @@ class Reader:
         staged: bool | None = None,
     ) -> None:
         """`staged`: whether spans go through the ring of buffers; as the device needs, if None."""
-        self.device = self._device = device
+        self.device = device
         self._read = read
         self._span = span
         self._ahead = ahead
@@ -216,14 +216,14 @@ class Reader:
                 self._ring.drain()
 
     def _empty(self, place: Place) -> Tensor:
-        return torch.empty(place.nbytes, dtype=torch.uint8, device=self._device)
+        return torch.empty(place.nbytes, dtype=torch.uint8, device=self.device)
 
     def _mark(self) -> torch.cuda.Event | None:
         """Where the device's own work stands: memory given out now is free from there on."""
-        if self._device.type != "cuda":
+        if self.device.type != "cuda":
             return None
         event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self._device))
+        event.record(torch.cuda.current_stream(self.device))
         return event
 
     def _fetch(
@@ -232,12 +232,12 @@ class Reader:
         """Read `span` into `targets`; on a card, what tells that its copies are done."""
         if self._ring is not None:
             return self._ring.fetch(span, targets, after)
-        _read(span, (part_of(piece, targets) for piece in span.pieces))
+        read_span(span, (part_of(piece, targets) for piece in span.pieces))
         return None
 
     def _await(self, event: torch.cuda.Event | None) -> None:
         if event is not None:
-            torch.cuda.current_stream(self._device).wait_event(event)
+            torch.cuda.current_stream(self.device).wait_event(event)
 
 
 class _Ring:
@@ -263,7 +263,7 @@ class _Ring:
                 copied.synchronize()
             if buffer is None:
                 buffer = torch.empty(self._size, dtype=torch.uint8, pin_memory=self._pinned)
-            _read(span, [buffer[: span.nbytes]])
+            read_span(span, [buffer[: span.nbytes]])
             copied = self._copy(span, buffer, targets, after)
         finally:
             self._free.put((buffer, copied))
@@ -302,7 +302,7 @@ def part_of(piece: Piece, targets: dict[int, Tensor]) -> Tensor:
     return targets[piece.number][piece.at : piece.at + piece.end - piece.begin]
 
 
-def _read(span: Span, targets: Iterable[Tensor]) -> None:
+def read_span(span: Span, targets: Iterable[Tensor]) -> None:
     """Fill `targets`, one after the other, with the bytes of `span`.
 
     Raises `ModelInvalid` where the file ends too early or cannot be read.

@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from vellumd.engine import precision
 from vellumd.engine.reading import Reader
 from vellumd.weights import header
+from vellumd.weights.checkpoint import Checkpoint
 
 EXTRA = 64
 """Times beyond those of the artefact that are kept: two schedules of 30 steps, 280 MB."""
@@ -109,8 +110,12 @@ class Tables:
             weight, bias = self._weights(name)
             rows[name] = torch.cat([answer(name, x, weight, bias) for x in embedded])
         # All at once at the end: a failure before leaves a table that is right.
-        self.keys = torch.cat([self.keys, *(x[:1] for x in embedded)])
-        self.rows = {name: torch.cat([self.rows[name], rows[name]]) for name in self.names}
+        new = torch.cat([x[:1] for x in embedded])
+        self.keys = torch.cat([self.keys, new]) if self.times else new
+        self.rows = {
+            name: torch.cat([self.rows[name], rows[name]]) if self.times else rows[name]
+            for name in self.names
+        }
         self.times += times
 
 
@@ -138,18 +143,14 @@ def modulations(transformer: Any) -> Iterator[tuple[str, torch.nn.Module]]:
             yield f"{precision.BLOCKS}{number}.{side}.1", getattr(block, side)[1]
 
 
-def on_host(transformer: Any) -> Weights:
-    """The modulation's weights of a loaded `transformer`, moved to the host's memory."""
-    device = transformer.img_in.weight.device
-    held = {
-        name: (linear.weight.to("cpu"), linear.bias.to("cpu"))
-        for name, linear in modulations(transformer)
-        if isinstance(linear, torch.nn.Linear)
-    }
+def in_checkpoint(checkpoint: Checkpoint, device: torch.device) -> Weights:
+    """Weights that lie among the transformer's others, read when they are asked for."""
 
     def weights(name: str) -> tuple[Tensor, Tensor]:
-        weight, bias = held[name]
-        return weight.to(device), bias.to(device)
+        wanted = [checkpoint.weights[f"{name}.{kind}"] for kind in ("weight", "bias")]
+        with Reader(device, threads=2) as reader:
+            found = {one.stored.name: one.dense(torch.float32) for one in reader.tensors(wanted)}
+        return found[f"{name}.weight"], found[f"{name}.bias"]
 
     return weights
 

@@ -28,14 +28,23 @@ def dense(dtype: torch.dtype, adapt: Adapt | None = None) -> Fit:
     return fit
 
 
-def fill(model: torch.nn.Module, checkpoint: Checkpoint, reader: Reader, fit: Fit) -> None:
+def fill(
+    model: torch.nn.Module,
+    checkpoint: Checkpoint,
+    reader: Reader,
+    fit: Fit,
+    skips: Callable[[str], bool] = lambda name: False,
+) -> None:
     """Give `model`, whose parameters are on meta, the weights of `checkpoint`.
+
+    Those that `skips` names are not read, and may stay on meta.
 
     Tensors go straight to the reader's device, so the host never holds the model. Raises
     `ModelInvalid` where the model then lacks some, or has others.
     """
     tensors: dict[str, Tensor] = {}
-    for stored in reader.tensors(checkpoint.weights.values()):
+    wanted = [weight for name, weight in checkpoint.weights.items() if not skips(name)]
+    for stored in reader.tensors(wanted):
         tensors.update(fit(stored))
     try:
         unknown = model.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
@@ -45,7 +54,7 @@ def fill(model: torch.nn.Module, checkpoint: Checkpoint, reader: Reader, fit: Fi
         ) from None
     if unknown:
         raise errors.ModelInvalid(f"The model's {checkpoint.part} has unknown tensors.")
-    if any(parameter.is_meta for parameter in model.parameters()):
+    if any(found.is_meta and not skips(name) for name, found in model.named_parameters()):
         raise errors.ModelInvalid(f"The model's {checkpoint.part} lacks tensors.")
 
 

@@ -63,7 +63,7 @@ class Header:
 
 def told(file: Path) -> str:
     """`file` as errors name it: with its folder, since every part's file is called alike."""
-    return f"{file.parent.name}/{file.name}"
+    return f"{file.name} ({file.parent.name})"
 
 
 def read(file: Path) -> Header:
