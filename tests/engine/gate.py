@@ -220,7 +220,7 @@ ACCEPTED: dict[str, Tamper] = {
     "rescaled by 1/16, fp8-rows": recipe("fp8-rows", small=True),
     "rescaled by 1/16, fp8-weights": recipe("fp8-weights", small=True),
 }
-"""The engine's ways to multiply, and its tier turbo. `fp8-tensor` gives the numbers of `fp8-rows`."""
+"""The engine's ways to multiply (`fp8-tensor` gives the numbers of `fp8-rows`), and turbo."""
 REJECTED: dict[str, Tamper] = {
     "rescaled by 1/16, plain FP8": lambda model: quantised(model, plain, small=True),
     "int3 in groups of 64": lambda model: quantised(model, int3),
