@@ -19,8 +19,8 @@ PLUGINS = sorted(path for path in (ROOT / "plugins").iterdir() if (path / "plugi
 LAYERS = (
     {"errors", "models"},
     {
-        "settings", "sources", "presets", "images", "platform", "protocol", "weights", "model_card",
-        "artefact", "memory_plan", "logs", "keys",
+        "settings", "sources", "presets", "images", "platform", "protocol", "catalogue",
+        "weights", "model_card", "artefact", "memory_plan", "logs", "keys",
     },
     {"store"},
     {"events", "metrics", "deliveries", "jobs", "context"},

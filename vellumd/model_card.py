@@ -11,11 +11,11 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from vellumd import errors
+from vellumd import catalogue, errors
 from vellumd.models import Frozen
 from vellumd.settings import EngineSettings
 from vellumd.weights import checkpoint
-from vellumd.weights.model import COMFY_TRANSFORMERS, base_of
+from vellumd.weights.model import COMFY_TRANSFORMERS, Model, base_of, open_model
 
 FILE = "vellumd.json"
 DEMO = "demo"
@@ -70,14 +70,22 @@ class ModelCard(Frozen):
 
 
 def folder(model: str | Path) -> Path:
-    """The path of `[engine] model`: `demo` ships with vellumd, all others are paths."""
-    return DEMO_FOLDER if str(model) == DEMO else Path(model)
+    """The path of `[engine] model`: `demo`, a name that `fetch` knows, or a path."""
+    if str(model) == DEMO:
+        return DEMO_FOLDER
+    return catalogue.folder(str(model)) if str(model) in catalogue.MODELS else Path(model)
 
 
 def home(engine: EngineSettings) -> Path:
     """The folder with what belongs to the model: of a single file, its base."""
     path = folder(engine.model)
-    return path if path.is_dir() else base_of(path, Path(engine.base) if engine.base else None)
+    return path if path.is_dir() else base_of(path, folder(engine.base) if engine.base else None)
+
+
+def opened(engine: EngineSettings) -> Model:
+    """The model that is configured, known by its headers; raises as `open_model` does."""
+    base = folder(engine.base) if engine.base else None
+    return open_model(folder(engine.model), base, engine.zero_cond_t)
 
 
 def of(engine: EngineSettings) -> ModelCard:
@@ -93,11 +101,13 @@ def read(model: str, base: str | None = None) -> ModelCard:
     `ModelInvalid` for a bad card.
     """
     path = folder(model)
+    if not path.exists() and model in catalogue.MODELS:
+        raise errors.ModelMissing(f"{model} is not there yet: vellumd fetch {model} brings it.")
     if not path.exists():
         raise errors.ModelMissing(f"There is no model {path.name!r}.")
     if path.is_dir():
         return _facts(path)
-    card = _facts(base_of(path, Path(base) if base else None))
+    card = _facts(base_of(path, folder(base) if base else None))
     steps = checkpoint.lightning_steps(path.stem)
     fused = f"lightning-{steps}" if steps else None
     return card.model_copy(update={"name": path.stem, "fused": card.fused or fused})
@@ -118,7 +128,7 @@ def lora_folders(model: str | Path, base: str | Path | None = None) -> list[Path
     path = folder(model)
     if path.is_dir():
         return [path / "loras"]
-    homes = [path.parent, *([Path(base)] if base else [])]
+    homes = [path.parent, *([folder(base)] if base else [])]
     homes += [above.parent for above in path.absolute().parents if above.name in COMFY_TRANSFORMERS]
     return [home / "loras" for home in homes]
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vellumd import platform
+from vellumd import catalogue, platform
 from vellumd.models import EditOptions, Tier
 
 DEFAULT_PLUGINS = ("http",)
@@ -36,12 +36,13 @@ class EngineSettings(Group):
     """Which engine and model edit, and how they are watched."""
 
     name: str = Field("qwen-image-edit", description="The engine; plugins can bring others.")
-    model: Annotated[str, PathText(("demo",))] = Field(
+    model: Annotated[str, PathText(("demo", *catalogue.MODELS))] = Field(
         "demo",
         description="A model folder in the diffusers layout, a single .safetensors file of a "
-        "transformer (ComfyUI's, LightX2V's), or demo for the embedded toy model.",
+        "transformer (ComfyUI's, LightX2V's), a name that `vellumd fetch` knows, or demo for the "
+        "embedded toy model.",
     )
-    base: Annotated[str, PathText()] | None = Field(
+    base: Annotated[str, PathText(tuple(catalogue.MODELS))] | None = Field(
         None,
         description="Folder in the diffusers layout that holds what a single file lacks: "
         "processor, scheduler, each part's config.json, and text encoder and VAE unless they "

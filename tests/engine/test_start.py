@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.weights import files
-from vellumd import errors, platform
+from vellumd import errors, model_card, platform
 from vellumd.engine import start
 from vellumd.protocol import Init
 
@@ -89,7 +89,7 @@ def test_the_demo_is_opened_at_once() -> None:
     from vellumd.settings import EngineSettings
 
     began = time.perf_counter()
-    assert start.opened(EngineSettings()).zero_cond_t
+    assert model_card.opened(EngineSettings()).zero_cond_t
     assert time.perf_counter() - began < 1
     with pytest.raises(errors.ModelMissing):
-        start.opened(EngineSettings(model="/no/such"))
+        model_card.opened(EngineSettings(model="/no/such"))

@@ -13,10 +13,10 @@ from typing import Any
 from vellumd import errors, model_card, platform
 from vellumd.hookspecs import Check
 from vellumd.model_card import ModelCard
-from vellumd.settings import EngineSettings, Settings
+from vellumd.settings import Settings
 from vellumd.weights import lora
 from vellumd.weights.checkpoint import Checkpoint
-from vellumd.weights.model import Model, open_model
+from vellumd.weights.model import Model
 
 GB = 10**9
 TRAINED_WITH = {"2511": True, "2509": False}
@@ -34,7 +34,7 @@ def model(settings: Settings) -> Iterator[Check]:
             )
             yield Check(True, text)
             return
-        found = _opened(engine)
+        found = model_card.opened(engine)
     except errors.VellumError as error:
         yield Check(False, f"{error.message} {error.remedy}")
         return
@@ -48,11 +48,6 @@ def model(settings: Settings) -> Iterator[Check]:
     yield _zero_cond_t(found, card.name)
     yield _scheduler(found.base)
     yield _room(found)
-
-
-def _opened(engine: EngineSettings) -> Model:
-    base = Path(engine.base) if engine.base else None
-    return open_model(model_card.folder(engine.model), base, engine.zero_cond_t)
 
 
 def _plain_fp8() -> Check:
@@ -122,7 +117,7 @@ def loras(settings: Settings) -> Iterator[Check]:
         card = model_card.of(engine)
         if engine.model == model_card.DEMO and not engine.loras:
             return
-        transformer = _opened(engine).transformer
+        transformer = model_card.opened(engine).transformer
     except errors.VellumError:
         return  # told above
     seen: dict[Path, str] = {}

@@ -16,7 +16,6 @@ from pydantic import BaseModel
 from vellumd import errors, model_card
 from vellumd.engine import convert, shelf
 from vellumd.settings import EngineSettings
-from vellumd.weights.model import open_model
 
 OK, FAILED, CONFIG = 0, 1, 78
 SHOWN_S = 0.5
@@ -53,8 +52,7 @@ def make(wanted: Wanted) -> Path:
     """Tell sizes and time, then convert."""
     engine = wanted.engine
     card = model_card.of(engine)
-    base = Path(engine.base) if engine.base else None
-    model = open_model(model_card.folder(engine.model), base, engine.zero_cond_t)
+    model = model_card.opened(engine)
     loras = [convert.Lora(_file(engine, card, name), scale) for name, scale in wanted.loras]
     conversion = convert.Conversion(model, card, loras, engine.keep)
     if conversion.fp8_source:

@@ -44,7 +44,7 @@ class QwenImageEditEngine:
     """
 
     def __init__(self, model: str | Path | None = None, **settings: Any) -> None:
-        """`model` is a model folder, or `demo`; `settings` are keys of `[engine]`.
+        """`model` is a model folder or file, or `demo`; `settings` are keys of `[engine]`.
 
         Raises `ModelMissing` without a model or for a folder that is not there, and
         `ConfigError` for an unknown or wrong setting.

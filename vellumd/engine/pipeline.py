@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vellumd import errors, images, model_card, presets
 from vellumd.artefact import Artefact
-from vellumd.engine import latents, loading, memory, placing, precision, schedule, start
+from vellumd.engine import latents, loading, memory, placing, precision, schedule
 from vellumd.engine.denoise import Conditioning, denoise, watched
 from vellumd.engine.encode import Encoder
 from vellumd.engine.lora import Loras
@@ -59,7 +59,7 @@ class QwenEngine:
             # edit that one does in 0.30 s.
             torch.set_num_threads(1)
         choice = precision.choose(settings.tier, settings.recipe, self._device)
-        opened = start.opened(settings)
+        opened = model_card.opened(settings)
         self._recipe = choice.recipe
         self._shelf = Shelf(settings, self._card, opened.transformer.files, choice.recipe)
         ready = self._shelf.best(presets.expected(settings, self._card))

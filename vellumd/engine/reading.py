@@ -137,7 +137,7 @@ class Reader:
         staged: bool | None = None,
     ) -> None:
         """`staged`: whether spans go through the ring of buffers; as the device needs, if None."""
-        self.device = self._device = device
+        self.device = device
         self._read = read
         self._span = span
         self._ahead = ahead
@@ -216,14 +216,14 @@ class Reader:
                 self._ring.drain()
 
     def _empty(self, place: Place) -> Tensor:
-        return torch.empty(place.nbytes, dtype=torch.uint8, device=self._device)
+        return torch.empty(place.nbytes, dtype=torch.uint8, device=self.device)
 
     def _mark(self) -> torch.cuda.Event | None:
         """Where the device's own work stands: memory given out now is free from there on."""
-        if self._device.type != "cuda":
+        if self.device.type != "cuda":
             return None
         event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self._device))
+        event.record(torch.cuda.current_stream(self.device))
         return event
 
     def _fetch(
@@ -237,7 +237,7 @@ class Reader:
 
     def _await(self, event: torch.cuda.Event | None) -> None:
         if event is not None:
-            torch.cuda.current_stream(self._device).wait_event(event)
+            torch.cuda.current_stream(self.device).wait_event(event)
 
 
 class _Ring:

@@ -15,7 +15,6 @@ from pathlib import Path
 from vellumd import model_card, platform
 from vellumd.protocol import Engine, Init
 from vellumd.settings import EngineSettings
-from vellumd.weights.model import Model, open_model
 
 log = logging.getLogger(__name__)
 
@@ -28,19 +27,13 @@ def create(init: Init) -> Engine:
 
     Raises what `open_model` raises, before anything heavy is imported.
     """
-    model = opened(EngineSettings.model_validate(init.settings))
+    model = model_card.opened(EngineSettings.model_validate(init.settings))
     threading.Thread(target=fetch, args=[model.files], name="fetch", daemon=True).start()
     began = time.monotonic()
     from vellumd.engine import pipeline
 
     log.info("imports took %.1f s", time.monotonic() - began)
     return pipeline.create(init)
-
-
-def opened(engine: EngineSettings) -> Model:
-    """The model that `[engine]` names, known by its headers; raises as `open_model` does."""
-    base = Path(engine.base) if engine.base else None
-    return open_model(model_card.folder(engine.model), base, engine.zero_cond_t)
 
 
 def fetch(files: Iterable[Path]) -> None:
