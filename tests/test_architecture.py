@@ -20,13 +20,14 @@ LAYERS = (
     {"errors", "models"},
     {
         "settings", "sources", "presets", "images", "platform", "protocol", "catalogue",
-        "weights", "model_card", "artefact", "memory_plan", "logs", "keys",
+        "weights", "model_card", "artefact", "memory_plan", "logs", "keys", "announcement",
+        "sending",
     },
     {"store"},
     {"events", "metrics", "deliveries", "jobs", "context"},
     {"circuit", "child", "supervisor", "executor"},
     {"hookspecs", "plugins", "transports", "lag", "containment"},
-    {"watchdog", "daemon", "local", "testing"},
+    {"watchdog", "daemon", "foreground", "local", "testing"},
     {"cli"},
 )  # fmt: skip
 """Modules of vellumd from the bottom up; each imports its own layer and those before it."""

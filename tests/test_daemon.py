@@ -18,13 +18,13 @@ from PIL import Image
 from pydantic import BaseModel
 
 from vellumd import errors, plugins
-from vellumd.context import TransportContext
+from vellumd.context import REPORT_MAX, TransportContext
 from vellumd.daemon import Daemon, LockedStoreError
 from vellumd.hookspecs import TransportSpec
 from vellumd.models import EditRequest, Job, JobEvent, JobStatus, new_job_id
 from vellumd.settings import Settings
 from vellumd.store import schema
-from vellumd.store.spool import sha256_of
+from vellumd.store.spool import UnusableStoreError, sha256_of
 
 Run = Callable[..., AbstractAsyncContextManager[Daemon]]
 Picture = Callable[..., bytes]
@@ -213,6 +213,17 @@ async def test_two_daemons_do_not_share_a_folder(run_daemon: Run) -> None:
             async with run_daemon():
                 pass
         assert caught.group_contains(LockedStoreError)
+
+
+async def test_a_daemon_that_cannot_announce_itself_serves(
+    make_settings: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its doors stay open; the log says what commands on this machine need now."""
+    settings = make_settings(http={})
+    (settings.store.dir / "daemon.json").mkdir(parents=True)
+    async with Daemon(settings).running() as daemon:
+        assert daemon.transports.doors["http"].ok and daemon.urls
+    assert "commands here need --url" in caplog.text
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -406,6 +417,24 @@ async def test_a_store_that_cannot_be_opened(
         await Daemon(make_settings(store={"dir": folder})).run()
 
 
+async def test_a_stop_before_the_doors_are_open(make_settings: Callable[..., Any]) -> None:
+    """A daemon that is told to end while it starts ends as any other does."""
+    daemon = Daemon(make_settings())
+    daemon.stop()
+    async with daemon.running():
+        assert daemon.stopping
+
+
+async def test_a_spool_that_cannot_be_made(
+    make_settings: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A file in its place is told in words, and no wrong configuration: a disk may be it too."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/spool").write_bytes(b"")
+    with pytest.raises(UnusableStoreError, match="spool"):
+        await Daemon(make_settings()).run()
+
+
 class NoSettings(BaseModel):
     """A section without keys."""
 
@@ -455,6 +484,8 @@ async def test_a_crashed_transport_is_opened_again(
             while not daemon.transports.doors["stubborn"].ok:
                 await asyncio.sleep(0.05)
         assert door.runs == 2
+        door.context.report(False, "x" * 10_000)
+        assert len(daemon.transports.doors["stubborn"].text) == REPORT_MAX
 
 
 async def test_a_transport_that_swallows_its_end(

@@ -106,3 +106,26 @@ async def test_a_listener_may_leave_while_events_are_handed_out() -> None:
         bus.observers.clear()
         assert (await other.next()) == event(1)
     assert listener
+
+
+async def test_a_crowd_is_woken_in_turns() -> None:
+    """All of many listeners hear of an event, and others' work comes between them."""
+    bus = EventBus()
+    heard = 0
+
+    async def listen() -> None:
+        nonlocal heard
+        with bus.listen() as listener:
+            listener.caught_up()
+            await listener.next()
+            heard += 1
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(100):
+            tasks.create_task(listen())
+        await asyncio.sleep(0)
+        bus.publish([event(1)])
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert 0 < heard < 100
+    assert heard == 100

@@ -299,7 +299,7 @@ async def test_a_folder_that_is_not_ours_to_read(
 
 async def test_intake_goes_on_beside_it(tmp_path: Path, picture: Picture, full: bool) -> None:
     """While many jobs are removed, adding and claiming one stays quick."""
-    count = 10_000 if full else 500
+    count = 10_000 if full else 200
     async with opened(tmp_path) as disk:
         for n in range(count):
             await disk.finish(picture(0), n)
@@ -341,7 +341,7 @@ async def test_a_kill_leaves_rows_and_folders_in_step(
     print(f"seed {seed}")
     chance = random.Random(seed)
     async with opened(tmp_path) as disk:
-        jobs = [await disk.finish(picture(n), n) for n in range(300)]
+        jobs = [await disk.finish(picture(n), n) for n in range(150)]
     for _ in range(60 if full else 6):
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", REMOVE, str(tmp_path), str(chance.choice([0, 15])),

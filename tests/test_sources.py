@@ -290,6 +290,14 @@ def test_every_wrong_key_is_told_at_once(tmp_path: Path) -> None:
     assert second.startswith("limits.queue (--limits.queue): Input should be a valid integer")
 
 
+@pytest.mark.parametrize("url", ["javascript:x", "pics.example", "https://", "https://a b", "?"])
+def test_a_public_address_is_one(tmp_path: Path, url: str) -> None:
+    """Links are made from it, which browsers of others open."""
+    assert "daemon.public_url" in wrong(tmp_path, ("daemon.public_url", url))
+    for good in ("https://pics.example", "HTTP://10.0.0.1:8200/vellumd/"):
+        assert load(tmp_path, ("daemon.public_url", good)).settings.daemon.public_url == good
+
+
 def test_presets_are_validated(tmp_path: Path) -> None:
     """A preset's coded error names the preset and what is valid."""
     assert wrong(tmp_path, ("presets.x.size", "huge")).startswith("presets.x: 'huge' is not a size")

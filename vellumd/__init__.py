@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vellumd import images as images
     from vellumd import models as models
     from vellumd import platform as platform
+    from vellumd import sending as sending
     from vellumd.context import TransportContext as TransportContext
     from vellumd.engine.library import QwenImageEditEngine as QwenImageEditEngine
     from vellumd.hookspecs import Check as Check
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("errors", "images", "models", "platform")
+_MODULES = ("errors", "images", "models", "platform", "sending")
 _FACE = {
     "context": ("TransportContext",),
     "engine.library": ("QwenImageEditEngine",),

@@ -13,6 +13,9 @@ from vellumd.jobs import JobFilter, Jobs, Page
 from vellumd.keys import Keyring
 from vellumd.models import Delivery, EditRequest, ImageRef, Job, JobEvent
 
+REPORT_MAX = 500
+"""Characters of a report that are kept: it can quote what a stranger sent."""
+
 
 class TransportJobs:
     """The jobs as one transport sees them: what it submits bears its name as source."""
@@ -194,7 +197,7 @@ class TransportContext:
         """Tell in one sentence how this door is; shown by `/readyz`, `info` and the log."""
         if not isinstance(text, str):
             raise TypeError(f"report(ok, text): text must be a str, not {type(text).__name__}")
-        self._on_report(self.name, bool(ok), text)
+        self._on_report(self.name, bool(ok), text[:REPORT_MAX])
 
     def announce(self, url: str, key_file: Path | None = None) -> None:
         """Tell the address under which this door is open, and what file holds its key.
@@ -224,6 +227,17 @@ class TransportContext:
     async def staged(self, sha256: str) -> ImageRef:
         """The picture staged within the last hour under this hash; raises `NotFound`."""
         return await self._jobs.staged(sha256)
+
+    def follow(self, wanted: JobFilter | None = None, *, reply: JsonValue) -> None:
+        """Have each job that comes from now on delivered here, too, whoever submits it.
+
+        `wanted` says which jobs, all by default, but not by status; `reply` comes with their
+        deliveries, as that of `submit` does. Called in the factory it misses no job, since
+        all doors are made before one is open, and a door that crashed is still followed for.
+        A job that is wanted twice with the same `reply` is delivered once. Who deletes a job
+        takes it from its followers, and from nobody else.
+        """
+        self._jobs.follow(self.name, wanted or JobFilter(), reply)
 
     def deliveries(self) -> AsyncGenerator[Delivery, None]:
         """Ended jobs that this transport owes an answer, oldest first, for ever."""

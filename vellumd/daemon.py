@@ -1,15 +1,12 @@
-"""The daemon: everything put together, started in order, stopped within bounds."""
+"""The daemon: everything put together, started in order, let go of in order."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import logging
 import os
-import sys
-import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import cached_property
@@ -19,13 +16,12 @@ from typing import Any
 from pydantic import BaseModel
 
 import vellumd
-from vellumd import containment, errors, logs, model_card, platform, plugins, watchdog
+from vellumd import announcement, containment, errors, keys, model_card, platform, plugins
 from vellumd.context import ResultLinks, TransportContext
 from vellumd.events import EventBus
 from vellumd.executor import STORE_RETRY_S, Executor
 from vellumd.hookspecs import EngineSpec, Transport, TransportSpec
 from vellumd.jobs import Jobs
-from vellumd.keys import FILE, Keyring
 from vellumd.lag import LagAlarm
 from vellumd.metrics import Metrics
 from vellumd.model_card import ModelCard
@@ -43,10 +39,6 @@ from vellumd.watchdog import Part
 
 log = logging.getLogger("vellumd")
 
-ANNOUNCEMENT = "daemon.json"
-"""File in the data folder that tells commands on this machine where the daemon is."""
-LINGER_S = 20.0
-"""Seconds beyond `daemon.stop_s` in which everything else has ended; then the process is."""
 THREADS = 8
 """Threads for file work; more of them win nothing, the interpreter lock is what they wait for."""
 
@@ -67,7 +59,7 @@ class Daemon:
         self._sections = validate_sections(settings, self.plugins)
         self.card = read_card(settings)
         self.transports = Transports(self.plugins.transports.values(), self._open)
-        self.keys = Keyring(settings.store.dir / FILE)
+        self.keys = keys.Keyring(settings.store.dir / keys.FILE)
         self.lag = LagAlarm(self.plugins.packages())
         self.metrics = Metrics()
         self._links = ResultLinks()
@@ -82,19 +74,27 @@ class Daemon:
         """Ask `run` to end."""
         self._stop.set()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody asked for the end."""
+        return self._stop.is_set()
+
     async def stopped(self) -> None:
         """Wait until somebody asked for the end."""
         await self._stop.wait()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Daemon]:
-        """Run while the block runs; entered once all transports are open."""
+        """Run while the block runs; entered once all transports are open.
+
+        Also where somebody asked for the end before that: see `stopping`.
+        """
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(self.run(), name="daemon")
             started = tasks.create_task(self.transports.started.wait(), name="started")
             await asyncio.wait([serving, started], return_when=asyncio.FIRST_COMPLETED)
             try:
-                if not serving.done():
+                if not (serving.done() and serving.exception()):
                     yield self
             finally:
                 started.cancel()
@@ -108,7 +108,7 @@ class Daemon:
             with self.lag.watching():
                 await self._serve(folder)
         finally:
-            take_back_announcement(folder)
+            announcement.take_back(folder)
             lock.release()
 
     async def _serve(self, folder: Path) -> None:
@@ -203,12 +203,14 @@ class Daemon:
     def _announce(self, name: str, url: str, key_file: Path | None) -> None:
         self.transports.announce(name, url, key_file)
         first = self.urls[0]
-        announcement = {"pid": os.getpid(), "url": first}
-        if file := self.transports.key_files.get(first):
-            announcement["key_file"] = str(file.absolute())
-        platform.replace_durably(
-            self.settings.store.dir / ANNOUNCEMENT, json.dumps(announcement).encode()
-        )
+        key_file = self.transports.key_files.get(first)
+        told = announcement.Announcement(os.getpid(), first, key_file)
+        try:
+            announcement.write(self.settings.store.dir, told)
+        except OSError as error:  # a full disk: who is asked over the network still answers
+            log.error(
+                "commands here need --url: %s cannot be written (%s)", announcement.FILE, error
+            )
 
     # what goes on beside
 
@@ -306,13 +308,6 @@ def read_card(settings: Settings) -> ModelCard:
         return ModelCard(name=Path(settings.engine.model).name)
 
 
-def take_back_announcement(folder: Path) -> None:
-    """Remove what this process announced; another one's address is not ours to remove."""
-    with suppress(OSError, ValueError, TypeError, LookupError):
-        if json.loads((folder / ANNOUNCEMENT).read_bytes())["pid"] == os.getpid():
-            (folder / ANNOUNCEMENT).unlink()
-
-
 def take_lock(folder: Path) -> platform.FileLock:
     """The lock on a data folder, which is made if missing.
 
@@ -337,64 +332,3 @@ def take_lock(folder: Path) -> platform.FileLock:
 def log_state(state: EngineState) -> None:
     """One line a change of the engine's state."""
     log.info("engine %s%s", state.state, f": {state.reason}" if state.reason else "")
-
-
-def run(settings: Settings, warnings: Iterable[str], on_open: Callable[[Daemon], None]) -> int:
-    """Serve in the foreground until a signal; the exit status. Raises `ConfigError`.
-
-    `on_open` is called once the doors are open.
-    """
-    logs.start(settings.log)
-    for warning in warnings:
-        log.warning("%s", warning)
-    try:
-        return asyncio.run(_run(settings, on_open))
-    except SystemExit:  # of what is no task: a callback
-        log.critical("a plugin ended the daemon", exc_info=True)
-        return platform.STUCK
-
-
-async def _run(settings: Settings, on_open: Callable[[Daemon], None]) -> int:
-    daemon = Daemon(settings)
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        end_within(settings.daemon.stop_s + LINGER_S, daemon.lag)
-        with suppress(RuntimeError):  # the loop has ended already
-            loop.call_soon_threadsafe(daemon.stop)
-
-    platform.on_stop(stop)
-    try:
-        async with daemon.running():
-            on_open(daemon)
-            async with watchdog.serving(daemon.parts()):
-                await daemon.stopped()
-    except* errors.VellumError as group:
-        raise first(group) from None
-    finally:
-        if daemon.transports.stuck:  # asyncio would wait for them
-            stuck = ", ".join(daemon.transports.stuck)
-            log.error("ended without waiting for %s", stuck, exc_info=sys.exception())
-            platform.end_now(platform.STUCK)
-    return 0
-
-
-def end_within(seconds: float, lag: LagAlarm) -> None:
-    """End the process in `seconds` if it has not by then, saying what is in the way."""
-
-    def end() -> None:
-        where = lag.where() or f"{threading.active_count() - 1} threads"
-        log.error("not ended %.0f s after being told to, because of %s", seconds, where)
-        platform.end_now(platform.STUCK)
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
-
-
-def first(group: BaseExceptionGroup[Any]) -> BaseException:
-    """The first plain exception of nested groups."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -1,15 +1,29 @@
-"""What transports owe: finished jobs offered until their sender has them."""
+"""What transports owe: finished jobs offered until their senders and followers have them."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Protocol
+
+from pydantic import JsonValue
 
 from vellumd import errors
 from vellumd.events import EventBus
 from vellumd.models import ENDS, Delivery, Job, JobEvent, now_ms
-from vellumd.store.rows import DeliveryRow
+from vellumd.store.rows import DeliveryRow, NewJob, Owed
 from vellumd.store.store import Store
+
+
+class Wanted(Protocol):
+    """Which jobs are followed; equal ones count as one."""
+
+    def __hash__(self) -> int: ...
+
+    def takes(self, new: NewJob) -> bool:
+        """Whether this one is."""
+
 
 PAGE = 100
 """Deliveries that are read at once beyond those that are out."""
@@ -25,8 +39,18 @@ class Deliveries:
         self._store = store
         self._get = get
         self._waiting: set[asyncio.Event] = set()
+        self._followers: dict[tuple[str, str, Wanted], None] = {}
         self.on_settled: Callable[[], None] = lambda: None
         bus.observers.append(self._observe)
+
+    def follow(self, source: str, reply: JsonValue, wanted: Wanted) -> None:
+        """Owe `source` each new job that is `wanted`, with `reply`."""
+        self._followers[source, json.dumps(reply), wanted] = None
+
+    def followers(self, new: NewJob) -> tuple[Owed, ...]:
+        """Who besides its own source is owed a job that is being accepted."""
+        owed = {(source, reply): None for source, reply, one in self._followers if one.takes(new)}
+        return tuple((source, json.loads(reply)) for source, reply in owed)
 
     async def of(self, source: str) -> AsyncGenerator[Delivery, None]:
         """See `TransportContext.deliveries`: a pending row is out once at a time."""
@@ -62,7 +86,7 @@ class Deliveries:
             self.on_settled()
 
         try:
-            return Delivery(await self._get(row.job_id), row.reply, settle)
+            return Delivery(await self._get(row.job_id), row.reply, settle, row.attempts)
         except (errors.NotFound, errors.Expired):
             return None
 

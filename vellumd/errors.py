@@ -162,15 +162,6 @@ class ImageTooLarge(VellumError):
     remedy = "Reduce it below limits.max_pixels and limits.max_side."
 
 
-@contextmanager
-def about(field: str) -> Iterator[None]:
-    """Let what is wrong with a picture, or unknown under its hash, say which one it is."""
-    try:
-        yield
-    except (BadImage, UnsupportedFormat, ImageTooLarge, NotFound) as error:
-        raise type(error)(f"{field}: {error.message}") from None
-
-
 class PayloadTooLarge(VellumError):
     """The request's body is larger than the limit."""
 
@@ -301,6 +292,15 @@ def disk_error(error: OSError) -> VellumError:
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return EngineUnavailable("The folder of the pictures cannot be written.")
     return Internal("The picture could not be stored.")
+
+
+@contextmanager
+def about(field: str) -> Iterator[None]:
+    """Let what is wrong with a picture, or unknown under its hash, say which one it is."""
+    try:
+        yield
+    except (BadImage, UnsupportedFormat, ImageTooLarge, NotFound) as error:
+        raise type(error)(f"{field}: {error.message}") from None
 
 
 WARNINGS: dict[str, str] = {

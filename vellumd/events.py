@@ -6,11 +6,16 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 
 from vellumd.models import JobEvent
 
 BACKLOG = 256
 """Durable events kept for one slow listener; beyond, it reads the store again."""
+
+
+WOKEN = 16
+"""Listeners that are woken in one turn of the loop: work of others comes between them."""
 
 
 class Listener:
@@ -28,18 +33,22 @@ class Listener:
         self._woken = asyncio.Event()
         self.behind = True
 
-    def offer(self, event: JobEvent) -> None:
-        """Take an event, if it concerns this listener. Never blocks."""
+    def offer(self, event: JobEvent) -> bool:
+        """Take an event, if it concerns this listener, who is then to be woken. Never blocks."""
         if self._job_id not in (None, event.job_id):
-            return
+            return False
         if event.type == "preview" and not self._previews:
-            return
+            return False
         if event.seq is None:
             self._live[event.job_id, event.type] = event
         elif not self.behind and len(self._durable) < BACKLOG:
             self._durable.append(event)
         else:  # what is kept must have no gap: all after the first one dropped is dropped
             self.behind = True
+        return True
+
+    def wake(self) -> None:
+        """Let `next` look again."""
         self._woken.set()
 
     def caught_up(self) -> None:
@@ -64,6 +73,7 @@ class EventBus:
 
     def __init__(self) -> None:
         self._listeners: set[Listener] = set()
+        self._asleep: dict[Listener, None] = {}
         self._previewing = 0
         self.observers: list[Callable[[JobEvent], None]] = []
         self.on_previews: Callable[[bool], None] = lambda wanted: None
@@ -72,9 +82,19 @@ class EventBus:
         """Offer events to all who listen, in order."""
         for event in events:
             for listener in tuple(self._listeners):
-                listener.offer(event)
+                if listener.offer(event):
+                    self._asleep[listener] = None
             for observe in self.observers:
                 observe(event)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Wake some, and the others in the loop's next turn."""
+        for listener in tuple(islice(self._asleep, WOKEN)):
+            del self._asleep[listener]
+            listener.wake()
+        if self._asleep:
+            asyncio.get_running_loop().call_soon(self._wake)
 
     @contextmanager
     def listen(self, job_id: str | None = None, previews: bool = False) -> Iterator[Listener]:
@@ -86,6 +106,7 @@ class EventBus:
             yield listener
         finally:
             self._listeners.discard(listener)
+            self._asleep.pop(listener, None)
             self._count_previews(-int(previews))
 
     def _count_previews(self, change: int) -> None:

@@ -91,7 +91,7 @@ class Executor:
                 task.cancel()
 
     def _may_start(self) -> bool:
-        return self._supervisor.loaded and not self.held and not self._draining
+        return self._supervisor.loaded and not self.held
 
     async def _work(self) -> None:
         job = await self._kept(partial(self._jobs.claim, self._lane))

@@ -8,7 +8,7 @@ import re
 import shutil
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,11 @@ class JobFilter:
     source: str | None = None
     batch: str | None = None
     client_id: str | None = None
+
+    def takes(self, new: NewJob) -> bool:
+        """Whether it would list a job that is just coming."""
+        asked = {name: value for name, value in asdict(self).items() if value is not None}
+        return all(getattr(new, name, None) == value for name, value in asked.items())
 
 
 @dataclass(frozen=True)
@@ -165,8 +170,7 @@ class Jobs:
         """See `TransportJobs.submit`."""
         if self.closing:
             raise errors.EngineUnavailable("The daemon is stopping.", retry_after=10)
-        if len(json.dumps(reply).encode()) > META_BYTES:
-            raise errors.BadRequest(f"reply: it is longer than {META_BYTES} bytes.")
+        check_reply(reply)
         if job_id and not JOB_ID.fullmatch(job_id):
             raise errors.BadRequest("job_id: it is no UUID in lower case.")
         edit, warnings = self.presets.resolve(request)
@@ -191,6 +195,13 @@ class Jobs:
         accepting.add_done_callback(self._taken)
         return self._live(await asyncio.shield(accepting))
 
+    def follow(self, source: str, wanted: JobFilter, reply: JsonValue) -> None:
+        """See `TransportContext.follow`."""
+        if wanted.status is not None:
+            raise ValueError("follow: how a job will end is not known when it comes")
+        check_reply(reply)
+        self.deliveries.follow(source, reply, wanted)
+
     def _taken(self, accepting: asyncio.Task[Job]) -> None:
         self._taking.discard(accepting)
         if not accepting.cancelled():
@@ -207,6 +218,7 @@ class Jobs:
 
     async def _accept(self, new: NewJob, request: EditRequest) -> Job:
         self._room.check()
+        new = replace(new, followers=self.deliveries.followers(new))
         make = partial(self._spool.create, new.id, new.edit, _record(new, request))
         try:
             job, created = await self._store.add(new, self._limits.queue, make)
@@ -281,7 +293,12 @@ class Jobs:
 
     async def delete(self, job_id: str) -> None:
         """Forget an ended job; raises `NotFound`, `NotDone`."""
-        await self._store.forget(job_id)
+        try:
+            await self._store.forget(job_id)
+        except errors.StorageFull:  # to forget takes room too: its pictures give it
+            await self._store.check_forgettable(job_id)
+            await asyncio.to_thread(self._spool.remove, job_id)
+            await self._store.forget(job_id)
         await asyncio.to_thread(self._spool.remove, job_id)
 
     async def result(self, job_id: str, n: int) -> Path:
@@ -441,6 +458,12 @@ class Jobs:
         return job
 
 
+def check_reply(reply: JsonValue) -> None:
+    """Raise `BadRequest` for a reply that is too long."""
+    if len(json.dumps(reply).encode()) > META_BYTES:
+        raise errors.BadRequest(f"reply: it is longer than {META_BYTES} bytes.")
+
+
 def kept(job: Job) -> Job:
     """The job, if more is left of it than its id; raises `Expired`."""
     if job.request is None:
@@ -470,6 +493,7 @@ def _record(new: NewJob, request: EditRequest) -> dict[str, Any]:
         "retry_of": new.retry_of,
         "created": new.created,
         "reply": new.reply,
+        "followers": new.followers,
         "lane": new.lane,
         "warnings": [warning.model_dump() for warning in new.warnings],
         "digest": new.digest,

@@ -41,21 +41,22 @@ class Metrics:
         self._registry.register(self._now)
         ProcessCollector(registry=self._registry)
         self._accepted = Counter(
-            "vellumd_jobs_accepted", "Jobs accepted since the start.", registry=self._registry
+            "vellumd_jobs_accepted",
+            "Jobs accepted since the start, by door.",
+            ["source"],
+            registry=self._registry,
         )
         self._ended = Counter(
             "vellumd_jobs_ended",
-            "Jobs that ended since the start, by how.",
-            ["status"],
+            "Jobs that ended since the start, by how and by door.",
+            ["status", "source"],
             registry=self._registry,
         )
-        for status in ENDS:  # a rate needs the zero too
-            self._ended.labels(status)
         self._waited = self._histogram(
-            "vellumd_job_wait_seconds", "Time a job waited until it was started.", JOB_S
+            "vellumd_job_wait_seconds", "Time a job waited until it was started.", JOB_S, "source"
         )
         self._ran = self._histogram(
-            "vellumd_job_run_seconds", "Time from a job's last start to its end.", JOB_S
+            "vellumd_job_run_seconds", "Time from a job's last start to its end.", JOB_S, "source"
         )
         self._step = self._histogram("vellumd_step_seconds", "Time of a denoising step.", STEP_S)
         self._lag = self._histogram(
@@ -71,8 +72,10 @@ class Metrics:
         self._running: dict[str, float] = {}
         self._steps: dict[str, float] = {}
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, text, buckets=buckets, registry=self._registry)
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], *labels: str
+    ) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self._registry)
 
     def waiting(self, jobs: Iterable[tuple[str, int]]) -> None:
         """Who waits at the start, oldest first: id and time of acceptance, as of `now_ms`."""
@@ -82,20 +85,21 @@ class Metrics:
     def observe(self, event: JobEvent) -> None:
         """Count what happened to a job."""
         now = time.monotonic()
+        source = event.data.get("source", "")
         if event.type == "step":
             self._count_step(event, now)
         elif event.type == "queued":
             if "attempt" not in event.data:  # a job put back was accepted before
-                self._accepted.inc()
+                self._accepted.labels(source).inc()
             self._forget(event.job_id)
             self._waiting[event.job_id] = now
         elif event.type == "started":
-            self._waited.observe(now - self._waiting.pop(event.job_id, now))
+            self._waited.labels(source).observe(now - self._waiting.pop(event.job_id, now))
             self._running[event.job_id] = now
         elif event.type in ENDS:
-            self._ended.labels(event.type).inc()
+            self._ended.labels(event.type, source).inc()
             if event.job_id in self._running:
-                self._ran.observe(now - self._running[event.job_id])
+                self._ran.labels(source).observe(now - self._running[event.job_id])
             self._forget(event.job_id)
 
     def count(self, transport: str, event: str, times: int) -> None:
@@ -127,6 +131,12 @@ class Metrics:
         self._now.oldest_s = 0.0 if oldest is None else time.monotonic() - oldest
         self._now.tasks = len(asyncio.all_tasks())
         self._now.info = info
+        for door in info["transports"]:  # a rate needs the zero too
+            self._accepted.labels(door)
+            self._waited.labels(door)
+            self._ran.labels(door)
+            for status in ENDS:
+                self._ended.labels(status, door)
         return await asyncio.to_thread(generate_latest, self._registry)
 
 

@@ -427,11 +427,12 @@ class JobEvent(Frozen):
 
 
 class Delivery:
-    """A finished job that a transport owes its sender.
+    """A finished job that a transport owes its sender, or follows.
 
-    `reply` is what the transport gave at `submit`: private and opaque. Exactly one of
-    `delivered`, `retry` and `give_up` is awaited, once per delivery; each returns when
-    its change is on disk.
+    `reply` is what the transport gave at `submit` or `follow`: private and opaque. Exactly
+    one of `delivered`, `retry` and `give_up` is awaited, once per delivery; each returns
+    when its change is on disk. `attempts` counts the retries before this one, over restarts
+    too, for those who wait longer each time.
     """
 
     def __init__(
@@ -439,9 +440,11 @@ class Delivery:
         job: Job,
         reply: JsonValue,
         settle: Callable[[str, str | None, float], Awaitable[None]],
+        attempts: int = 0,
     ) -> None:
         self.job = job
         self.reply: Any = reply
+        self.attempts = attempts
         self._settle = settle
 
     async def delivered(self) -> None:

@@ -6,11 +6,12 @@ here; each plugin validates its own section with its own model.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vellumd import catalogue, platform
 from vellumd.models import EditOptions, Tier
@@ -159,11 +160,20 @@ class DaemonSettings(Group):
     """The daemon itself."""
 
     public_url: str | None = Field(
-        None, description="Address under which others reach this daemon; answers then hold links."
+        None,
+        description="Address under which others reach this daemon, http://.. or https://..; "
+        "answers then hold links.",
     )
     stop_s: float = Field(
         20, gt=0, description="Seconds a running edit gets to finish when the daemon stops."
     )
+
+    @field_validator("public_url")
+    @classmethod
+    def _address(cls, url: str | None) -> str | None:
+        if url and not re.fullmatch(r"(?i:https?)://[^/?#@\s]+[^?#\s]*", url):
+            raise ValueError("must begin with http:// or https:// and name a machine")
+        return url
 
 
 class LogSettings(Group):

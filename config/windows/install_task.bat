@@ -4,10 +4,10 @@ rem install_task.bat remove takes it away again.
 setlocal
 cd /d "%~dp0..\.."
 if /i "%~1"=="remove" goto remove
-schtasks /Create /TN vellumd /SC ONLOGON /F /TR "cmd /c set VELLUMD_UNATTENDED=1&& call \"%CD%\config\windows\start_server.bat\""
+schtasks /Create /TN vellumd /SC ONLOGON /F /TR "cmd /c set UNATTENDED=1&& call \"%CD%\config\windows\run.bat\""
 if errorlevel 1 (
     echo The task was not made; the line above says why.
-    if not defined VELLUMD_UNATTENDED pause
+    if not defined UNATTENDED pause
     exit /b 1
 )
 echo vellumd starts at the next logon. To start it now: schtasks /Run /TN vellumd

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -39,8 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"{options.dir} cannot be made: {error.strerror}. Choose another.", file=sys.stderr)
         return 1
-    print(f"{options.dir} is ready. Start the daemon with it, here or in config/vellumd.toml:")
+    print(f"{options.dir} is ready. Start the daemon with it:")
     print(f"  vellumd serve --plugins.hotfolder.root {_quoted(options.dir)}")
+    print("or keep it in config/vellumd.toml:")
+    print(f"  [plugins.hotfolder]\n  root = {_toml(options.dir)}")
     return 0
 
 
@@ -61,8 +65,17 @@ def make(folder: Path, prompt: str | None, preset: str | None) -> None:
 
 
 def _quoted(path: Path) -> str:
+    """As this system's shell takes it."""
     text = str(path.resolve())
-    return f'"{text}"' if " " in text else text
+    return subprocess.list2cmdline([text]) if platform.WINDOWS else shlex.quote(text)
+
+
+def _toml(path: Path) -> str:
+    """As TOML takes it; in single quotes, where backslashes mean nothing, if it can be."""
+    text = str(path.resolve())
+    if text.isprintable() and "'" not in text:
+        return f"'{text}'"
+    return json.dumps(text, ensure_ascii=False)
 
 
 if __name__ == "__main__":

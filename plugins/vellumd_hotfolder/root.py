@@ -49,8 +49,13 @@ class Root:
         return self.path / ".work" / self.store
 
     def there(self) -> bool:
-        """Whether the folder is mounted: an empty mount point lacks its parts."""
-        return os.path.isdir(self.inbox) and os.path.isdir(self.work)  # False on a stale share
+        """Whether the folder is mounted, and no loop: an empty mount point lacks its parts."""
+        mounted = os.path.isdir(self.inbox) and os.path.isdir(self.work)  # False on a stale share
+        return mounted and not self.links()
+
+    def links(self) -> list[str]:
+        """Parts that are links: through them results could come back as pictures."""
+        return [part for part in PARTS if os.path.islink(self.path / part)]
 
     def prepare(self, memory: Path) -> None:
         """Make what is missing; raises OSError.
@@ -78,12 +83,11 @@ def check(roots: dict[str, Path]) -> None:
         )
     real = {name: path.resolve() for name, path in roots.items()}
     for name, path in real.items():
-        for part in PARTS:
-            if (path / part).is_symlink():
-                raise errors.ConfigError(
-                    f"plugins.hotfolder: {part} of the folder {name!r} is a link. Put a folder "
-                    f"there: results could come back as pictures."
-                )
+        for part in Root(path, "").links():
+            raise errors.ConfigError(
+                f"plugins.hotfolder: {part} of the folder {name!r} is a link. Put a folder "
+                f"there: results could come back as pictures."
+            )
         for other, above in real.items():
             if other != name and path.is_relative_to(above):
                 raise errors.ConfigError(

@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 THREADS = 8
 AWAY = "The folder is not there; its disk may be away. Nothing is lost: it goes on once it is back."
+LINKED = "inbox, outbox, done or failed is a link: results could come back as pictures. Undo that."
 FULL = "The disk is full: results wait until there is room."
 CLOSED = "vellumd cannot write here: results wait until it can. Give it the right to, or make room."
 
@@ -70,11 +71,16 @@ class Site:
         return self.closed_in or self.closed_out
 
     async def trouble_of(self, error: OSError) -> str:
-        """What stands in the way, as people can mend it; the log has the rest."""
-        self.context.log.info("folder %s: %s", self.name, error)
+        """What stands in the way, as people can mend it; the log has the rest when that is new."""
         if error.errno in moves.NO_ROOM:
-            return FULL
-        return CLOSED if await self.in_thread(self.root.there) else AWAY
+            trouble = FULL
+        elif await self.in_thread(self.root.links):
+            trouble = LINKED
+        else:
+            trouble = CLOSED if await self.in_thread(self.root.there) else AWAY
+        if trouble not in (self.closed_in, self.closed_out):
+            self.context.log.info("folder %s: %s", self.name, error)
+        return trouble
 
     def tell(self, closed_in: str | None = None, closed_out: str | None = None) -> None:
         """Note what is in the way of taking and of delivering; empty where nothing is."""

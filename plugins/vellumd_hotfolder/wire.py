@@ -87,9 +87,9 @@ def layer(weak: Fields, strong: Fields, presets: Mapping[str, Fields]) -> Fields
     return fields
 
 
-def has_prompt(fields: Fields, presets: Mapping[str, Fields], default: str = "") -> bool:
+def has_prompt(fields: Fields, presets: Mapping[str, Fields]) -> bool:
     """Whether these fields or their preset say what to do."""
-    preset = fields.get("preset", default)
+    preset = fields.get("preset")
     named = presets.get(preset, {}) if isinstance(preset, str) else {}
     return bool(fields.get("prompt") or named.get("prompt"))
 

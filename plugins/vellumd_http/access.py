@@ -49,7 +49,7 @@ class Access:
                 return None
             self.made = keyfile.make_or_read(file)
         self.file = file
-        return keyfile.read(file)
+        return keyfile.make_or_read(file)
 
     @property
     def needed(self) -> bool:

@@ -1,12 +1,14 @@
-"""What `vellumd doctor` asks of this door: the port, and the certificate."""
+"""What `vellumd doctor` asks of this door: address, port, key and certificate."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from vellumd import Check, errors
+from vellumd_http import keyfile
 
 if TYPE_CHECKING:
     import ssl
@@ -18,7 +20,10 @@ ANSWER_S = 3
 
 
 async def check_port(settings: HttpSettings) -> Iterable[Check]:
-    """One finding about the configured port; none where the system chooses it."""
+    """One finding about the configured address; none where the system chooses the port."""
+    if not await asyncio.to_thread(_is_ours, settings.host):
+        text = f"http: {settings.host} is no address of this machine; correct plugins.http.host"
+        return [Check(False, text)]
     if settings.port == 0:
         return []
     try:
@@ -57,6 +62,17 @@ def _tls(settings: HttpSettings) -> ssl.SSLContext | None:
     return context
 
 
+async def check_key(settings: HttpSettings) -> Iterable[Check]:
+    """Whether there is a key in the file that is named for it."""
+    if settings.api_key_file is None:
+        return []
+    try:
+        keyfile.read(settings.api_key_file)
+    except errors.ConfigError as error:
+        return [Check(False, f"http: {error.message}")]
+    return [Check(True, "http: the key in plugins.http.api_key_file can be read")]
+
+
 async def check_tls(settings: HttpSettings) -> Iterable[Check]:
     """Whether the certificate can be used, where one is set."""
     if settings.tls_cert is None:
@@ -68,6 +84,17 @@ async def check_tls(settings: HttpSettings) -> Iterable[Check]:
     except errors.ConfigError as error:
         return [Check(False, f"http: {error.message}")]
     return [Check(True, "http: the TLS certificate and its key are readable and belong together")]
+
+
+def _is_ours(host: str) -> bool:
+    """Whether a door can listen on `host`."""
+    try:
+        for family, kind, _, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind) as trial:
+                trial.bind(address)
+    except OSError:
+        return False
+    return True
 
 
 def _reachable(host: str) -> str:

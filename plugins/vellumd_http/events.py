@@ -15,6 +15,8 @@ from vellumd_http.results import send_bytes
 
 STREAMS_MAX = 256
 """Streams open at the same time."""
+ENCODED_MAX = 8
+"""Events whose bytes are kept: listeners are at the same one, or nearly."""
 HEARTBEAT_S = 15
 """Seconds between comments that keep proxies from closing a quiet stream."""
 
@@ -25,12 +27,31 @@ def encode(event: JobEvent) -> bytes:
     return f"{head}event: {event.type}\ndata: {event.model_dump_json()}\n\n".encode()
 
 
+class Encoder:
+    """Events on the wire, each encoded once for all who listen: they send it one after another."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[JobEvent, bytes]] = {}
+
+    def encode(self, event: JobEvent) -> bytes:
+        """See `encode`."""
+        found = self._known.get(id(event))
+        if found is not None:
+            return found[1]
+        if len(self._known) >= ENCODED_MAX:
+            self._known.pop(next(iter(self._known)))
+        data = encode(event)
+        self._known[id(event)] = event, data  # the event too, so that its id stays its own
+        return data
+
+
 class Events:
     """The streams of one job and of all jobs."""
 
     def __init__(self, context: TransportContext, heartbeat_s: float = HEARTBEAT_S) -> None:
         self._jobs = context.jobs
         self._heartbeat_s = heartbeat_s
+        self._encoder = Encoder()
         self._open = 0
         self._closing = asyncio.Event()
 
@@ -93,7 +114,9 @@ class Events:
             async with _closing(events), asyncio.TaskGroup() as tasks:
                 beating = tasks.create_task(self._beat(response), name="sse heartbeat")
                 async for event in events:
-                    await send_bytes(response, encode(event))
+                    # Without a pause as in `send_bytes`: most of the time the next event is
+                    # not there yet, and of a backlog at most a page comes at once.
+                    await response.write(self._encoder.encode(event))
                 beating.cancel()
         except* ConnectionError:
             raise ConnectionResetError("the reader left") from None

@@ -23,11 +23,17 @@ def make_or_read(path: Path) -> str:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    return read(path)
+    try:
+        return read(path)
+    except errors.ConfigError:
+        raise errors.ConfigError(
+            f"plugins.http: the secret in {path.name!r}, a file of the data folder, is damaged. "
+            "Remove the file: another secret is made."
+        ) from None
 
 
 def read(path: Path) -> str:
-    """The first line of a secret's file; raises `ConfigError` if there is none."""
+    """The key in the operator's own file; raises `ConfigError` if there is none."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split()
     except (OSError, UnicodeDecodeError):

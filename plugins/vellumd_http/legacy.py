@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from vellumd_http.intake import Intake
 
 ATTACH = timedelta(minutes=10)
 """How long after a job's end its unreceived answer waits for the same body again."""
+_DIGEST = re.compile("[0-9a-f]{64}")
 WAIT_S = 15
 """Seconds between two looks whether the caller is still there."""
 
@@ -31,7 +33,9 @@ class Unanswered:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(exist_ok=True)
-        files = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
+        # What others put there is no file of ours, such as a file manager's notes.
+        files = [file for file in folder.iterdir() if _DIGEST.fullmatch(file.name)]
+        files.sort(key=lambda file: file.stat().st_mtime)
         found = ((file.name, file.read_text("ascii", "replace")) for file in files)
         # A power cut can leave a file without its text.
         self._jobs = {digest: job_id for digest, job_id in found if job_id}

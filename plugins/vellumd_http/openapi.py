@@ -150,6 +150,8 @@ OPERATIONS = (
     Operation("get", "/", "What this is.", {200: ("A page.", {"text/html": {}})}),
     Operation("get", "/docs", "This description, to try out.",
         {200: ("A page.", {"text/html": {}})}),
+    Operation("get", "/docs/{page}", "A guide, with this daemon's address in its samples.",
+        {200: ("A page.", {"text/html": {}})}, ("not_found",)),
     Operation("get", "/static/{file}", "A file of the pages.",
         {200: ("The file.", {"text/css": {}, "text/javascript": {}})}, ("not_found",)),
     Operation("get", "/openapi.json", "This description.", {200: ("OpenAPI 3.1.", _ANY)}),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from vellumd import TransportSpec, hookimpl
-from vellumd_http.checks import check_port, check_tls
+from vellumd_http.checks import check_key, check_port, check_tls
 
 if TYPE_CHECKING:
     from vellumd import Transport, TransportContext
@@ -84,6 +84,11 @@ class HttpSettings(BaseModel):
                 raise ValueError(f"{host[:80]!r} is no host: write a name without scheme or port")
         return hosts
 
+    @field_validator("trusted_networks", mode="before")
+    @classmethod
+    def _networks(cls, networks: Any) -> Any:
+        return [*map(_network, networks)] if isinstance(networks, list | tuple) else networks
+
     @field_validator("allowed_origins")
     @classmethod
     def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
@@ -99,6 +104,14 @@ class HttpSettings(BaseModel):
         return self
 
 
+def _network(text: Any) -> Any:
+    try:
+        return ip_network(text)
+    except ValueError:
+        shown = repr(text)[:80]
+        raise ValueError(f"{shown} is no network: write it as in 192.168.1.0/24") from None
+
+
 def open_transport(context: TransportContext) -> Transport:
     """The door, made when the daemon starts it; only then is aiohttp loaded."""
     from vellumd_http.transport import HttpTransport
@@ -109,4 +122,8 @@ def open_transport(context: TransportContext) -> Transport:
 @hookimpl
 def vellumd_transports() -> Iterable[TransportSpec]:
     """One transport, `http`."""
-    return [TransportSpec("http", HttpSettings, open_transport, checks=(check_port, check_tls))]
+    return [
+        TransportSpec(
+            "http", HttpSettings, open_transport, checks=(check_key, check_port, check_tls)
+        )
+    ]

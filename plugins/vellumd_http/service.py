@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from vellumd import TransportContext, errors
-from vellumd_http import links, openapi, results, wire
+from vellumd_http import guide, links, openapi, results, wire
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -21,6 +21,7 @@ _STATIC = Path(__file__).parent / "static"
 _FILES = {
     "page.css": ("page.css", "text/css"),
     "docs.js": ("docs.js", "text/javascript"),
+    "guide.css": ("guide.css", "text/css"),
     "key.js": ("key.js", "text/javascript"),
     "swagger-ui.css": ("swagger/swagger-ui.css", "text/css"),
     "swagger-ui-bundle.js": ("swagger/swagger-ui-bundle.js", "text/javascript"),
@@ -56,6 +57,7 @@ class Service:
         return [
             web.get("/", self.page),
             web.get("/docs", self.docs),
+            web.get("/docs/{page}", self.guide),
             web.get("/static/{file}", self.file),
             web.get("/openapi.json", self.openapi),
             web.get("/healthz", self.alive),
@@ -127,7 +129,13 @@ class Service:
     async def docs(self, request: web.Request) -> web.Response:
         """All routes, to try out; loads nothing from outside."""
         text = await asyncio.to_thread((_STATIC / "docs.html").read_text, encoding="utf-8")
-        return _html(text, _DOCS_POLICY)
+        return _html(string.Template(text).substitute(guides=guide.menu()), _DOCS_POLICY)
+
+    async def guide(self, request: web.Request) -> web.Response:
+        """A guide, with the address by which the reader came in its samples."""
+        text = await asyncio.to_thread(guide.read, request.match_info["page"])
+        address = f"{request.scheme}://{request.host}"
+        return _html(guide.page(text, address), _PAGE_POLICY)
 
     async def file(self, request: web.Request) -> web.StreamResponse:
         """One of the pages' own files."""

@@ -92,7 +92,7 @@ class HttpTransport:
             Session(self._access),
             Service(context, links, self._guard.admits),
         ):
-            app.add_routes(part.routes())
+            app.add_routes(_guarded_first(route) for route in part.routes())
 
         async def close(_: web.Application) -> None:
             events.close()
@@ -180,9 +180,27 @@ def _guarded(watch: Guard) -> Middleware:
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         watch.check(request)
+        await _let_go_on(request)
         return await handler(request)
 
     return check
+
+
+def _guarded_first(route: web.RouteDef) -> web.RouteDef:
+    """The route without aiohttp's answer to an Expect header, which the guard would not see."""
+
+    async def say_nothing(request: web.Request) -> None:
+        pass
+
+    expecting = {**route.kwargs, "expect_handler": say_nothing}
+    return web.RouteDef(route.method, route.path, route.handler, expecting)
+
+
+async def _let_go_on(request: web.Request) -> None:
+    """Tell a sender that waits for it to send the body (RFC 9110 §10.1.1)."""
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer has not begun
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:

@@ -6,9 +6,8 @@ import asyncio
 from typing import Any
 
 from vellumd import Job, TransportContext, errors
-from vellumd_mqtt import wire
+from vellumd_mqtt import answers, wire
 from vellumd_mqtt.connection import Message
-from vellumd_mqtt.intake import answers, refusals
 from vellumd_mqtt.link import Link
 from vellumd_mqtt.topics import Topics
 
@@ -33,12 +32,12 @@ class Commands:
             )
             job_id, data = await self._do(verb, fields)
         except wire.Unreadable as unreadable:
-            told = refusals(self._topics, verb, unreadable.reply, unreadable.error)
+            told = answers.refusals(self._topics, verb, unreadable.reply, unreadable.error)
         except errors.VellumError as error:
-            told = refusals(self._topics, verb, reply, error)
+            told = answers.refusals(self._topics, verb, reply, error)
         else:
-            payload = wire.answer(reply, job_id=job_id, data=data)
-            told = answers(self._topics, verb, reply, payload)
+            payload = answers.answer(reply, job_id=job_id, data=data)
+            told = answers.everywhere(self._topics, verb, reply, payload)
         for answer in told:
             self.link.post(answer)
 

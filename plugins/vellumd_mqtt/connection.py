@@ -35,6 +35,8 @@ WINDOW = 16
 RECEIVE_MAX = 32 << 20
 """Bytes of the largest request: brokers drop larger ones (MQTT 5), for a window of them would
 take all memory."""
+UNHEARD = 0x10
+"""Reason code of a broker that took a message for which nobody has subscribed."""
 TAKEN_OVER = 0x8E
 """Reason code of a broker that gave this client's name to another connection."""
 
@@ -45,7 +47,7 @@ class Refusal(ConnectionError):
 
 @dataclass(frozen=True)
 class Message:
-    """A received message. `digest` is that of topic and payload."""
+    """A received message. `digest` is that of all that a sender said in it."""
 
     topic: str
     payload: bytes
@@ -171,11 +173,15 @@ class Connection:
         )
         return self._acknowledged(info.rc, info.mid)
 
-    async def publish(self, message: Outgoing) -> None:
-        """Send a message; returns when the broker has it. Raises `OSError`, `Refusal`."""
+    async def publish(self, message: Outgoing) -> bool:
+        """Send a message; returns when the broker has it. Raises `OSError`, `Refusal`.
+
+        Returns whether somebody hears it, as far as the broker tells: only MQTT 5 can.
+        """
         reason = await self.send(message)
         if reason is not None and reason.is_failure:
             raise Refusal(f"it does not take {message.topic}: {reason}")
+        return reason is None or reason.value != UNHEARD
 
     @staticmethod
     def _properties(message: Outgoing) -> Properties:
@@ -264,9 +270,15 @@ class Connection:
         except UnicodeDecodeError:  # no broker lets that through
             client.ack(message.mid, message.qos)
             return
-        digest = hashlib.sha256(topic.encode() + b"\0")
-        digest.update(message.payload)
         told = message.properties
+        said: dict[str, Any] = {
+            "content_type": getattr(told, "ContentType", ""),
+            "response_topic": getattr(told, "ResponseTopic", ""),
+            "correlation": getattr(told, "CorrelationData", None),
+            "properties": dict(getattr(told, "UserProperty", ())),
+        }
+        digest = hashlib.sha256(repr((topic, said)).encode())
+        digest.update(message.payload)
         received = Message(
             topic=topic,
             payload=bytes(message.payload),
@@ -275,10 +287,7 @@ class Connection:
             dup=message.dup,
             retain=message.retain,
             digest=digest.hexdigest(),
-            content_type=getattr(told, "ContentType", ""),
-            response_topic=getattr(told, "ResponseTopic", ""),
-            correlation=getattr(told, "CorrelationData", None),
-            properties=dict(getattr(told, "UserProperty", ())),
+            **said,
         )
         self._tell(self._on_message, self, received)
 

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vellumd import EditRequest, ImageRef, Job, TransportContext, errors, new_job_id
-from vellumd_mqtt import wire
+from vellumd_mqtt import answers, wire
 from vellumd_mqtt.connection import Connection, Message, Outgoing
 from vellumd_mqtt.link import Link
 from vellumd_mqtt.topics import COMMANDS, Topics
 
 ROOM_S = 5.0
 """Seconds after which a held request is tried again, if no job's event came before."""
-JSON = "application/json"
 SENDERS = 10_000
 """Jobs whose sender is remembered for progress."""
 
@@ -142,7 +141,7 @@ class Intake:
         else:
             self._remember(job, reply)
             self.link.post(
-                Outgoing(self._topics.progress(job.id), wire.progress(job, reply), qos=0)
+                Outgoing(self._topics.progress(job.id), answers.progress(job, reply), qos=0)
             )
 
     async def _when_there_is_room(self, message: Message, order: wire.Order) -> Job:
@@ -191,27 +190,10 @@ class Intake:
 
     def _refuse(self, reply: wire.Reply, error: errors.VellumError) -> None:
         """Answer at once: on one connection, this reaches the broker before the ack does."""
-        for answer in refusals(self._topics, "edit", reply, error):
+        for answer in answers.refusals(self._topics, "edit", reply, error):
             self.link.post(answer)
 
     def _remember(self, job: Job, reply: wire.Reply) -> None:
         self.senders[job.id] = reply
         if len(self.senders) > SENDERS:
             del self.senders[next(iter(self.senders))]
-
-
-def refusals(
-    topics: Topics, verb: str, reply: wire.Reply, error: errors.VellumError
-) -> list[Outgoing]:
-    """The answers that tell an error, one for each place where answers go."""
-    return answers(topics, verb, reply, wire.answer(reply, error=error))
-
-
-def answers(topics: Topics, verb: str, reply: wire.Reply, payload: bytes) -> list[Outgoing]:
-    """An answer, for each place where it goes."""
-    ways = dict.fromkeys([topics.response(verb, reply.reply_to), reply.response_topic])
-    return [
-        Outgoing(way, payload, content_type=JSON, correlation=reply.correlation)
-        for way in ways
-        if way
-    ]

@@ -48,6 +48,8 @@ class Link:
         self._opened = asyncio.Condition()
         self._warned = False
         self.max_payload = self._settings.max_payload
+        self.opened = 0.0
+        """When the connection was opened, on the loop's clock."""
 
     async def check_files(self) -> None:
         """Raises `ConfigError` for a file that is not there."""
@@ -70,10 +72,10 @@ class Link:
         if self._current is not None and not self._current.lost.done():
             self._current.send(message)
 
-    async def publish(self, message: Outgoing) -> None:
+    async def publish(self, message: Outgoing) -> bool:
         """Return when a broker has the message, over as many connections as that takes.
 
-        Raises `Refusal` when it does not want it.
+        Returns whether somebody hears it. Raises `Refusal` when the broker does not want it.
         """
         while True:
             connection = await self.connected()
@@ -90,7 +92,7 @@ class Link:
         self._context.count(TAKEN_OVER, 0)
         away = cuts = 0
         while True:
-            opened = loop.time()
+            self.opened = loop.time()
             connection: Connection | None = None
             try:
                 connection = await self._open()
@@ -103,7 +105,7 @@ class Link:
                 await self._goodbye()
                 raise
             self._current = None
-            cut = connection is not None and loop.time() - opened < STEADY_S
+            cut = connection is not None and loop.time() - self.opened < STEADY_S
             if welcome and cut:  # a broker that ended itself does not answer
                 welcome = not await self._answers()
             cuts = 0 if welcome else cuts + 1

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vellumd import Delivery, Job, JobStatus, TransportContext, errors, images
-from vellumd_mqtt import wire
+from vellumd_mqtt import answers, wire
 from vellumd_mqtt.connection import Outgoing, Refusal
-from vellumd_mqtt.intake import JSON, answers
 from vellumd_mqtt.link import Link
 from vellumd_mqtt.topics import Topics
 
@@ -18,6 +17,9 @@ AT_ONCE = 8
 """Deliveries under way: each holds its pictures in memory."""
 REFUSED_S = 60.0
 """Seconds before an answer that the broker refused is offered again."""
+UNHEARD_S, GATHER_S = 3.0, 30.0
+"""Seconds before an answer is offered again that nobody has subscribed to, and for how long after
+connecting that is done: of a broker that keeps no sessions, others may return after us."""
 SYNTAX = 64
 """Bytes beside a picture's own: its key, quotes, padding."""
 
@@ -48,8 +50,7 @@ class Outbox:
             await self._link.connected()  # which tells how much may be sent
             reply = wire.Reply.restored(delivery.reply)
             told, problem = await self._answer(delivery.job, reply)
-            for message in told:
-                await self._link.publish(message)
+            heard = [await self._link.publish(message) for message in told]
         except Refusal as refusal:
             self._context.log.warning("an answer waits: %s", refusal)
             await delivery.retry(REFUSED_S)
@@ -57,12 +58,18 @@ class Outbox:
             self._context.log.exception("an answer could not be made")
             await delivery.retry(REFUSED_S)
         else:
-            if problem is None:
+            if not any(heard) and self._is_gathering():
+                await delivery.retry(UNHEARD_S)
+            elif problem is None:
                 await delivery.delivered()
             else:
                 await delivery.give_up(problem.code)
         finally:
             self._places.release()
+
+    def _is_gathering(self) -> bool:
+        """Whether the broker's other clients may still be on their way back."""
+        return asyncio.get_running_loop().time() - self._link.opened < GATHER_S
 
     async def _answer(
         self, job: Job, reply: wire.Reply
@@ -91,33 +98,33 @@ class Outbox:
         try:
             payload = self._fitting(reply, job_id=job.id, data=job.public(), error=error)
         except errors.ResultTooLarge:
-            payload = wire.answer(reply, job_id=job.id, error=error)
-        return answers(self._topics, "edit", reply, payload)
+            payload = answers.answer(reply, job_id=job.id, error=error)
+        return answers.everywhere(self._topics, "edit", reply, payload)
 
-    def _by_link(self, job: Job, reply: wire.Reply, links: wire.Links) -> list[Outgoing]:
+    def _by_link(self, job: Job, reply: wire.Reply, links: answers.Links) -> list[Outgoing]:
         """Where the pictures are, since they themselves do not fit."""
-        data = wire.job_data(job, links)
+        data = answers.job_data(job, links)
         payload = self._fitting(reply, job_id=job.id, data=data)
-        return answers(self._topics, "edit", reply, payload)
+        return answers.everywhere(self._topics, "edit", reply, payload)
 
     def _json(
-        self, job: Job, reply: wire.Reply, files: list[Path], links: wire.Links
+        self, job: Job, reply: wire.Reply, files: list[Path], links: answers.Links
     ) -> list[Outgoing]:
         """The pictures in base64, made smaller only if the answer is too large otherwise."""
 
-        def payload(pictures: list[wire.Picture], reencoded: bool) -> bytes:
-            data = wire.job_data(job, links, pictures, reencoded=reencoded)
+        def payload(pictures: list[answers.Picture], reencoded: bool) -> bytes:
+            data = answers.job_data(job, links, pictures, reencoded=reencoded)
             return self._fitting(reply, job_id=job.id, data=data)
 
         # `image` repeats the first of several.
         shares = len(files) + (len(files) > 1)
         room = self._link.max_payload - len(payload([], True)) - SYNTAX * shares
         told = payload(*fit(files, room * 3 // 4 // shares, job, links))
-        return answers(self._topics, "edit", reply, told)
+        return answers.everywhere(self._topics, "edit", reply, told)
 
     def _fitting(self, reply: wire.Reply, **what: Any) -> bytes:
         """An answer; raises `ResultTooLarge` where the broker would cut the sender."""
-        payload = wire.answer(reply, **what)
+        payload = answers.answer(reply, **what)
         if len(payload) > self._link.max_payload:
             raise errors.ResultTooLarge(
                 f"The answer does not fit into {self._link.max_payload} bytes."
@@ -125,7 +132,7 @@ class Outbox:
         return payload
 
     def _binary(
-        self, job: Job, reply: wire.Reply, files: list[Path], links: wire.Links
+        self, job: Job, reply: wire.Reply, files: list[Path], links: answers.Links
     ) -> list[Outgoing]:
         """The bytes on topics of their own, and last the answer that says it is over."""
         pictures, reencoded = fit(files, self._link.max_payload, job, links)
@@ -142,16 +149,16 @@ class Outbox:
                 for way in dict.fromkeys(ways)
                 if way
             ]
-        shown = wire.job_data(job, links, reencoded=reencoded)
+        shown = answers.job_data(job, links, reencoded=reencoded)
         shown["result_topic"] = self._topics.result(job.id)
         payload = self._fitting(reply, job_id=job.id, data=shown)
         topic = self._topics.response("edit", reply.reply_to)
-        return [*told, Outgoing(topic, payload, 1, False, JSON, reply.correlation)]
+        return [*told, Outgoing(topic, payload, 1, False, answers.JSON, reply.correlation)]
 
 
 def fit(
-    files: list[Path], most: int, job: Job, links: wire.Links
-) -> tuple[list[wire.Picture], bool]:
+    files: list[Path], most: int, job: Job, links: answers.Links
+) -> tuple[list[answers.Picture], bool]:
     """Results in at most `most` bytes each; and whether one was re-encoded for it.
 
     Where a link opens the whole picture, it keeps its pixels. Raises `ResultTooLarge`.

@@ -8,7 +8,7 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from vellumd import JobEvent, TransportContext, errors, images
-from vellumd_mqtt import discovery, wire
+from vellumd_mqtt import answers, discovery
 from vellumd_mqtt.commands import status
 from vellumd_mqtt.connection import RECEIVE_MAX, Outgoing
 from vellumd_mqtt.intake import Intake
@@ -81,7 +81,7 @@ class Presence:
                 if job.status.terminal:
                     self._intake.senders.pop(event.job_id, None)
                 self._link.post(
-                    Outgoing(self._topics.progress(job.id), wire.progress(job, sender), qos=0)
+                    Outgoing(self._topics.progress(job.id), answers.progress(job, sender), qos=0)
                 )
 
     async def _show_last(self, job_id: str) -> None:
@@ -110,4 +110,4 @@ class Presence:
 
     def _keep(self, topic: str, value: dict[str, Any]) -> None:
         payload = json.dumps(value, separators=(",", ":")).encode()
-        self._link.post(Outgoing(topic, payload, retain=True, content_type="application/json"))
+        self._link.post(Outgoing(topic, payload, retain=True, content_type=answers.JSON))

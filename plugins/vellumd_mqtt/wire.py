@@ -1,4 +1,4 @@
-"""Translation between messages and vellumd's own terms: pure functions, no broker."""
+"""Translation of what comes in: messages to orders and commands. Pure functions, no broker."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import binascii
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from pydantic import AliasChoices
 
-from vellumd import EditRequest, Job, errors, models
+from vellumd import EditRequest, errors
 from vellumd_mqtt.connection import RECEIVE_MAX, Message
 from vellumd_mqtt.topics import Topics, is_name
 
@@ -28,10 +28,6 @@ TEXT_MAX = 72 << 20
 ECHO_MAX = 1024
 """Bytes of the longest transaction, and of correlation data: both are kept with the job."""
 REPLIES = ("json", "binary")
-Picture = tuple[bytes, str]
-"""A picture's bytes and media type."""
-Links = Sequence[str | None]
-"""URLs of a job's results, as far as somebody serves them."""
 JSON_FIELDS = ("loras", "output", "meta")
 """Fields that stand as JSON text in user properties."""
 
@@ -82,9 +78,6 @@ class Unreadable(Exception):
         self.error = error
 
 
-# in: messages to orders
-
-
 def read_order(message: Message, topics: Topics, prefixes: Iterable[str]) -> Order:
     """The edit that a message asks for; raises `Unreadable`. Large ones belong into a thread."""
     reply = _echo(message, topics, prefixes)
@@ -121,6 +114,9 @@ def read_command(
     try:
         if message.retain:
             raise errors.BadRequest("The command is retained.")
+        verb, rest = topics.request(message.topic)
+        if rest:
+            raise errors.BadRequest(f"Commands have no levels behind request/{verb}.")
         fields = _properties(message)
         text = message.payload.strip()
         if text.startswith(b"{"):
@@ -197,28 +193,29 @@ def _properties(message: Message) -> dict[str, Any]:
     return fields
 
 
-def _take_reply(fields: dict[str, Any], known: Reply) -> Reply:
-    """Remove from `fields` what concerns the answer alone."""
+def _take_reply(fields: dict[str, Any], reply: Reply) -> Reply:
+    """Remove from `fields` what concerns the answer alone, and add it to `reply`.
+
+    What is wrong there is told with all that was right before it.
+    """
     transaction, job_id = fields.pop("transaction", None), fields.pop("job_id", None)
     wanted, reply_to = fields.pop("reply", None), fields.pop("reply_to", None)
-    reply = Reply(transaction, None, "json", None, known.response_topic, known.correlation)
     try:
         if _length(transaction) > ECHO_MAX:
-            reply = Reply(None, *list(vars(reply).values())[1:])
             raise errors.BadRequest(f"transaction: it is longer than {ECHO_MAX} bytes of JSON.")
+        reply = replace(reply, transaction=transaction)
         if reply_to is not None and not (isinstance(reply_to, str) and _is_level(reply_to)):
             raise errors.BadRequest("reply_to: it must be a text without +, # and spaces around.")
-        reply = Reply(transaction, None, "json", reply_to, known.response_topic, known.correlation)
+        reply = replace(reply, reply_to=reply_to)
         if job_id is not None and not (isinstance(job_id, str) and 0 < len(job_id) <= JOB_ID_MAX):
             raise errors.BadRequest(f"job_id: it must be a text of 1 to {JOB_ID_MAX} characters.")
         _length(job_id)
+        reply = replace(reply, client_job_id=job_id)
         if wanted not in (None, *REPLIES):
             raise errors.BadRequest("reply: it must be json or binary.")
     except errors.BadRequest as error:
         raise Unreadable(reply, error) from None
-    return Reply(
-        transaction, job_id, wanted or "json", reply_to, known.response_topic, known.correlation
-    )
+    return replace(reply, reply=wanted or "json")
 
 
 def _is_level(text: str) -> bool:
@@ -226,11 +223,17 @@ def _is_level(text: str) -> bool:
 
 
 def _length(value: Any) -> int:
-    """Bytes of `value` as JSON; raises `BadRequest` for half surrogate pairs and deep nests."""
+    """Bytes of `value` as JSON; raises `BadRequest` for what no JSON of ours may hold.
+
+    That is half surrogate pairs, deep nests, and the infinity that 1e999 is read as.
+    """
     try:
-        return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return len(text.encode())
     except UnicodeEncodeError:
         raise errors.BadRequest("A field holds text that is not Unicode.") from None
+    except ValueError:
+        raise errors.BadRequest("A field holds a number that is too large.") from None
     except RecursionError:
         raise errors.BadRequest("A field is nested too deep.") from None
 
@@ -287,59 +290,3 @@ def decode_picture(picture: str) -> bytes:
         return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
     except (UnicodeEncodeError, binascii.Error):
         raise errors.BadRequest("images: is neither base64 nor a base64 data: URI.") from None
-
-
-# out: jobs and errors to answers
-
-
-def answer(
-    reply: Reply,
-    *,
-    job_id: str | None = None,
-    data: dict[str, Any] | None = None,
-    error: errors.VellumError | None = None,
-) -> bytes:
-    """The JSON of an answer, the same for edits and commands."""
-    echoed = {"client_job_id": reply.client_job_id} if reply.client_job_id else {}
-    shown = {
-        "transaction": reply.transaction,
-        "status": "ok" if error is None else "error",
-        "job_id": job_id,
-        **echoed,
-        "data": data,
-        "error": None if error is None else error.public(),
-    }
-    return json.dumps(shown, separators=(",", ":")).encode()
-
-
-def job_data(
-    job: Job, links: Links, pictures: Sequence[Picture] = (), *, reencoded: bool = False
-) -> dict[str, Any]:
-    """`data` of an answer: the job, its pictures in base64 (`image` is the first).
-
-    Results that can be opened by a link have their `url`; beside `image` stands the first.
-    """
-    shown = job.public()
-    for result, link in zip(shown["results"], links, strict=False):
-        if link is not None:
-            result["url"] = link
-            shown.setdefault("url", link)
-    if reencoded:
-        shown["warnings"].append(models.notice("reencoded").model_dump())
-    encoded = [base64.b64encode(data).decode("ascii") for data, _ in pictures]
-    first = {"image": encoded[0], "image_type": pictures[0][1]} if encoded else {}
-    return {**first, **({"images": encoded} if len(encoded) > 1 else {}), **shown}
-
-
-def progress(job: Job, reply: Reply) -> bytes:
-    """How far a job is, in a few bytes."""
-    shown = {
-        "job_id": job.id,
-        **({"client_job_id": reply.client_job_id} if reply.client_job_id else {}),
-        "transaction": reply.transaction,
-        "status": job.status,
-        "position": job.position,
-        "eta_s": job.eta_s,
-        "progress": None if job.progress is None else job.progress.model_dump(mode="json"),
-    }
-    return json.dumps(shown, separators=(",", ":")).encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from vellumd import EditRequest, ImageRef, errors
 from vellumd_queue import mapping
 from vellumd_queue.mapping import GarbageError
-from vellumd_queue.plugin import MapSettings
+from vellumd_queue.plugin import Worker
 
 UNREADABLE = 1
 SHOWN = 60
@@ -37,8 +38,8 @@ def main(words: list[str] | None = None) -> int:
     """Explain; 1 if the answer cannot be a job."""
     args = parser().parse_args(words)
     try:
-        names = read_map(args.config, args.server)
-        for line in explain(args.file.read_bytes(), names):
+        server = read_server(args.config, args.server)
+        for line in explain(args.file.read_bytes(), server):
             print(line.encode("ascii", "backslashreplace").decode())
     except (OSError, ValueError) as error:
         print(f"cannot be read: {error}")
@@ -53,20 +54,27 @@ def main(words: list[str] | None = None) -> int:
     return 0
 
 
-def read_map(config: Path | None, server: str | None) -> MapSettings:
-    """The mapping that a configuration has; the usual names without one."""
-    section: Any = {}
-    if config:
-        section = tomllib.loads(config.read_text("utf-8")).get("plugins", {}).get("queue", {})
-        section = section.get("servers", {}).get(server, {}) if server else section
+def read_server(config: Path | None, name: str | None) -> Worker:
+    """What a configuration says of a server; the usual names without one."""
+    if config is None:
+        return Worker()
+    path = f"plugins.queue.servers.{name}" if name else "plugins.queue"
+    section = mapping.dig(tomllib.loads(config.read_text("utf-8-sig")), path)
+    if not isinstance(section, dict):
+        raise ValueError(f"{config.name} has no section [{path}]")
+    if servers := section.get("servers"):
+        raise ValueError(f"{config.name} has several servers: add --server {' or '.join(servers)}")
     try:
-        return MapSettings.model_validate(section.get("map", {}))
+        return Worker.model_validate({k: v for k, v in section.items() if k in ("url", "map")})
     except ValidationError as error:
-        raise ValueError(f"map: {error.errors()[0]['msg']}") from None
+        problem = error.errors()[0]
+        key = ".".join(map(str, (path, *problem["loc"])))
+        raise ValueError(f"{key}: {problem['msg']}") from None
 
 
-def explain(body: bytes, names: MapSettings) -> Iterator[str]:
+def explain(body: bytes, server: Worker) -> Iterator[str]:
     """What the door makes of an answer, line by line; raises as the door's functions do."""
+    names = server.map
     job = mapping.find_job(body, names)
     if job is None:
         yield "the queue is empty"
@@ -74,16 +82,17 @@ def explain(body: bytes, names: MapSettings) -> Iterator[str]:
     order = mapping.read_order(job, names)
     yield f"job      id {json.dumps(order.id)}"
     for number, picture in enumerate(order.pictures, start=1):
-        yield f"image {number}  {_picture(picture)}"
+        yield f"image {number}  {_picture(picture, server.url)}"
     for name, value in order.fields.items():
         yield f"{name:8} {_short(value)}"
     if order.ignored:
         yield f"ignored  {', '.join(order.ignored)}"
     _check(order)
+    call = mapping.with_id(names.result, order.id)
     body, _ = mapping.as_json(names, mapping.done(names, order.id, [b"..."], 42, 1.5))
-    yield f"result   {names.result.replace('{id}', str(order.id))} {body.decode()}"
+    yield f"result   {call} {body.decode()}"
     body, _ = mapping.as_json(names, mapping.failed(names, order.id, "bad_image", "..."))
-    yield f"failure  {names.result.replace('{id}', str(order.id))} {body.decode()}"
+    yield f"failure  {call} {body.decode()}"
 
 
 def _check(order: mapping.Order) -> None:
@@ -94,8 +103,10 @@ def _check(order: mapping.Order) -> None:
     EditRequest.parse(mapping.request_of(order, [stand_in], None))
 
 
-def _picture(picture: str) -> str:
-    if picture.startswith(("http://", "https://")) or mapping.picture_url(picture, "http://x"):
+def _picture(picture: str, url: str | None) -> str:
+    """How a picture comes; `url` is its server's, where that is known."""
+    whole = re.match("https?://[^/]*", picture, re.IGNORECASE)
+    if mapping.picture_url(picture, url or (whole[0] if whole else "http://localhost")):
         return f"by URL: {_short(picture)}"
     return f"{len(mapping.decode_picture(picture))} bytes"
 

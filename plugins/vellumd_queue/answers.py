@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 
 from vellumd import Delivery, Job, JobStatus, errors
@@ -12,29 +13,30 @@ from vellumd_queue.journal import Entry
 from vellumd_queue.link import Link
 from vellumd_queue.mapping import Id
 from vellumd_queue.plugin import GIVE_UP_S
-from vellumd_queue.sender import Body, Debt, Settle
+from vellumd_queue.sender import Body, Debt
 
 
 def delivery(link: Link, delivery: Delivery) -> Debt:
-    """The debt of an ended job."""
+    """The debt of an ended job.
+
+    It is counted from now, since a job that is given again long after its end is owed too;
+    what is owed for too long is given up by the daemon.
+    """
+    id: Id = delivery.reply["id"]
+    job = delivery.job
+
+    async def compose() -> Body:
+        try:
+            return await asyncio.to_thread(_compose, link, id, job, await _files(link, job))
+        except (errors.NotFound, errors.Expired, FileNotFoundError):
+            # Removed or damaged: a server that is told nothing gives the job for ever.
+            gone = errors.Expired("The result is not kept any more.")
+            return _failure(link, id, gone.code, gone.message)
 
     async def settle(code: str | None) -> None:
         await (delivery.give_up(code) if code else delivery.delivered())
 
-    id: Id = delivery.reply["id"]
-    return _of_job(link, id, delivery.job, delivery.job.id, settle)
-
-
-def repeat(link: Link, id: Id, job: Job) -> Debt:
-    """The debt of an ended job that the server gave us once more.
-
-    It need not outlive a crash: a server that has no result gives the job again.
-    """
-
-    async def settle(code: str | None) -> None:
-        pass
-
-    return _of_job(link, id, job, f"again {job.id}", settle)
+    return Debt(job.id, id, time.time() + GIVE_UP_S, compose, settle)
 
 
 def refusal(link: Link, entry: Entry) -> Debt:
@@ -48,19 +50,6 @@ def refusal(link: Link, entry: Entry) -> Debt:
         await link.journal.settle(entry)
 
     return Debt(f"refusal {entry.number}", told["id"], entry.at + GIVE_UP_S, compose, settle)
-
-
-def _of_job(link: Link, id: Id, job: Job, name: str, settle: Settle) -> Debt:
-    async def compose() -> Body:
-        try:
-            return await asyncio.to_thread(_compose, link, id, job, await _files(link, job))
-        except (errors.NotFound, errors.Expired, FileNotFoundError):
-            # Removed or damaged: a server that is told nothing gives the job for ever.
-            gone = errors.Expired("The result is not kept any more.")
-            return _failure(link, id, gone.code, gone.message)
-
-    ended = job.ended.timestamp() if job.ended else 0.0
-    return Debt(name, id, ended + GIVE_UP_S, compose, settle)
 
 
 async def _files(link: Link, job: Job) -> list[Path]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import aiohttp
 
-from vellumd import errors
-from vellumd_queue.mapping import Id
+from vellumd import errors, sending
+from vellumd_queue.mapping import Id, with_id
 
 if TYPE_CHECKING:
     from vellumd_queue.plugin import ServerSettings
@@ -86,8 +83,8 @@ class Client:
 
     async def send(self, id: Id, body: bytes, type: str) -> str:
         """Post a result: `delivered`, or `gone` where the server does not want it any more."""
-        call, headers = self._server.map.result, {"Content-Type": type}
-        async with self._ask(call, id, data=body, headers=headers) as answer:
+        call, headers = with_id(self._server.map.result, id), {"Content-Type": type}
+        async with self._ask(call, data=body, headers=headers) as answer:
             if answer.status in (404, 410):
                 return "gone"
             if answer.status != 409:  # 409: it has a result already
@@ -98,15 +95,13 @@ class Client:
     async def beat(self, id: Id) -> None:
         """Tell that the job is still worked on."""
         fields = {"id": id, "worker": self._server.worker}
-        async with self._ask(self._server.map.heartbeat, id, json=fields) as answer:
+        call = with_id(self._server.map.heartbeat, id)
+        async with self._ask(call, json=fields) as answer:
             await read(answer, self.bounds.word)
 
     @asynccontextmanager
-    async def _ask(
-        self, call: str, id: Id = "", **options: Any
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _ask(self, call: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:
         method, _, place = call.partition(" ")
-        place = place.replace("{id}", quote(str(id), safe=""))
         url = place if "://" in place else self._server.url + place
         headers = dict(options.pop("headers", {}))
         if self._server.token:
@@ -141,17 +136,7 @@ def check(answer: aiohttp.ClientResponse) -> None:
         text = f"answers {answer.status}; check token_file"
     else:
         text = f"answers {answer.status}"
-    raise ServerDownError(text, retry_after(answer.headers.get("Retry-After", "")))
-
-
-def retry_after(header: str) -> float | None:
-    """Seconds of a Retry-After header, be it a number or a date; None if it is neither."""
-    if header.strip().isdecimal():
-        return float(header)
-    try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
+    raise ServerDownError(text, sending.retry_after(answer.headers.get("Retry-After", "")))
 
 
 async def read(answer: aiohttp.ClientResponse, most: int) -> bytes:

@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 from pydantic import JsonValue
 
-from vellumd import EditRequest, ImageRef, Job, errors, new_job_id
+from vellumd import EditRequest, ImageRef, errors, new_job_id
 from vellumd_queue import answers, mapping
 from vellumd_queue.backoff import Backoff
 from vellumd_queue.client import ServerDownError
@@ -55,7 +55,7 @@ async def _accept(link: Link, entry: Entry, id: Id, order: Order) -> bool:
     patient_until = time.monotonic() + link.client.bounds.fetch_s
     while True:
         try:
-            new, job = await _submit(link, id, await _request(link, order))
+            new = await _submit(link, id, await _request(link, order))
             break
         except ServerDownError as down:
             if time.monotonic() > patient_until:
@@ -68,10 +68,8 @@ async def _accept(link: Link, entry: Entry, id: Id, order: Order) -> bool:
         await asyncio.sleep(pause)
     await link.journal.settle(entry)
     link.taken.set()
-    if not new:
+    if not new:  # its answer is owed once more, and comes as a delivery
         link.context.log.info("job %.80r was given again", id)
-        if job.status.terminal and not link.sender.will_send(job.id):
-            link.sender.owe(answers.repeat(link, id, job))
     return new
 
 
@@ -95,8 +93,8 @@ async def _stage(link: Link, picture: str) -> ImageRef:
         return await link.context.stage(pieces)
 
 
-async def _submit(link: Link, id: Id, request: EditRequest) -> tuple[bool, Job]:
-    """The job of (server, id, content), and whether it is new.
+async def _submit(link: Link, id: Id, request: EditRequest) -> bool:
+    """Make the job of (server, id, content), or find it; whether it is new.
 
     The content is the request's digest: pictures count by their bytes, so the same job is
     known again however they travelled, and another picture behind a URL makes another job.
@@ -105,7 +103,7 @@ async def _submit(link: Link, id: Id, request: EditRequest) -> tuple[bool, Job]:
     reply: JsonValue = {"server": link.name, "id": id}
     made = new_job_id()
     job = await link.context.jobs.submit(request, key=key, job_id=made, reply=reply)
-    return job.id == made, job
+    return job.id == made
 
 
 async def _refuse(link: Link, entry: Entry, id: Id, error: errors.VellumError) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from vellumd import ImageRef, errors, models
 from vellumd_queue.names import ANSWER, SPELLINGS
@@ -155,6 +155,11 @@ def origin(url: str) -> tuple[str, str | None, int]:
 
 
 # out: results to answers
+
+
+def with_id(call: str, id: Id) -> str:
+    """Method and path for the job `id`."""
+    return call.replace("{id}", quote(str(id), safe=""))
 
 
 def done(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 
+from vellumd import sending
 from vellumd_queue import intake, mapping
 from vellumd_queue.backoff import Backoff, Idling
 from vellumd_queue.client import ServerDownError
-from vellumd_queue.finish import finish
 from vellumd_queue.gate import Gate
 from vellumd_queue.journal import Entry
 from vellumd_queue.link import Link
@@ -28,7 +28,7 @@ async def poll(link: Link, gate: Gate) -> None:
         async with gate.turn():
             asked = clock()
             try:
-                entry = await finish(_pull(link))
+                entry = await sending.finish(_pull(link))
             except (ServerDownError, GarbageError) as down:
                 link.state.failed("jobs", str(down))
                 pause = backoff.pause(getattr(down, "retry_after", None))

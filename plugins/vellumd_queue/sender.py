@@ -10,10 +10,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from vellumd import errors
+from vellumd import errors, sending
 from vellumd_queue.backoff import Backoff, Pace
 from vellumd_queue.client import Client, ServerDownError
-from vellumd_queue.finish import finish
 from vellumd_queue.mapping import Id
 from vellumd_queue.state import State
 
@@ -61,13 +60,9 @@ class Sender:
 
     def owe(self, debt: Debt) -> None:
         """Send it as soon as possible; the same debt does not wait twice."""
-        if not self.will_send(debt.name):
+        if debt.name not in self._new and debt.name not in self._tried:
             self._new[debt.name] = debt
             self._owing.set()
-
-    def will_send(self, name: str) -> bool:
-        """Whether the debt `name` waits; what is in flight may have arrived already."""
-        return name in self._new or name in self._tried
 
     @property
     def ids(self) -> list[Id]:
@@ -81,7 +76,7 @@ class Sender:
         while True:
             debt = self._in_flight = await self._next()
             try:
-                await finish(self._pay(debt))
+                await sending.finish(self._pay(debt))
             except (ServerDownError, errors.VellumError, OSError, sqlite3.Error) as error:
                 self._failed(debt, error, backoff)
             else:

@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from tests.bench import crowd, serving
+from tests.bench import crowd, listeners, serving
 
 JOBS = 10_000
 CLIENTS = 16
@@ -33,12 +33,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--jobs", type=int, default=JOBS, help="jobs of the intake benchmark")
+    parser.add_argument("--only", metavar="BENCH", help="one of them, by its function's name")
     args = parser.parse_args()
     figures: dict[str, Any] = {}
     benches = (
-        help_start, idle_daemon, first_step, slow_crowd, lambda: intake_and_restart(args.jobs),
+        help_start, idle_daemon, first_step, slow_crowd, event_listeners,
+        lambda: intake_and_restart(args.jobs),
     )  # fmt: skip
-    for bench in benches:
+    for bench in [b for b in benches if args.only in (None, b.__name__)]:
         measured = bench()
         figures.update(measured)
         for name, value in measured.items():
@@ -127,6 +129,27 @@ def slow_crowd() -> dict[str, Any]:
         "upload_alone_ms_p99": round(1000 * alone, 1),
         "upload_beside_crowd_ms_p99": round(1000 * beside, 1),
         "crowd_ratio": round(beside / alone, 2),
+    }
+
+
+def event_listeners() -> dict[str, Any]:
+    """200 streams of all events beside 10 steps and 5 uploads a second."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        port = serving.free_port()
+        command = serving.daemon(Path(folder), port, "--plugins.paper.step_s", "0.1")
+        with serving.process(*command) as process:
+            serving.until_answer(port, "/readyz")
+            photos = serving.photos(16)
+            alone, beside = listeners.measure(port, process.pid, photos, 12)
+    return {
+        "listeners": listeners.LISTENERS,
+        "core_alone": round(alone.core, 3),
+        "core_beside_listeners": round(beside.core, 3),
+        "core_of_listeners": round(beside.core - alone.core, 3),
+        "upload_alone_ms_p50": round(1000 * alone.p50, 1),
+        "upload_beside_listeners_ms_p50": round(1000 * beside.p50, 1),
+        "upload_alone_ms_p99": round(1000 * alone.p99, 1),
+        "upload_beside_listeners_ms_p99": round(1000 * beside.p99, 1),
     }
 
 

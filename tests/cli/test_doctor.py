@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import socket
@@ -82,16 +83,32 @@ def test_sources_and_notes_are_told(tmp_path: Path) -> None:
 def test_a_check_that_breaks_off_is_a_finding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A plugin's check that raises harms no other check and is told."""
+    """A plugin's check that raises, exits, hangs or gives junk harms no other and is told."""
 
-    async def broken(settings: Any) -> list[Check]:
+    async def raises(settings: Any) -> list[Check]:
         raise ZeroDivisionError
 
+    async def exits(settings: Any) -> list[Check]:
+        sys.exit(0)
+
+    async def hangs(settings: Any) -> list[Check]:
+        await asyncio.Event().wait()
+        return []
+
+    async def junk(settings: Any) -> Any:
+        return ["fine"]
+
+    async def right(settings: Any) -> list[Check]:
+        return [Check(True, "fine")]
+
+    checks = (raises, exits, hangs, junk, right)
     spec = plugins.load(Settings().enabled_plugins()).transports["http"]
-    specs = {"http": TransportSpec("http", spec.settings_model, spec.factory, (broken,))}
+    specs = {"http": TransportSpec("http", spec.settings_model, spec.factory, checks)}
     monkeypatch.setattr(plugins, "load", lambda names: Plugins((), specs, {}, ()))
-    (found,) = doctor.of_plugins(Settings(store=StoreSettings(dir=tmp_path)))
-    assert not found.ok and "http: its check broke off" in found.text
+    monkeypatch.setattr(doctor, "CHECK_S", 0.05)
+    *broken, last = doctor.of_plugins(Settings(store=StoreSettings(dir=tmp_path)))
+    assert last == Check(True, "fine") and len(broken) == 4
+    assert all("http: its check broke off" in one.text and not one.ok for one in broken)
 
 
 def test_doctor_imports_no_torch(tmp_path: Path) -> None:

@@ -38,8 +38,9 @@ def test_git_keeps_the_line_ends(script: Path) -> None:
 def test_blocks_and_labels(script: Path) -> None:
     """Parentheses of blocks match, every goto has its label, and an exit code is given back."""
     lines = script.read_text("ascii").splitlines()
-    assert lines[0] == "@echo off" and "setlocal" in lines
-    assert 'cd /d "%~dp0..\\..' in script.read_text("ascii")
+    assert lines[0] == "@echo off"
+    if 'call "%~dp0run.bat" %*' not in lines:
+        assert "setlocal" in lines and 'cd /d "%~dp0..\\.."' in lines
     opened = sum(line.rstrip().endswith("(") for line in lines)
     assert opened == sum(line.strip() == ")" for line in lines)
     labels = {line[1:] for line in lines if line.startswith(":")}
@@ -47,17 +48,46 @@ def test_blocks_and_labels(script: Path) -> None:
     assert lines[-1].startswith("exit /b ")
 
 
-@pytest.mark.parametrize(("name", "command"), [("run", "serve"), ("doctor", "doctor")])
-def test_they_call_what_exists(name: str, command: str) -> None:
-    """The command line is one that vellumd understands, and what the user adds follows it."""
+@pytest.mark.parametrize(
+    ("name", "commands", "added"),
+    [
+        ("run", ["serve"], ["%*"]),
+        ("doctor", ["doctor"], ["%*"]),
+        ("start_worker", ["jobs", "serve"], ["%QUEUE%"]),
+    ],
+)
+def test_they_call_what_exists(name: str, commands: list[str], added: list[str]) -> None:
+    """Each command line is one that vellumd understands; what the user adds comes last."""
     text = (ROOT / f"config/windows/{name}.bat").read_text("ascii")
-    ((line,),) = [re.findall(r"^\.venv\\Scripts\\vellumd\.exe (.+)$", text, re.MULTILINE)]
-    *words, rest = line.split()
-    assert rest == "%*"
-    known, settings = main.split_settings(words)
-    assert known[0] == command and settings == [("store.dir", "data")]
-    parser = main.command_parser(command, main.load_command(command))
-    assert parser.parse_args(known[1:]).config == Path("config\\vellumd.toml")
+    calls = re.findall(r"^\.venv\\Scripts\\vellumd\.exe ([^>\n]+)", text, re.MULTILINE)
+    assert [call.split()[0] for call in calls] == commands
+    assert [word for word in calls[-1].split() if "%" in word] == added
+    for call in calls:
+        known, settings = main.split_settings([w for w in call.split() if w not in added])
+        assert settings == [("store.dir", "data")]
+        parser = main.command_parser(known[0], main.load_command(known[0]))
+        assert parser.parse_args(known[1:]).config == Path("config\\vellumd.toml")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_they_call_each_other(script: Path) -> None:
+    """A script that another one names is there."""
+    for name in re.findall(r"(?:~dp0|\b)(\w+\.bat)", script.read_text("ascii")):
+        assert (script.parent / name).exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_their_variables_are_no_settings(script: Path) -> None:
+    """vellumd refuses to start beside a VELLUMD_ variable that is none of its keys."""
+    assert not re.findall(r"VELLUMD_\w+", script.read_text("ascii"))
+
+
+def test_the_worker_knows_that_the_daemon_polls() -> None:
+    """It asks for a running daemon first, and then starts nothing."""
+    text = (ROOT / "config/windows/start_worker.bat").read_text("ascii")
+    asks, leaves = text.index("vellumd.exe jobs"), text.index("exit /b 0")
+    assert asks < leaves < text.index("vellumd.exe serve")
+    assert "--plugins.queue.url" in text
 
 
 def test_setup_installs_as_make_does() -> None:

@@ -38,11 +38,21 @@ def install(folder: Path) -> Path:
     return folder / "node_modules"
 
 
-@pytest.fixture
-def node_red(tmp_path: Path, palette: Path, version: str) -> Iterator[NodeRed]:
-    made = NodeRed(tmp_path, version, palette)
+@pytest.fixture(scope="session")
+def installed(
+    tmp_path_factory: pytest.TempPathFactory, palette: Path, version: str
+) -> Iterator[NodeRed]:
+    """A Node-RED for all tests of a version: to start one takes seconds."""
+    made = NodeRed(tmp_path_factory.mktemp("node-red"), version, palette)
     yield made
     made.close()
+
+
+@pytest.fixture
+def node_red(installed: NodeRed) -> NodeRed:
+    """A running Node-RED without flows, that has said nothing yet."""
+    installed.clear()
+    return installed
 
 
 @pytest.fixture

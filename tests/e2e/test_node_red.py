@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,9 +40,28 @@ def test_http_flows(tmp_path: Path, node_red: NodeRed, name: str) -> None:
     daemon = DaemonProcess(tmp_path, "http", {"port": port})
     daemon.start()
     try:
-        run(node_red, flow(name, 0, **files(tmp_path), URL=f"http://127.0.0.1:{port}"), tmp_path)
+        nodes = flow(name, 0, **files(tmp_path), URL=f"http://127.0.0.1:{port}")
+        picture = run(node_red, nodes, tmp_path)
+        if name == "http-job":
+            through_a_restart(node_red, nodes, daemon)
+            wait(lambda: shows_edit(tmp_path / "out.png", picture), "the edit")
+            assert "[debug:failed]" not in node_red.log()
     finally:
         daemon.close()
+
+
+def through_a_restart(
+    node_red: NodeRed, nodes: list[dict[str, Any]], daemon: DaemonProcess
+) -> None:
+    """Press the button, and kill vellumd while the job runs and is asked for."""
+    result = Path(next(pair["value"] for pair in nodes[0]["env"] if pair["name"] == "RESULT"))
+    result.unlink()
+    daemon.hold()
+    node_red.press(one(nodes, "inject"))
+    wait(lambda: daemon.count("executed") == 2, "the job to run")
+    daemon.kill()
+    daemon.release()
+    daemon.start()
 
 
 @pytest.mark.parametrize("name", ["mqtt-3.1.1", "mqtt-5"])

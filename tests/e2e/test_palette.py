@@ -141,6 +141,17 @@ def test_through_restarts_of_everybody(bench: Bench) -> None:
     assert len(house.daemon.jobs()) == 2
 
 
+def test_without_a_broker(node_red: NodeRed, tmp_path: Path) -> None:
+    """A node that was never filled in says so, below itself and for each message."""
+    nodes = flow("palette/examples/edit", 0, **files(tmp_path))
+    (tmp_path / "in.png").write_bytes(png())
+    nodes = [node for node in nodes if node["type"] != "mqtt-broker"]
+    next(node for node in nodes if node["type"] == KIND)["broker"] = ""
+    node_red.deploy(nodes)
+    node_red.press(one(nodes, "inject"))
+    wait(lambda: "choose one in this node's form" in node_red.log(), "the error")
+
+
 def test_without_an_answer(bench: Bench) -> None:
     """After the time-out that is an error; the answer comes all the same when there is one."""
     bench.set(timeout=0.5)

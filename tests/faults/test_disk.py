@@ -95,6 +95,38 @@ async def test_a_full_disk_at_the_commit(tmp_path: Path, picture: Picture) -> No
         await disk.jobs.submit(request, "test")
 
 
+@pytest.mark.parametrize("by", ["delete", "retention"])
+async def test_on_a_full_disk_pictures_go_before_their_row(
+    tmp_path: Path, picture: Picture, by: str
+) -> None:
+    """What makes room needs none itself, or nobody could ever make any."""
+    pictures: list[Path] = []
+    written = [0]
+
+    def commit(connection: sqlite3.Connection) -> None:
+        if connection.total_changes != written[0] and any(folder.exists() for folder in pictures):
+            written[0] = connection.total_changes
+            raise sqlite3.OperationalError("database or disk is full")
+        written[0] = connection.total_changes
+        connection.commit()
+
+    async with opened(tmp_path, commit=commit) as disk:
+        job = await disk.finish(picture(), 1)
+        waiting = await disk.jobs.submit(await ask(disk.jobs, picture(2), 2), "test")
+        pictures.append(disk.spool.folder(job.id))
+        if by == "delete":
+            with pytest.raises(errors.NotDone):
+                await disk.jobs.delete(waiting.id)
+            await disk.jobs.delete(job.id)
+            with pytest.raises(errors.NotFound):
+                await disk.jobs.get(job.id)
+        else:
+            await disk.retention(15).once()
+            with pytest.raises(errors.Expired):
+                await disk.jobs.get(job.id)
+        assert disk.spool.job_ids() == [waiting.id]
+
+
 async def test_a_failed_fsync_of_the_database_ends_its_use(
     tmp_path: Path, picture: Picture
 ) -> None:

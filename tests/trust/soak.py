@@ -118,7 +118,7 @@ def summary(samples: list[Sample], before: Figures, after: Figures) -> dict[str,
     warm = samples[int(len(samples) * WARM) :]
     by_jobs = statistics.linear_regression([s.jobs for s in warm], [s.rss_mb for s in warm])
     ended = {
-        status: round(after[f'vellumd_jobs_ended_total{{status="{status}"}}'])
+        status: round(after[f'vellumd_jobs_ended_total{{source="http",status="{status}"}}'])
         for status in ("done", "failed", "cancelled")
     }
     return {

@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
+from tests.conftest import Record
 from tests.trust import queues
 from vellumd.testing import DaemonProcess, free_port
 
 HASTY = Path(__file__).parents[1] / "fixtures" / "hasty_queue"
-RESULTS = Path(__file__).parent / "results" / "queue.json"
-
-Tell = Callable[[str, dict[str, Any]], None]
-
-
-@pytest.fixture
-def tell(full: bool, capsys: pytest.CaptureFixture[str]) -> Tell:
-    """Show figures; keep those of full counts."""
-
-    def told(name: str, figures: dict[str, Any]) -> None:
-        with capsys.disabled():
-            print(f"\n{name}: {json.dumps(figures)}")
-        if full:
-            known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-            at = datetime.now().astimezone().isoformat()
-            RESULTS.write_text(json.dumps({**known, name: {"at": at, **figures}}, indent=1) + "\n")
-
-    return told
 
 
 @dataclass(frozen=True)
@@ -67,7 +47,7 @@ def dead(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dead]:
 
 @pytest.mark.timeout(3600)
 def test_nothing_is_lost_or_done_twice(
-    tmp_path: Path, full: bool, tell: Tell, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, full: bool, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1,000 jobs, 50 restarts, every fault: each is answered once; else a tenth, in haste."""
     seed = random.SystemRandom().randrange(2**32)
@@ -77,7 +57,7 @@ def test_nothing_is_lost_or_done_twice(
         monkeypatch.setenv("PYTHONPATH", f"{HASTY}{os.pathsep}{os.environ['PYTHONPATH']}")
         plan = queues.Plan(tmp_path, 100, 5, seed, door="hasty_queue")
     figures = queues.run(plan)
-    tell("faults", figures)
+    record("queue-faults", figures)
     assert figures["broken"] == []
 
 
@@ -95,7 +75,7 @@ def idle(tmp_path: Path) -> Iterator[tuple[queues.QueueServer, DaemonProcess]]:
 
 @pytest.mark.timeout(600)
 def test_a_job_starts_soon(
-    idle: tuple[queues.QueueServer, DaemonProcess], full: bool, tell: Tell
+    idle: tuple[queues.QueueServer, DaemonProcess], full: bool, record: Record
 ) -> None:
     """8 jobs (200 in full) that appear at random while all is idle: 99 % within 1.2 s."""
     server, daemon = idle
@@ -112,11 +92,11 @@ def test_a_job_starts_soon(
             queues.wait(lambda number=number: queues.ended(ledger) > number, 10)
     p99 = statistics.quantiles(seconds, n=100, method="inclusive")[-1]
     mean = statistics.mean(seconds)
-    tell("start", {"jobs": len(seconds), "mean_s": round(mean, 3), "p99_s": round(p99, 3)})
+    record("queue-start", {"jobs": len(seconds), "mean_s": round(mean, 3), "p99_s": round(p99, 3)})
     assert p99 <= 1.2
 
 
-def test_a_dead_server_costs_little(dead: Dead, full: bool, tell: Tell) -> None:
+def test_a_dead_server_costs_little(dead: Dead, full: bool, record: Record) -> None:
     """At most 1 % of a core and one line in the log, however long it is dead.
 
     It was dead while the other tests ran; alone this one waits as long.
@@ -126,7 +106,7 @@ def test_a_dead_server_costs_little(dead: Dead, full: bool, tell: Tell) -> None:
     share = (cpu(dead.process) - dead.cpu_s) / span
     lines = dead.log.read_text().count(dead.url)
     figures = {"seconds": round(span), "cpu_percent": round(100 * share, 2), "lines": lines}
-    tell("dead", figures)
+    record("queue-dead", figures)
     assert share <= 0.01
     assert lines == 2  # that it polls; that it cannot be reached
 

@@ -32,7 +32,7 @@ def test_what_grows_is_seen() -> None:
     leaking = [soak.Sample(n * 100, 50 + n * 0.2, 20 + n, 12, 30) for n in range(100)]
     before = {soak.LAG % le: 0.0 for le in (*soak.LAG_S, "+Inf")}
     slow = {soak.LAG % le: 98.0 if float(le) < 0.1 else 100.0 for le in (*soak.LAG_S, "inf")}
-    ended = {f'vellumd_jobs_ended_total{{status="{s}"}}': 0.0 for s in
+    ended = {f'vellumd_jobs_ended_total{{source="http",status="{s}"}}': 0.0 for s in
              ("done", "failed", "cancelled")}  # fmt: skip
     after = {**slow, soak.LAG % "+Inf": 100.0, **ended, "vellumd_engine_restarts_total": 0.0}
     found = soak.summary(leaking, before, after)

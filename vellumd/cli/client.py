@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from vellumd import announcement
 from vellumd.cli import arguments
 from vellumd.cli.main import Refused, Unavailable
 from vellumd.settings import Settings
@@ -48,19 +49,17 @@ def find(settings: Settings, args: argparse.Namespace) -> Client | None:
 
 
 def announced(settings: Settings, key: str | None = None) -> Client | None:
-    """The daemon that runs on `store.dir`, which it announces in `daemon.json`.
+    """The daemon that runs on `store.dir`, as it announces there.
 
     Without `key`, the one in the file that the daemon names, if this user may read it.
     """
-    try:
-        said = json.loads((settings.store.dir / "daemon.json").read_text("utf-8"))
-        url = said["url"]
-    except (OSError, ValueError, KeyError):
+    told = announcement.read(settings.store.dir)
+    if told is None:
         return None
-    if key is None and "key_file" in said:
+    if key is None and told.key_file:
         with contextlib.suppress(OSError, Refused):
-            key = read_key(Path(said["key_file"]))
-    client = Client(url, key)
+            key = read_key(told.key_file)
+    client = Client(told.url, key)
     return client if client.alive() else None
 
 

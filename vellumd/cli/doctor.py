@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CHECK_S = 30.0
+"""Seconds that a check of a plugin may take."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How much to check, and how to tell it."""
@@ -98,9 +101,19 @@ async def _of_plugins(settings: Settings) -> list[Check]:
         valid = loaded.validate_section(name, spec.settings_model, settings)
         for check in spec.checks:
             try:
-                found += await check(valid)
-            except Exception:
+                async with asyncio.timeout(CHECK_S):
+                    found += map(_finding, await check(valid))
+            except (KeyboardInterrupt, asyncio.CancelledError):
+                raise
+            except BaseException:  # extension modules raise such, and sys.exit does
                 log.exception("a check of %s", name)
                 text = f"{name}: its check broke off; tell the plugin's author what is said above"
                 found.append(Check(False, text))
     return found
+
+
+def _finding(told: Check) -> Check:
+    """A finding as the table needs it; raises for what is none."""
+    from vellumd.hookspecs import Check
+
+    return Check(bool(told.ok), str(told.text))

@@ -37,10 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
     loaded = load_settings(args)
-    from vellumd import daemon, platform
+    from vellumd import foreground, platform
 
     platform.more_files()
-    return int(daemon.run(loaded.settings, loaded.warnings, greet))
+    return int(foreground.run(loaded.settings, loaded.warnings, greet))
 
 
 def greet(daemon: Daemon) -> None:

@@ -155,7 +155,8 @@ UPDATE deliveries SET state = 'pending' WHERE job_id = ? AND state = 'waiting';
 DELETE FROM deliveries WHERE job_id = ?;
 
 -- name: owed
-SELECT count(*) FROM deliveries WHERE job_id = ? AND state IN ('waiting', 'pending');
+SELECT count(*) FROM deliveries JOIN jobs ON jobs.id = job_id AND jobs.source = deliveries.source
+WHERE job_id = ? AND state IN ('waiting', 'pending');
 
 -- name: pending_deliveries
 SELECT * FROM deliveries WHERE source = ? AND state = 'pending' ORDER BY due, number LIMIT ?;

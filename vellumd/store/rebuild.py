@@ -118,6 +118,7 @@ def new_job(found: RequestFile) -> NewJob:
         retry_of=found.retry_of,
         meta=found.request.get("meta"),
         reply=found.reply,
+        followers=found.followers,
         warnings=found.warnings,
         lane=found.lane,
         created=found.created,
@@ -170,4 +171,4 @@ def _settle(
     }
     tx.execute(SQL["end"], fields)
     tx.execute(rows.SQL["release_deliveries"], [row["id"]])
-    rows.emit(tx, row["id"], status, at=at, **data)
+    rows.emit(tx, row, status, at=at, **data)

@@ -13,7 +13,7 @@ from vellumd import errors, platform
 from vellumd.store import integrity, rebuild, schema, story
 from vellumd.store.mark import Mark
 from vellumd.store.pauses import Pauses
-from vellumd.store.spool import Spool
+from vellumd.store.spool import Spool, UnusableStoreError
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +35,6 @@ _UNAVAILABLE = frozenset(
 )
 """SQLite's result codes that say nothing against the database itself. IOERR is among them: a
 full disk has no room for the shared memory of a healthy one (sqlite.org/rescode.html)."""
-
-
-class UnusableStoreError(errors.VellumError):
-    """The database cannot be opened now. No wrong configuration: a later start may do it."""
-
-    remedy = "Stop that program, mend the disk, or name another folder with store.dir."
 
 
 @dataclass(frozen=True)

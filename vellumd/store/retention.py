@@ -99,7 +99,7 @@ class Retention:
         await self._give_up()
         for kept in ("all", "results"):
             async for piece in self._ended(kept, self._cutoff()):
-                await self._expire(row["number"] for row in piece if self._is_over(row))
+                await self._expire([row for row in piece if self._is_over(row)])
         await self._make_room()
         await self._forget()
 
@@ -149,7 +149,7 @@ class Retention:
             async for piece in self._ended(kept, self._now()):
                 for row in piece:
                     if self._room.over:
-                        await self._expire([row["number"]])
+                        await self._expire([row])
                 if not self._room.over:
                     break
         self._room.exhausted = self._room.over
@@ -165,22 +165,29 @@ class Retention:
                 done.append([row["number"]])
         await self._store.run(lambda tx: [tx.execute(SQL["lighten"], row) for row in done])
 
-    async def _expire(self, numbers: Iterable[int]) -> None:
-        """Empty rows, then remove their folders: a kill in between leaves strays to sweep."""
-        chosen = list(numbers)
+    async def _expire(self, piece: list[sqlite3.Row]) -> None:
+        """Empty rows, then remove their folders: a kill in between leaves strays to sweep.
+
+        The other way round on a disk that is too full to say so.
+        """
 
         def work(tx: Transaction) -> list[str]:
             gone = []
-            for number in chosen:
-                if row := tx.one(SQL["expire"], [number]):
+            for row in piece:
+                if tx.one(SQL["expire"], [row["number"]]):
                     tx.execute(rows.SQL["forget_deliveries"], [row["id"]])
                     gone.append(row["id"])
             return gone
 
-        if chosen:
-            await asyncio.to_thread(self._remove, await self._store.run(work))
+        if piece:
+            try:
+                gone = await self._store.run(work)
+            except errors.StorageFull:
+                await asyncio.to_thread(self._remove, [row["id"] for row in piece])
+                gone = await self._store.run(work)
+            await asyncio.to_thread(self._remove, gone)
 
-    def _remove(self, job_ids: list[str]) -> None:
+    def _remove(self, job_ids: Iterable[str]) -> None:
         for job_id in job_ids:
             self._spool.remove(job_id)
 

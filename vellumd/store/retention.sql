@@ -4,7 +4,7 @@
 SELECT number, id, ended, resolved,
        EXISTS (SELECT 1 FROM deliveries WHERE job_id = jobs.id
                AND state IN ('waiting', 'pending')) AS owed,
-       EXISTS (SELECT 1 FROM deliveries WHERE job_id = jobs.id)
+       EXISTS (SELECT 1 FROM deliveries WHERE job_id = jobs.id AND source = jobs.source)
        AND NOT EXISTS (SELECT 1 FROM deliveries WHERE job_id = jobs.id
                        AND state <> 'delivered') AS delivered
 FROM jobs

@@ -26,13 +26,19 @@ from vellumd.store.database import Transaction, read_queries
 
 SQL = read_queries("queries.sql")
 
+Owed = tuple[str, JsonValue]
+"""A transport that is owed a delivery, and the reply that it gets with it."""
+
 RESULTS = TypeAdapter(tuple[Result, ...])
 NOTICES = TypeAdapter(tuple[Notice, ...])
 
 
 @dataclass(frozen=True)
 class NewJob:
-    """What `Store.add` writes; `created` is in milliseconds since the epoch."""
+    """What `Store.add` writes; `created` is in milliseconds since the epoch.
+
+    `reply` is what its own source is owed the job with, `followers` are the others.
+    """
 
     id: str
     edit: ResolvedEdit
@@ -44,6 +50,7 @@ class NewJob:
     retry_of: str | None = None
     meta: JsonValue = None
     reply: JsonValue = None
+    followers: tuple[Owed, ...] = ()
     warnings: tuple[Notice, ...] = ()
     lane: int = 0
     created: int = field(default_factory=now_ms)
@@ -51,22 +58,24 @@ class NewJob:
 
 @dataclass(frozen=True)
 class DeliveryRow:
-    """A delivery that is due at `due` (milliseconds since the epoch)."""
+    """A delivery that is due at `due` (milliseconds since the epoch), put off `attempts` times."""
 
     number: int
     job_id: str
     reply: JsonValue
     due: int
+    attempts: int
 
 
 def insert(tx: Transaction, new: NewJob) -> sqlite3.Row | None:
-    """Write the row of a new job, its delivery and its event; None if it is known already."""
+    """Write the row of a new job, its deliveries and its event; None if it is known already."""
     row = tx.one(SQL["add"], _new_row(new))
     if row is None:
         return None
-    if new.reply is not None:
-        tx.execute(SQL["add_delivery"], [new.id, new.source, json.dumps(new.reply), "waiting"])
-    emit(tx, new.id, "queued", at=new.created)
+    own: tuple[Owed, ...] = () if new.reply is None else ((new.source, new.reply),)
+    for source, reply in (*own, *new.followers):
+        tx.execute(SQL["add_delivery"], [new.id, source, json.dumps(reply), "waiting"])
+    emit(tx, row, "queued", at=new.created)
     return row
 
 
@@ -96,12 +105,16 @@ def _new_row(new: NewJob) -> dict[str, Any]:
 
 
 def emit(
-    tx: Transaction, job_id: str, type: EventType, *, at: int | None = None, **data: Any
+    tx: Transaction, row: sqlite3.Row, type: EventType, *, at: int | None = None, **data: Any
 ) -> None:
-    """Write an event that the commit makes public; `at` in milliseconds, now by default."""
+    """Write an event of a job's row that the commit makes public; its data tell the source.
+
+    `at` is in milliseconds, now by default.
+    """
     at = now_ms() if at is None else at
-    seq = tx.execute(SQL["add_event"], [job_id, type, at, json.dumps(data)]).lastrowid
-    tx.committed.append(JobEvent(job_id=job_id, type=type, at=moment(at), seq=seq, data=data))
+    data["source"] = row["source"]
+    seq = tx.execute(SQL["add_event"], [row["id"], type, at, json.dumps(data)]).lastrowid
+    tx.committed.append(JobEvent(job_id=row["id"], type=type, at=moment(at), seq=seq, data=data))
 
 
 def _time(milliseconds: int | None) -> datetime | None:

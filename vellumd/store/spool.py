@@ -55,6 +55,12 @@ CHECKED = 1024
 """Files of which is remembered that they are whole; half a kilobyte each."""
 
 
+class UnusableStoreError(errors.VellumError):
+    """The store cannot be opened now. No wrong configuration: a later start may do it."""
+
+    remedy = "Stop that program, mend the disk, or name another folder with store.dir."
+
+
 class SharedSync:
     """fsync of one folder for many threads: those who ask while one runs share the next."""
 
@@ -95,11 +101,17 @@ class Spool:
         limits: Limits,
         write: Callable[[Path, bytes], None] = platform.write_durably,
     ) -> None:
+        """Raises `UnusableStoreError` if the folder can be neither found nor made."""
         self.root = root
         self._staged = root / "staged"
         self._limits = limits
         self._write = write
-        self._staged.mkdir(parents=True, exist_ok=True)
+        try:
+            self._staged.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UnusableStoreError(
+                f"The folder {root.name} in store.dir cannot be made ({error.strerror})."
+            ) from None
         self.usage = Usage()
         self._staging = threading.Lock()
         self._sync_root = SharedSync(root)

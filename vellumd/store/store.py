@@ -126,7 +126,7 @@ class Store:
     async def add(
         self, new: NewJob, limit: int, prepare: Callable[[], None] | None = None
     ) -> tuple[Job, bool]:
-        """Accept a job: its row, its event and its delivery row in one commit.
+        """Accept a job: its row, its event and its delivery rows in one commit.
 
         `prepare` makes its folder durable before that, in a thread.
         The job and True; or the job already accepted under the same id or key and
@@ -151,7 +151,7 @@ class Store:
             row = tx.one(SQL["claim"], {"lane": lane, "now": now_ms()})
             if row is None:
                 return None
-            rows.emit(tx, row["id"], "started", attempt=row["attempt"])
+            rows.emit(tx, row, "started", attempt=row["attempt"])
             return rows.job(row)
 
         return await self._db.run(work)
@@ -248,19 +248,23 @@ class Store:
         await self._db.run(work)
 
     async def forget(self, job_id: str) -> None:
-        """Remove an ended job; raises `NotFound`, `NotDone` if it has not ended."""
+        """Remove an ended job; raises `NotFound`, `NotDone` if it has not ended.
+
+        Nobody's answer is lost by it: its sender's delivery is waited for. Who only follows
+        hears no more of it.
+        """
 
         def work(tx: Transaction) -> None:
-            row = _get(tx, job_id)
-            if not JobStatus(row["status"]).terminal:
-                raise errors.NotDone("The job has not ended; cancel it first.")
-            if tx.execute(SQL["owed"], [job_id]).fetchone()[0]:
-                raise errors.NotDone("The job's result has not been delivered yet.")
+            _check_forgettable(tx, job_id)
             tx.execute(SQL["forget_deliveries"], [job_id])
             tx.execute(SQL["forget_events"], [job_id])
             tx.execute(SQL["forget"], [job_id])
 
         await self._db.run(work)
+
+    async def check_forgettable(self, job_id: str) -> None:
+        """Raise what `forget` would of this job; change nothing."""
+        await self._db.run(lambda tx: _check_forgettable(tx, job_id))
 
     # questions
 
@@ -344,7 +348,13 @@ class Store:
 
         def work(tx: Transaction) -> list[DeliveryRow]:
             return [
-                DeliveryRow(row["number"], row["job_id"], json.loads(row["reply"]), row["due"])
+                DeliveryRow(
+                    row["number"],
+                    row["job_id"],
+                    json.loads(row["reply"]),
+                    row["due"],
+                    row["attempts"],
+                )
                 for row in tx.execute(SQL["pending_deliveries"], [source, limit])
             ]
 
@@ -364,6 +374,13 @@ def _found(row: sqlite3.Row | None) -> sqlite3.Row:
     if row is None:
         raise errors.NotFound("There is no such job.")
     return row
+
+
+def _check_forgettable(tx: Transaction, job_id: str) -> None:
+    if not JobStatus(_get(tx, job_id)["status"]).terminal:
+        raise errors.NotDone("The job has not ended; cancel it first.")
+    if _one(tx, "owed", [job_id]):
+        raise errors.NotDone("The job's result has not been delivered yet.")
 
 
 def _known(tx: Transaction, new: NewJob) -> sqlite3.Row | None:
@@ -387,7 +404,7 @@ def _placed(tx: Transaction, row: sqlite3.Row) -> Job:
     return rows.job(row, _one(tx, "ahead", {**dict(row), "place": place}))
 
 
-def _one(tx: Transaction, query: str, fields: dict[str, Any]) -> int:
+def _one(tx: Transaction, query: str, fields: dict[str, Any] | list[str]) -> int:
     """The one number that a query gives."""
     return int(tx.execute(SQL[query], fields).fetchall()[0][0])
 
@@ -396,7 +413,7 @@ def _ended(tx: Transaction, row: sqlite3.Row | None, **data: Any) -> Job:
     if row is None:
         raise errors.Internal("The job was not running.")
     tx.execute(SQL["release_deliveries"], [row["id"]])
-    rows.emit(tx, row["id"], row["status"], **data)
+    rows.emit(tx, row, row["status"], **data)
     return rows.job(row)
 
 
@@ -430,5 +447,5 @@ def _requeue(tx: Transaction, job_id: str, why: dict[str, bool]) -> Job:
     row = tx.one(SQL["requeue"], {"id": job_id, **why})
     if row is None:
         raise errors.Internal("The job was not running.")
-    rows.emit(tx, job_id, "queued", attempt=row["attempt"])
+    rows.emit(tx, row, "queued", attempt=row["attempt"])
     return rows.job(row)

@@ -21,7 +21,7 @@ REQUEST, RESULT, END = "request.json", "result.json", "end.json"
 
 
 class RequestFile(Frozen):
-    """`request.json`: `created` is in milliseconds since the epoch, `reply` private."""
+    """`request.json`: `created` is in milliseconds since the epoch; replies are private."""
 
     id: str
     source: str
@@ -30,6 +30,7 @@ class RequestFile(Frozen):
     key: str | None = None
     retry_of: str | None = None
     reply: JsonValue = None
+    followers: tuple[tuple[str, JsonValue], ...] = ()
     lane: int = 0
     warnings: tuple[Notice, ...] = ()
     request: dict[str, Any]

@@ -79,6 +79,10 @@ class TransportContract(ABC):
     def send_rubbish(self) -> None:
         """Hand in what is no request at all, as broken or hostile senders do."""
 
+    def others(self) -> dict[str, dict[str, object]]:
+        """Sections of the daemon's other doors, for one that needs them; asked after `settings`."""
+        return {}
+
     def hang_up(self) -> None:  # noqa: B027 - optional
         """Close the sender's connections; called at the end of each test."""
 
@@ -212,7 +216,8 @@ class TransportContract(ABC):
     @pytest.fixture(autouse=True)
     def _daemon(self, tmp_path: Path) -> Iterator[None]:
         self.accepted: set[str] = set()
-        self.daemon = DaemonProcess(tmp_path, self.plugin, self.settings(tmp_path))
+        settings = self.settings(tmp_path)
+        self.daemon = DaemonProcess(tmp_path, self.plugin, settings, self.others())
         yield
         self.hang_up()
         self.daemon.close()

@@ -19,6 +19,7 @@ module.exports = function (RED) {
         const base = `vellumd/${config.instance || "main"}`;
         if (!broker) {
             node.status({ fill: "red", shape: "ring", text: "no broker" });
+            node.on("input", (msg, send, done) => done(new Error("no broker: choose one in this node's form")));
             return;
         }
         // The answers' topic: the same after a restart, where the broker keeps them for us.

@@ -86,7 +86,9 @@ class Server:
     async def heartbeat(self, request: web.Request) -> web.Response:
         """A worker still works on its job; 404 if it is not its any more."""
         fields = _object(await request.read())
-        if not self._ledger.renew(fields.get("id"), str(fields.get("worker", ""))):
+        # JSON can spell half a character, which no database takes.
+        worker = str(fields.get("worker", "")).encode(errors="replace").decode()
+        if not self._ledger.renew(fields.get("id"), worker):
             raise web.HTTPNotFound(text="not your job")
         return web.json_response({})
 

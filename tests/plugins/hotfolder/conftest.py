@@ -17,7 +17,7 @@ from PIL import Image
 
 from vellumd.daemon import Daemon
 from vellumd.jobs import JobFilter
-from vellumd_hotfolder import intake, outlet, reporter
+from vellumd_hotfolder import outlet, reporter, taker
 
 QUICK = {"settle_s": 0.1, "scan_s": 0.3, "incomplete_s": 0.5}
 DEADLINE_S = 20.0
@@ -93,7 +93,7 @@ class Drop:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds that people would wait are not waited for here."""
-    for module, name in ((intake, "HOLD_S"), (outlet, "RETRY_S"), (reporter, "WRITE_S")):
+    for module, name in ((taker, "HOLD_S"), (outlet, "RETRY_S"), (reporter, "WRITE_S")):
         monkeypatch.setattr(module, name, 0.2)
 
 

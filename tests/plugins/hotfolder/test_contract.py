@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.plugins.hotfolder.conftest import files_of
 from vellumd.testing import Refused, Reply, TransportContract
+from vellumd_hotfolder.__main__ import make
 
 END_S = 5.0
 TAKEN_S = 15.0
@@ -38,6 +39,7 @@ class TestHotfolder(TransportContract):
 
     def settings(self, folder: Path) -> dict[str, object]:
         self.root = folder / "root"
+        make(self.root, None, None)  # a daemon makes it a moment after its doors are open
         times = {"settle_s": 0.05, "scan_s": 0.2, "incomplete_s": 0.1}
         return {"root": self.root, "duplicates": "skip", **times}
 

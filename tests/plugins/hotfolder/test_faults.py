@@ -18,7 +18,7 @@ from vellumd import errors, platform
 from vellumd.daemon import Daemon
 from vellumd.jobs import JobFilter
 from vellumd.settings import Settings
-from vellumd_hotfolder import boxes, intake, plan, scan, watch
+from vellumd_hotfolder import boxes, intake, plan, scan, taker, watch
 from vellumd_hotfolder import root as root_module
 from vellumd_hotfolder.claims import Changed, Claims
 from vellumd_hotfolder.moves import move_new
@@ -144,6 +144,38 @@ async def test_a_closed_outbox_is_waited_for(drop: OpenDrop) -> None:
         await folder.out("a.png")
 
 
+async def test_a_closed_disk_is_not_asked_on_and_on(
+    drop: OpenDrop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where nothing can be taken, that is told once, and tried at a person's pace."""
+    real, tries, closed = Claims.take, 0, True
+
+    def take(self: Claims, order: Order, job_id: str) -> list[Path]:
+        nonlocal tries
+        tries += 1
+        if closed:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return real(self, order, job_id)
+
+    monkeypatch.setattr(Claims, "take", take)
+    async with drop(prompt="p") as folder:
+        pictures = [f"{number}.png" for number in range(30)]
+        for number, name in enumerate(pictures):
+            folder.put(name, encoded(number))
+        doors = folder.daemon.transports.doors
+        with caplog.at_level("INFO", "vellumd.hotfolder"):
+            await folder.until(lambda: "cannot write" in doors["hotfolder"].text, "the trouble")
+            began = tries
+            for number in range(20):  # what else happens there is no reason to ask
+                folder.put(f"notes {number}.txt", "")
+                await asyncio.sleep(0.05)
+                assert "cannot write" in doors["hotfolder"].text
+        assert tries - began <= 6 * intake.TOGETHER, "more often than every 0.2 s"
+        assert caplog.text.count("Read-only file system") <= intake.TOGETHER
+        closed = False
+        await folder.out(*pictures)
+
+
 async def test_a_file_deleted_replaced_or_touched_while_queued(drop: OpenDrop) -> None:
     """The job has its own copy; what comes under the name again is another job."""
     async with drop(prompt="p", paper={"step_s": 0.1}) as folder:
@@ -257,7 +289,7 @@ async def test_what_cannot_be_moved_is_told(
         real(source, target)
 
     monkeypatch.setattr(os, "rename", rename)
-    monkeypatch.setattr(intake, "STUCK_S", 0.2)
+    monkeypatch.setattr(taker, "STUCK_S", 0.2)
     async with drop(prompt="p") as folder:
         folder.put("a.png", encoded(1))
         folder.put("b.png", encoded(2))
@@ -373,6 +405,25 @@ def test_loops_are_refused(tmp_path: Path) -> None:
         root_module.check({"a": tmp_path})
     with pytest.raises(errors.ConfigError, match="has no folder"):
         root_module.check({})
+
+
+@pytest.mark.parametrize(("part", "to"), [("inbox", "outbox"), ("outbox", "inbox")])
+async def test_a_loop_made_while_it_runs(drop: OpenDrop, part: str, to: str) -> None:
+    """A part that becomes a link stops the folder, and says so, until it is a folder again."""
+    async with drop(prompt="p", paper={"step_s": 0.02}) as folder:
+        folder.put("a.png", encoded(1))
+        await folder.out("a.png")
+        (folder.root / part).rename(folder.root / "kept")
+        (folder.root / part).symlink_to(folder.root / to)
+        doors = folder.daemon.transports.doors
+        (folder.root / "inbox" / "b.png").write_bytes(encoded(2))
+        await folder.until(lambda: "is a link" in doors["hotfolder"].text, "the trouble")
+        await asyncio.sleep(1)
+        assert len(await folder.jobs()) <= 2
+        (folder.root / part).unlink()
+        (folder.root / "kept").rename(folder.root / part)
+        folder.put("c.png", encoded(3))
+        await folder.until(lambda: "c.png" in folder.names("outbox"), "the result")
 
 
 def test_moving_writes_over_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -29,6 +30,8 @@ def test_it_makes_a_folder_that_explains_itself(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=30, check=True,
     )  # fmt: skip
     assert "vellumd serve --plugins.hotfolder.root" in done.stdout
+    config = done.stdout.partition("vellumd.toml:\n")[2]
+    assert tomllib.loads(config) == {"plugins": {"hotfolder": {"root": str(tmp_path / "f")}}}
     assert {p.name for p in (tmp_path / "f").iterdir()} == {
         "README.txt", "inbox", "outbox", "done", "failed",
     }  # fmt: skip
@@ -36,6 +39,15 @@ def test_it_makes_a_folder_that_explains_itself(tmp_path: Path) -> None:
     assert (tmp_path / "f/inbox/prompt.txt").read_text("utf-8") == "snow\n"
     preset = (tmp_path / "f/inbox/_preset.toml").read_text("utf-8")
     assert tomllib.loads(preset) == {"preset": "눈 😀"}
+
+
+def test_what_is_printed_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Into a shell and into TOML, whatever the folder is called."""
+    folder = tmp_path / "Anna's $HOME 눈"
+    main(["init", str(folder)])
+    command, config = capsys.readouterr().out.split("or keep it in config/vellumd.toml:\n")
+    assert shlex.split(command.splitlines()[1])[-1] == str(folder)
+    assert tomllib.loads(config)["plugins"]["hotfolder"]["root"] == str(folder)
 
 
 def test_it_changes_nothing_that_is_there(tmp_path: Path) -> None:

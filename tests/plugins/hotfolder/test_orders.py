@@ -43,6 +43,17 @@ async def test_a_text_may_come_later(drop: OpenDrop) -> None:
         await folder.out("a.png")
 
 
+async def test_a_preset_that_does_not_exist_is_told(drop: OpenDrop) -> None:
+    """A slip of the pen is no picture that waits for a prompt."""
+    async with drop() as folder:
+        for name, text in (("a", '{"preset": "orignal"}'), ("b", '{"preset": 5}')):
+            folder.put(f"{name}.json", text)
+            folder.put(f"{name}.png", encoded(1))
+        await folder.until(lambda: len(folder.names("failed")) == 6, "the failures")
+        assert "'orignal'" in (folder.root / "failed/a.error.txt").read_text("utf-8")
+        assert "preset: " in (folder.root / "failed/b.error.txt").read_text("utf-8")
+
+
 async def test_when_it_will_be_ready(drop: OpenDrop) -> None:
     """STATUS.txt counts what is in work and says about when the last will be done."""
     async with drop(prompt="p", paper={"step_s": 0.03}) as folder:

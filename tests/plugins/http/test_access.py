@@ -109,6 +109,13 @@ def test_a_half_made_secret_is_made_again(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["secret"]
 
 
+def test_a_damaged_secret_of_our_own_names_its_remedy(tmp_path: Path) -> None:
+    """It is no key of the operator's, so no setting is to be corrected."""
+    (tmp_path / "cookie_secret").write_text("", encoding="ascii")
+    with pytest.raises(errors.ConfigError, match=r"'cookie_secret'.*Remove the file"):
+        access(tmp_path)
+
+
 async def signed_in(door: Door, key: str) -> str:
     """The Set-Cookie header that the page gets for `key`."""
     headers = {"Authorization": f"Bearer {key}"}

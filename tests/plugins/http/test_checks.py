@@ -1,12 +1,13 @@
-"""Doctor's look at the port: free, a daemon, or somebody else."""
+"""Doctor's look at address, port and key."""
 
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
-from vellumd_http.checks import check_port
+from vellumd_http.checks import check_key, check_port
 from vellumd_http.plugin import HttpSettings
 
 
@@ -44,6 +45,23 @@ async def test_a_free_port() -> None:
     async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
     assert await findings(port) == [(True, f"http: port {port} is free")]
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-name.invalid"])
+async def test_an_address_of_another_machine(host: str) -> None:
+    """It is the address that is wrong, not the port that is taken."""
+    (found,) = await check_port(HttpSettings(host=host))
+    assert not found.ok and f"{host} is no address of this machine" in found.text
+
+
+@pytest.mark.parametrize(("key", "ok"), [("right", True), ("", False), (None, False)])
+async def test_a_key_file(key: str | None, ok: bool, tmp_path: Path) -> None:
+    """What would refuse the start is told before it."""
+    if key is not None:
+        (tmp_path / "key").write_text(key, "ascii")
+    (found,) = await check_key(HttpSettings(api_key_file=tmp_path / "key"))
+    assert found.ok is ok and "api_key_file" in found.text
+    assert await check_key(HttpSettings()) == []
 
 
 async def test_a_port_of_the_systems_choice() -> None:

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from aiohttp import ClientResponse, web
 
+from vellumd import JobEvent
+from vellumd.models import moment
+from vellumd_http import events
 from vellumd_http.results import send_bytes
 
 from .conftest import EDIT, Door, OpenDoor
@@ -178,3 +181,15 @@ async def test_a_long_replay_lets_others_in() -> None:
             await send_bytes(Roomy(), b"event")
         waiting.cancel()
     assert turns >= 100
+
+
+def test_an_event_is_encoded_once_for_all() -> None:
+    """The same bytes for each listener; an equal event, or a later one, has its own."""
+    encoder = events.Encoder()
+    one, two = (JobEvent(job_id="a", type="step", at=moment(0), data={"step": n}) for n in range(2))
+    assert encoder.encode(one) is encoder.encode(one)
+    assert encoder.encode(one) == events.encode(one) != encoder.encode(two)
+    for n in range(100):
+        encoder.encode(JobEvent(job_id="a", type="done", at=moment(n), seq=n))
+    assert len(encoder._known) == events.ENCODED_MAX
+    assert encoder.encode(one) == events.encode(one)

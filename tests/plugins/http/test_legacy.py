@@ -193,6 +193,14 @@ def test_unanswered_outlive_the_process_and_stay_few(tmp_path: Path) -> None:
     assert len(list((tmp_path / "u").iterdir())) == Unanswered.MOST - 1
 
 
+def test_what_others_leave_among_the_notes_is_none(tmp_path: Path) -> None:
+    """A folder or a file of another name stops no door and stays."""
+    (tmp_path / "u" / ".thumbnails").mkdir(parents=True)
+    (tmp_path / "u" / "desktop.ini").write_bytes(b"\xff")
+    assert Unanswered(tmp_path / "u").job_of("desktop.ini") is None
+    assert len(list((tmp_path / "u").iterdir())) == 2
+
+
 def test_a_torn_note_of_an_answer_counts_as_none(tmp_path: Path) -> None:
     """A power cut can leave a note empty; then the same request simply is a new job."""
     folder = tmp_path / "u"

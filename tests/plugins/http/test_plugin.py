@@ -40,6 +40,16 @@ def test_a_wrong_section_is_refused(section: dict[str, object]) -> None:
         HttpSettings.model_validate(section)
 
 
+@pytest.mark.parametrize("network", ["10.0.0.1/8", "my network", "10.0.0.0/33"])
+def test_a_wrong_network_has_one_plain_complaint(network: str) -> None:
+    """Not one for each kind of network there is, in the words of a library."""
+    with pytest.raises(pydantic.ValidationError) as caught:
+        HttpSettings.model_validate({"trusted_networks": ["192.168.0.0/16", network]})
+    (problem,) = caught.value.errors()
+    assert problem["loc"] == ("trusted_networks",)
+    assert f"'{network}' is no network: write it as in 192.168.1.0/24" in problem["msg"]
+
+
 def test_names_and_origins_as_people_write_them() -> None:
     """With a port where there is one, and addresses too."""
     hosts = ["pics.example", "GPU_box", "192.0.2.1", "::1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Route:
 
     def url(self) -> str:
         """A path that it answers."""
-        return self.path.format(job="0", n=1, file="page.css")
+        return self.path.format(job="0", n=1, file="page.css", page="http")
 
 
 @pytest.fixture
@@ -84,6 +85,30 @@ async def test_no_route_answers_for_a_strangers_name(door: Door, routes: list[Ro
         for headers in ({}, {"Origin": "null"}, {"Origin": "http://evil.example"}):
             async with ask(door, route, Host="evil.example", **headers) as got:
                 assert (got.status, await code(got)) in ((403, "forbidden_host"), (403, "403"))
+
+
+async def test_nobody_is_told_to_go_on_before_the_guard_has_looked(
+    door: Door, routes: list[Route]
+) -> None:
+    """Whatever a request expects of us, a wrong Host is 403; a right one is told to go on."""
+    for route in routes:
+        for expected in ("100-continue", "anything"):
+            lines = (
+                f"{route.method} {route.url()} HTTP/1.1", "Connection: close", "Content-Length: 2",
+                f"Expect: {expected}",
+            )  # fmt: skip
+            assert await status(door, *lines, "Host: evil.example") == 403
+    going_on = ("POST /v1/jobs HTTP/1.1", "Content-Length: 2", "Expect: 100-continue")
+    assert await status(door, *going_on, "Host: localhost") == 100
+
+
+async def status(door: Door, *lines: str) -> int:
+    """The first status that answers a request's head."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    writer.write("\r\n".join((*lines, "", "")).encode())
+    answered = await reader.readline()
+    writer.close()
+    return int(answered.split()[1])
 
 
 async def test_no_change_comes_from_another_site(door: Door, routes: list[Route]) -> None:

@@ -99,7 +99,7 @@ class Loaded(HTMLParser):
         self._script = False
 
 
-@pytest.mark.parametrize("path", ["/", "/docs"])
+@pytest.mark.parametrize("path", ["/", "/docs", "/docs/http"])
 async def test_pages_load_only_from_here(door: Door, path: str) -> None:
     """Every file is ours and there; nothing inline; the policy allows nothing else."""
     async with door.ask("GET", path) as got:

@@ -62,6 +62,11 @@ class House:
         )
         return found.json
 
+    def confirmed(self) -> None:
+        """Wait until the broker has confirmed all answers, so that none comes again."""
+        owed = "SELECT number FROM deliveries WHERE state IN ('waiting', 'pending')"
+        wait(lambda: not self.rows(owed), "the broker to confirm the answers")
+
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """What the store says, read beside the running daemon."""
         file = self.daemon.folder / "data" / "jobs.sqlite"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 
 import psutil
+import pytest
 
 from tests.plugins.mqtt.house import House, opened, png, wait
 from tests.plugins.mqtt.sender import Sender, b64
@@ -149,6 +150,9 @@ def test_commands(house: House) -> None:
     assert ask("cancel")["error"]["code"] == "bad_request"
     assert ask("status", {"id": "x"})["error"]["code"] == "bad_request"
     assert ask("status", b"\xff")["error"]["code"] == "bad_request"
+    house.sender.publish("request/pause/later")
+    assert "no levels" in house.sender.next("response/pause").json["error"]["message"]
+    assert ask("status")["data"]["paused"] is False
 
 
 WRONG: list[tuple[dict[str, object], str]] = [
@@ -178,6 +182,14 @@ def test_what_is_wrong_is_named(house: House) -> None:
             assert answer["transaction"] == "t"
 
 
+@pytest.mark.parametrize("field", ["transaction", "meta"])
+def test_no_answer_holds_what_json_cannot(house: House, field: str) -> None:
+    """1e999 is read as infinity; echoed, it would be an answer that no sender can parse."""
+    text = json.dumps({"image": b64(PNG), "prompt": "p", field: [0]}).replace("[0]", "[-1e999]")
+    house.sender.publish("request/edit", text.encode())
+    assert "too large" in house.answer()["error"]["message"]
+
+
 def test_json_that_costs_memory(house: House) -> None:
     """Neither millions of elements nor a wide character beside megabytes are read."""
     process = psutil.Process(house.daemon.pid)
@@ -189,6 +201,20 @@ def test_json_that_costs_memory(house: House) -> None:
         house.sender.publish("request/edit", payload.encode())
         assert word in house.answer()["error"]["message"]
     assert process.memory_info().rss - before < 256 << 20
+
+
+ENTITY = {
+    "name", "unique_id", "icon", "device", "origin",
+    "availability_topic", "payload_available", "payload_not_available",
+}  # fmt: skip
+KNOWN = {
+    "image": {"image_topic", "content_type"},
+    "sensor": {"state_topic", "value_template", "unit_of_measurement", "state_class"},
+    "switch": {"command_topic", "state_topic", "payload_on", "payload_off", "value_template",
+               "qos"},
+    "binary_sensor": {"state_topic", "payload_on", "payload_off", "device_class"},
+}  # fmt: skip
+"""Keys that each component's discovery schema has (homeassistant/components/mqtt, 2024.3)."""
 
 
 def test_home_assistant_is_told(make_house: Callable[..., House]) -> None:
@@ -203,8 +229,13 @@ def test_home_assistant_is_told(make_house: Callable[..., House]) -> None:
             wait(lambda n=known: len({g.topic for g in sender.got}) > n, "the configurations")
             configs = {g.topic.split("/")[1]: g.json for g in sender.got if g.retain or g.payload}
         assert set(configs) == {"image", "sensor", "switch", "binary_sensor"}
-        for config in configs.values():
+        for kind, config in configs.items():
             assert config["device"]["identifiers"] == ["vellumd_main"] and config["unique_id"]
+            assert set(config) <= ENTITY | KNOWN[kind]
+            assert set(config["device"]) <= {
+                "identifiers", "name", "manufacturer", "model", "sw_version",
+            }  # fmt: skip
+            assert set(config["origin"]) <= {"name", "sw_version", "support_url"}
         queue = configs["sensor"]
         assert queue["state_topic"] == "vellumd/main/queue" and "queued" in queue["value_template"]
         switch = configs["switch"]

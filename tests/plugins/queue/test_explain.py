@@ -45,6 +45,39 @@ def test_a_mapping_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(
+    ("config", "server", "said"),
+    [
+        ("[plugins.queue]\nurl = 'http://q'\nmap = { next = 3 }", "", "plugins.queue.map.next: "),
+        ("[plugins.queue]\nmap = { felds = {} }", "", "plugins.queue.map.felds: Extra inputs"),
+        ("[plugins.queue.servers.lab]\nurl = 'http://q'", "shop", "no section [plugins.queue.serv"),
+        ("[plugins.queue.servers.lab]\nurl = 'http://q'", "", "add --server lab"),
+        ("plugins = 3", "", "no section [plugins.queue]"),
+        ("[plugins.queue]\nurl = 'http://elsewhere'", "", "refused: bad_request: images: a URL"),
+        ("[plugins.queue\n", "", "cannot be read: "),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_named(
+    config: str, server: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is not passed over in silence, as if there were none; it may begin with a BOM."""
+    file = tmp_path / "vellumd.toml"
+    file.write_text(config, "utf-8-sig")
+    answer = saved(tmp_path, {"id": 1, "image": "http://server/1.png", "prompt": "p"})
+    chosen = ["--server", server] if server else []
+    assert main(["explain", answer, "--config", str(file), *chosen]) == 1
+    assert said in capsys.readouterr().out
+
+
+def test_an_id_is_shown_as_it_is_sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a path it is quoted."""
+    file = tmp_path / "vellumd.toml"
+    file.write_text("[plugins.queue.map]\nresult = 'PUT /{id}'", "utf-8")
+    answer = saved(tmp_path, {"id": "a/b?", "image": "http://server/1.png", "prompt": "p"})
+    assert main(["explain", answer, "--config", str(file)]) == 0
+    assert "result   PUT /a%2Fb%3F {" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("answer", "said", "code"),
     [
         ({}, "the queue is empty", 0),
@@ -73,9 +106,9 @@ def test_the_examples_are_valid(section: str) -> None:
 def test_the_mapped_example_reads_what_it_says() -> None:
     """The page's mapping fits the server of its example."""
     (shown,) = re.findall(r"```toml\n([^`]*queue\.map.*?)```", PAGE, re.DOTALL)
-    names = QueueSettings.model_validate(tomllib.loads(shown)["plugins"]["queue"]).map
+    server = QueueSettings.model_validate(tomllib.loads(shown)["plugins"]["queue"])
     task = {"uuid": "a", "params": {"pics": ["/1.png"], "text": "p"}}
-    lines = list(explain(json.dumps({"data": {"tasks": [task]}}).encode(), names))
+    lines = list(explain(json.dumps({"data": {"tasks": [task]}}).encode(), server))
     assert 'job      id "a"' in lines
     assert 'image 1  by URL: "/1.png"' in lines
     assert lines[-2].startswith("result   PUT /v2/tasks/a/output")

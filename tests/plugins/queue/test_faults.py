@@ -208,6 +208,28 @@ async def test_the_same_job_again_gets_the_stored_result(
     assert len({call.body for call in old.results()}) == 1
 
 
+async def test_a_job_that_ended_long_ago_is_answered_again(
+    old: OldServer, open_door: OpenDoor
+) -> None:
+    """Its result is owed from when it is asked for, not from its end days before."""
+    days_ago = "UPDATE jobs SET created = created - :d, started = started - :d, ended = ended - :d"
+    async with open_door(url=old.url) as daemon:
+        old.offer(job(1))
+        await until(lambda: len(old.results()) == 1)
+        await daemon.jobs._store.run(lambda tx: tx.execute(days_ago, {"d": 2 * 86_400_000}))
+        old.offer(job(1))
+        await until(lambda: len(old.results()) == 2)
+        await until_silent(old)
+        assert len(await all_jobs(daemon)) == 1
+    assert len({call.body for call in old.results()}) == 1
+
+
+async def until_silent(old: OldServer) -> None:
+    """Wait for three more polls, so that what was on its way has come."""
+    polls = len(old.results("/api/queue/next"))
+    await until(lambda: len(old.results("/api/queue/next")) >= polls + 3)
+
+
 async def test_the_same_id_with_other_content_is_a_new_job(
     old: OldServer, open_door: OpenDoor
 ) -> None:
@@ -221,6 +243,8 @@ async def test_the_same_id_with_other_content_is_a_new_job(
             await until(lambda number=number: len(old.results()) == number)
         # png() is teal: of the four, two are the same.
         assert len(await all_jobs(daemon)) == 3
+        await until_silent(old)
+    assert len(old.results()) == len(contents), "each is answered once"
 
 
 async def test_a_server_that_repeats_itself_is_not_asked_in_a_loop(

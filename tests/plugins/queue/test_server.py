@@ -70,6 +70,15 @@ async def test_a_token_is_asked_for(tmp_path: Path) -> None:
     ledger.close()
 
 
+async def test_half_characters_are_no_fault_of_the_server(client: TestClient) -> None:
+    """JSON can spell them, no database takes them; ids are kept as they were spelt."""
+    added = {"id": "\ud800", "image": "x", "prompt": "\udfff"}
+    assert (await client.post("/api/queue/jobs", json=added)).status == 201
+    beat = {"id": "\ud800", "worker": "\ud800"}
+    assert (await client.post("/api/queue/heartbeat", json=beat)).status == 404
+    assert await (await client.get("/api/queue/next")).json() == added
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b'{"id": [1]}'])
 @pytest.mark.parametrize("path", ["jobs", "heartbeat", "result"])
 async def test_garbage_is_told(client: TestClient, path: str, body: bytes) -> None:

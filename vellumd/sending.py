@@ -1,9 +1,11 @@
-"""Work that is finished although its caller is cancelled, if that is quick."""
+"""What doors that send need: an end for what is under way, and when to come again."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -26,3 +28,13 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
         if not task.cancelled():
             task.exception()  # seen
         raise
+
+
+def retry_after(header: str) -> float | None:
+    """Seconds of a Retry-After header, be it a number or a date; None if it is neither."""
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
