@@ -49,6 +49,8 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=20)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.demo:
+        torch.set_num_threads(1)
     if not (args.folder / "model_index.json").is_file():
         build(args.folder, args.demo)
     bench = Bench(args.folder, args.demo)
