@@ -20,7 +20,8 @@ LAYERS = (
     {"errors", "models"},
     {
         "settings", "sources", "presets", "preset_file", "images", "platform", "protocol",
-        "catalogue", "model_card", "logs", "keys", "announcement", "sending",
+        "catalogue", "weights", "model_card", "artefact", "memory_plan", "logs", "keys",
+        "announcement", "sending",
     },
     {"store"},
     {"events", "metrics", "deliveries", "jobs", "context"},

@@ -318,7 +318,7 @@ def validate_sections(settings: Settings, loaded: Plugins) -> dict[str, BaseMode
 def read_card(settings: Settings) -> ModelCard:
     """The model's card; a default one for a missing model, so that intake stays open."""
     try:
-        return model_card.read(settings.engine.model)
+        return model_card.of(settings.engine)
     except errors.ModelMissing:
         return ModelCard(name=Path(settings.engine.model).name)
 

@@ -86,10 +86,10 @@ class UnknownPreset(VellumError):
 
 
 class UnknownLora(VellumError):
-    """The LoRA is neither configured nor in the model's loras folder."""
+    """The LoRA is neither configured nor in the model's loras folder, or cannot be added."""
 
     code, status = "unknown_lora", 400
-    remedy = "Name it in [engine.loras] or put its file into the model's loras folder."
+    remedy = "Use one that /v1/capabilities lists, or name its file in [engine.loras]."
 
 
 class UnknownTier(VellumError):
@@ -226,17 +226,24 @@ class EngineUnavailable(VellumError):
 
 
 class ModelMissing(VellumError):
-    """No model is configured, or its folder is not there."""
+    """No model is configured, or it or a part of it is not there."""
 
     code, status = "model_missing", 503
-    remedy = "Set engine.model to a model folder, or to demo."
+    remedy = "Set engine.model to a model folder or file, or to demo."
 
 
 class ModelInvalid(VellumError):
     """The model's files are damaged, incomplete or of another kind."""
 
     code, status = "model_invalid", 503
-    remedy = "Check the download; `vellumd doctor` names the file."
+    remedy = "Check the download and [engine]; `vellumd doctor` tells more."
+
+
+class RecipeUnsupported(VellumError):
+    """The recipe that engine.recipe names does not run on this machine."""
+
+    code, status = "recipe_unsupported", 503
+    remedy = "Set engine.recipe to auto; the daemon's log says what the recipe lacks."
 
 
 class Timeout(VellumError):
@@ -276,7 +283,8 @@ ALL: tuple[type[VellumError], ...] = (
     UnknownTier, Unauthorized, ForbiddenHost, ForbiddenOrigin, PresetFixed, NotFound,
     BodyTimeout, NotDone, PresetsFull, Cancelled, Expired, ImageTooLarge, PayloadTooLarge,
     IdempotencyMismatch, QueueFull, OutOfMemory, EngineCrashed, BadOutput, Internal,
-    EngineUnavailable, ModelMissing, ModelInvalid, Timeout, StorageFull, ResultTooLarge,
+    EngineUnavailable, ModelMissing, ModelInvalid, RecipeUnsupported, Timeout, StorageFull,
+    ResultTooLarge,
 )  # fmt: skip
 """Every error that can leave by a door, in the order of its HTTP status."""
 
@@ -318,10 +326,12 @@ WARNINGS: dict[str, str] = {
     "many_images": "With more than three pictures the model's order is weak.",
     "tier_lowered": "This machine cannot run the wanted tier; a slower exact one ran.",
     "prompt_cut": "The prompt was longer than the encoder reads and was cut.",
+    "lora_fused": "The model's weights hold a Lightning LoRA, which cannot be switched off.",
     "lora_ignored": "The LoRA was not applied.",
     "store_rebuilt": "The job store was damaged and was made again from the jobs' folders.",
     "memory_freed": "Memory ran out; part of the edit was done twice.",
     "vae_tiled": "Memory ran out; the picture was made in tiles and may show seams.",
+    "weights_streamed": "Memory ran out; the weights came from the host, which is slower.",
     "unknown_field": "A field was not understood and was ignored.",
 }
 """Warnings that a job or an answer can carry, code to text."""

@@ -14,6 +14,9 @@ from pydantic import Field, ValidationError
 
 from vellumd import catalogue, errors
 from vellumd.models import Frozen
+from vellumd.settings import EngineSettings
+from vellumd.weights import checkpoint
+from vellumd.weights.model import COMFY_TRANSFORMERS, Model, base_of, open_model
 
 FILE = "vellumd.json"
 DEMO = "demo"
@@ -72,6 +75,9 @@ class ModelCard(Frozen):
     example: Example | None = None
     samples: tuple[Sample, ...] = Field((), max_length=24)
     license: str | None = None
+    fused: str | None = Field(
+        None, description="Role of the LoRA that is inside the weights and always takes part."
+    )
     demo: bool = False
     note: str | None = Field(None, description="One line said at start, e.g. what a demo knows.")
     knows: str | None = Field(
@@ -89,22 +95,50 @@ class ModelCard(Frozen):
 
 
 def folder(model: str | Path) -> Path:
-    """The folder of `[engine] model`: `demo`, a name that `fetch` knows, or a path."""
+    """The path of `[engine] model`: `demo`, a name that `fetch` knows, or a path."""
     if str(model) == DEMO:
         return DEMO_FOLDER
     return catalogue.folder(str(model)) if str(model) in catalogue.MODELS else Path(model)
 
 
-def read(model: str) -> ModelCard:
-    """The card of `[engine] model`: `demo` or a model folder.
+def home(engine: EngineSettings) -> Path:
+    """The folder with what belongs to the model: of a single file, its base."""
+    path = folder(engine.model)
+    return path if path.is_dir() else base_of(path, folder(engine.base) if engine.base else None)
 
-    Raises `ModelMissing` where there is no such folder, `ModelInvalid` for a bad card.
+
+def opened(engine: EngineSettings) -> Model:
+    """The model that is configured, known by its headers; raises as `open_model` does."""
+    base = folder(engine.base) if engine.base else None
+    return open_model(folder(engine.model), base, engine.zero_cond_t)
+
+
+def of(engine: EngineSettings) -> ModelCard:
+    """The card of the model that is configured; see `read`."""
+    return read(engine.model, engine.base)
+
+
+def read(model: str, base: str | None = None) -> ModelCard:
+    """The card of `[engine] model`: `demo`, a model folder, or a single file.
+
+    A file goes by its own name and has the facts of its base folder; its name also tells
+    of a Lightning LoRA inside. Raises `ModelMissing` where there is no such model or base,
+    `ModelInvalid` for a bad card.
     """
-    home = folder(model)
-    if not home.is_dir() and model in catalogue.MODELS:
+    path = folder(model)
+    if not path.exists() and model in catalogue.MODELS:
         raise errors.ModelMissing(f"{model} is not there yet: vellumd fetch {model} brings it.")
-    if not home.is_dir():
-        raise errors.ModelMissing(f"There is no model folder {home.name!r}.")
+    if not path.exists():
+        raise errors.ModelMissing(f"There is no model {path.name!r}.")
+    if path.is_dir():
+        return _facts(path)
+    card = _facts(base_of(path, folder(base) if base else None))
+    steps = checkpoint.lightning_steps(path.stem)
+    fused = f"lightning-{steps}" if steps else None
+    return card.model_copy(update={"name": path.stem, "fused": card.fused or fused})
+
+
+def _facts(home: Path) -> ModelCard:
     file = home / FILE
     if not file.is_file():
         return ModelCard(name=home.name)
@@ -114,13 +148,28 @@ def read(model: str) -> ModelCard:
         raise errors.ModelInvalid(f"{FILE} of {home.name!r} is not a model card.") from None
 
 
+def lora_folders(model: str | Path, base: str | Path | None = None) -> list[Path]:
+    """Where LoRAs of a model lie: in its own `loras`, beside its file, in ComfyUI's folder."""
+    path = folder(model)
+    if path.is_dir():
+        return [path / "loras"]
+    homes = [path.parent, *([folder(base)] if base else [])]
+    homes += [above.parent for above in path.absolute().parents if above.name in COMFY_TRANSFORMERS]
+    return [home / "loras" for home in homes]
+
+
 def find_lora(
-    model: str | Path, card: ModelCard, configured: dict[str, str], name: str
+    model: str | Path,
+    card: ModelCard,
+    configured: dict[str, str],
+    name: str,
+    base: str | Path | None = None,
 ) -> Path | None:
     """The file of LoRA `name`: configured, by role, or by file name; None if not there."""
     if name in configured:
         return Path(configured[name])
-    loras = folder(model) / "loras"
     pattern = card.loras[name].file if name in card.loras else name
-    found = sorted(loras.glob(f"{pattern}.safetensors")) if loras.is_dir() else []
-    return found[0] if found else None
+    for home in lora_folders(model, base):
+        if found := sorted(home.glob(f"{pattern}.safetensors")) if home.is_dir() else []:
+            return found[0]
+    return None

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 WINDOWS = sys.platform == "win32"
 
@@ -314,3 +314,70 @@ def nvidia_driver() -> bool:
     if WINDOWS:
         return (Path(os.environ.get("SYSTEMROOT", "C:/Windows")) / "System32/nvcuda.dll").is_file()
     return Path("/proc/driver/nvidia/version").is_file() or shutil.which("nvidia-smi") is not None
+
+
+class Memory(NamedTuple):
+    """The machine's memory in bytes, as far as this process may use it; 0 where unknown."""
+
+    total: int
+    available: int
+
+
+def memory() -> Memory:
+    """How much memory there is, and how much is free or only holds files."""
+    if WINDOWS:
+        return _windows_memory()
+    try:
+        text = Path("/proc/meminfo").read_text("ascii")
+        kib = {line.split(":")[0]: int(line.split()[1]) for line in text.splitlines()}
+        whole = Memory(kib["MemTotal"] << 10, kib["MemAvailable"] << 10)
+    except (OSError, LookupError, ValueError):
+        return Memory(0, 0)
+    try:  # a container's own limit
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text("ascii"))
+        used = int((group / "memory.current").read_text("ascii"))
+        kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = max(0, limit - used + int(kept["inactive_file"]))
+    except (OSError, LookupError, ValueError):
+        return whole
+    return Memory(min(whole.total, limit), min(whole.available, free))
+
+
+def _windows_memory() -> Memory:
+    """What GlobalMemoryStatusEx says."""
+
+    class Status(ctypes.Structure):
+        _fields_ = [
+            ("length", ctypes.c_uint32), ("load", ctypes.c_uint32),
+            ("total", ctypes.c_uint64), ("available", ctypes.c_uint64),
+            ("rest", ctypes.c_uint64 * 5),
+        ]  # fmt: skip
+
+    status = Status(length=ctypes.sizeof(Status))
+    kernel: Any = getattr(ctypes, "windll").kernel32  # noqa: B009 (there on Windows alone)
+    if not kernel.GlobalMemoryStatusEx(ctypes.byref(status)):
+        return Memory(0, 0)
+    return Memory(status.total, status.available)
+
+
+def read_ahead(file: Path, most: int) -> int:
+    """Have the system fetch the beginning of `file` into its cache; bytes it was asked for.
+
+    Nothing where the system cannot be asked: reading in its place would take the time of
+    a processor, also for what is there already.
+    """
+    advise = getattr(os, "posix_fadvise", None)
+    if advise is None:
+        return 0
+    try:
+        handle = os.open(file, os.O_RDONLY)
+    except OSError:
+        return 0  # whoever reads it will say so
+    try:
+        size = min(os.fstat(handle).st_size, most)
+        with suppress(OSError):
+            advise(handle, 0, size, getattr(os, "POSIX_FADV_WILLNEED"))  # noqa: B009
+    finally:
+        os.close(handle)
+    return size

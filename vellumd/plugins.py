@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 HOOKS = [name for name in vars(hookspecs) if name.startswith("vellumd_")]
 SPEC_HOOKS = {TransportSpec: "vellumd_transports", EngineSpec: "vellumd_engines"}
-BUILTIN_ENGINE = EngineSpec("qwen-image-edit", "vellumd.engine.pipeline:create")
+BUILTIN_ENGINE = EngineSpec("qwen-image-edit", "vellumd.engine.start:create")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -30,6 +31,7 @@ from vellumd.models import (
 from vellumd.preset_file import PresetFile
 from vellumd.settings import EngineSettings, Preset, Settings
 from vellumd.sources import nearest
+from vellumd.weights import checkpoint
 
 LIGHTNING = (LoraRef(name="lightning-8"),)
 
@@ -158,7 +160,8 @@ class Presets:
         name = request.preset or self.default
         chosen = self._choose(request, name)
         self._check(request, chosen)
-        loras = _applied(chosen)
+        asked = _applied(chosen)
+        loras = with_fused(asked, self._card)
         output = chosen.output or OutputOptions()
         edit = ResolvedEdit(
             model=self._card.name,
@@ -178,7 +181,7 @@ class Presets:
             output=ResolvedOutput(**output.model_dump(exclude_none=True)),
             priority=chosen.priority or 0,
         )
-        return edit, self._warnings(edit)
+        return edit, self._warnings(edit, fused=loras != asked)
 
     def _choose(self, request: EditRequest, name: str) -> Preset:
         """The request's options over those of its preset, over those of the default one."""
@@ -208,8 +211,7 @@ class Presets:
         self._tier(chosen.tier)
 
     def _check_loras(self, chosen: Preset) -> None:
-        for lora in _applied(chosen):
-            check_lora(lora.name, self._engine, self._card)
+        check_loras(with_fused(_applied(chosen), self._card), self._engine, self._card)
 
     def _tier(self, wanted: Tier | None) -> Tier:
         if self._engine.tier == "reference":
@@ -218,8 +220,10 @@ class Presets:
             raise errors.UnknownTier("The reference tier is not open to single requests.")
         return wanted or self._engine.tier
 
-    def _warnings(self, edit: ResolvedEdit) -> tuple[Notice, ...]:
+    def _warnings(self, edit: ResolvedEdit, *, fused: bool) -> tuple[Notice, ...]:
         codes = ["demo_model"] if self._card.demo else []
+        if fused:
+            codes.append("lora_fused")
         if len(edit.images) > 3:
             codes.append("many_images")
         return tuple(notice(code) for code in codes)
@@ -245,23 +249,65 @@ def _applied(preset: Preset) -> tuple[LoraRef, ...]:
     return tuple(lora for lora in preset.loras or () if lora.scale != 0)
 
 
+def expected(engine: EngineSettings, card: ModelCard) -> tuple[LoraRef, ...]:
+    """The LoRAs of the preset that requests without one get, as far as the engine knows it."""
+    preset = SHIPPED.get(engine.preset or card.preset or "balanced", SHIPPED["balanced"])
+    return preset.loras or ()
+
+
 def scheduler_for(loras: tuple[LoraRef, ...], card: ModelCard) -> Literal["base", "lightning"]:
     """`lightning` if a LoRA was distilled for that schedule, else the model's own."""
-    roles = [card.loras[lora.name].scheduler for lora in loras if lora.name in card.loras]
-    return "lightning" if "lightning" in roles else "base"
+    return "lightning" if any(is_lightning(lora.name, card) for lora in loras) else "base"
 
 
-def check_lora(name: str, engine: EngineSettings, card: ModelCard) -> None:
-    """Raises `UnknownLora` unless the LoRA's file is there to be loaded.
+def is_lightning(name: str, card: ModelCard) -> bool:
+    """Whether the LoRA's role, or the one inside the weights, has the Lightning schedule."""
+    role = card.loras.get(name)
+    return role.scheduler == "lightning" if role else name == card.fused
 
-    Of a model whose folder is missing, as on a drive not mounted yet, the card alone
-    counts.
+
+def with_fused(loras: tuple[LoraRef, ...], card: ModelCard) -> tuple[LoraRef, ...]:
+    """`loras` and the one inside the weights, which takes part whether asked for or not.
+
+    Raises `UnknownLora` for another strength of it, and for a second Lightning LoRA.
     """
-    if name in card.loras and not model_card.folder(engine.model).is_dir():
-        return
-    file = model_card.find_lora(engine.model, card, engine.loras, name)
-    if file is None or not file.is_file():
-        raise errors.UnknownLora(f"The LoRA {name!r} is not here.")
+    if card.fused is None:
+        return loras
+    for lora in loras:
+        if lora.name == card.fused and lora.scale != 1:
+            raise errors.UnknownLora(
+                f"{lora.name!r} is inside the model's weights; its scale cannot be changed."
+            )
+        if lora.name != card.fused and is_lightning(lora.name, card):
+            raise errors.UnknownLora(
+                f"{card.fused!r} is inside the model's weights; {lora.name!r} cannot be added."
+            )
+    if any(lora.name == card.fused for lora in loras):
+        return loras
+    return (LoraRef(name=card.fused), *loras)
+
+
+def check_loras(loras: tuple[LoraRef, ...], engine: EngineSettings, card: ModelCard) -> None:
+    """Raises `UnknownLora` unless each LoRA's file is there, and each a file of its own.
+
+    A Lightning file under any name counts as one beside a Lightning LoRA that is inside the
+    weights. Of a model that is missing, as on a drive not mounted yet, the card alone counts.
+    """
+    files: dict[Path, str] = {}
+    for lora in loras:
+        if lora.name == card.fused:
+            continue
+        if lora.name in card.loras and not model_card.folder(engine.model).exists():
+            continue
+        file = model_card.find_lora(engine.model, card, engine.loras, lora.name, engine.base)
+        if file is None or not file.is_file():
+            raise errors.UnknownLora(f"The LoRA {lora.name!r} is not here.")
+        if card.fused and checkpoint.lightning_steps(file.stem):
+            raise errors.UnknownLora(
+                f"{card.fused!r} is inside the model's weights; {lora.name!r} cannot be added."
+            )
+        if (first := files.setdefault(file.resolve(), lora.name)) != lora.name:
+            raise errors.UnknownLora(f"{first!r} and {lora.name!r} are the same LoRA.")
 
 
 def _over(upper: Preset | EditRequest, lower: Preset) -> Preset:

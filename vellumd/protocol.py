@@ -108,6 +108,8 @@ class Capabilities(Frozen):
     model: str
     device: str
     tiers: tuple[str, ...] = ("standard",)
+    recipe: str = ""
+    memory_plan: str = ""
     loras: tuple[str, ...] = ()
     load_s: float = 0.0
     notes: tuple[str, ...] = ()

@@ -39,11 +39,52 @@ class EngineSettings(Group):
     name: str = Field("qwen-image-edit", description="The engine; plugins can bring others.")
     model: Annotated[str, PathText(("demo", *catalogue.MODELS))] = Field(
         "demo",
-        description="A model folder, a name that `vellumd fetch` knows, or demo for the embedded "
-        "toy model.",
+        description="A model folder in the diffusers layout, a single .safetensors file of a "
+        "transformer (ComfyUI's, LightX2V's), a name that `vellumd fetch` knows, or demo for the "
+        "embedded toy model.",
+    )
+    base: Annotated[str, PathText(tuple(catalogue.MODELS))] | None = Field(
+        None,
+        description="Folder in the diffusers layout that holds what a single file lacks: "
+        "processor, scheduler, each part's config.json, and text encoder and VAE unless they "
+        "lie beside the file as ComfyUI keeps them. Unset, the nearest one above the file.",
+    )
+    zero_cond_t: bool | None = Field(
+        None,
+        description="Whether the model was trained with zero_cond_t: true for "
+        "Qwen-Image-Edit-2511, false for older ones. Unset, config.json or a mark in the file "
+        "tells; a wrong value makes worse edits, silently.",
     )
     tier: Tier = Field(
         "standard", description="Precision of edits: reference, standard, swift or turbo."
+    )
+    recipe: Literal["auto", "fp8-rows", "fp8-tensor", "fp8-weights", "bf16"] = Field(
+        "auto",
+        description="How the transformer's weights are held and multiplied: auto takes the best "
+        "that runs on the card within the tier; the others force one (docs/precision.md).",
+    )
+    keep: tuple[str, ...] = Field(
+        (),
+        description="Ends of names of linears that FP8 recipes leave in bfloat16 beyond those "
+        "they always leave, e.g. img_mlp.net.2, should fine structure suffer.",
+    )
+    vram_budget_gb: float | None = Field(
+        None,
+        gt=0,
+        description="Gigabytes (10^9 bytes) of the card that vellumd may use, enforced; unset, "
+        "all of it. What does not fit is streamed from the host's memory.",
+    )
+    ram_budget_gb: float | None = Field(
+        None,
+        gt=0,
+        description="Gigabytes of the host's memory for weights that are streamed; unset, what "
+        "is free at the start. Below that they are read from an artefact as they are needed, "
+        "through 1 GB.",
+    )
+    artifact_dir: Path | None = Field(
+        None,
+        description="Folder in which `vellumd convert` puts artefacts and the engine looks for "
+        "them, 28 GB each; unset, `artifacts` in the user's cache folder.",
     )
     preset: str | None = Field(
         None,
@@ -51,6 +92,40 @@ class EngineSettings(Group):
     )
     devices: tuple[int, ...] = Field(
         (0,), min_length=1, max_length=1, description="GPUs to use; the CPU where there is none."
+    )
+    forward: Literal["own", "stock"] = Field(
+        "own",
+        description="The transformer's forward: vellumd's own, or diffusers' to compare with.",
+    )
+    attention: Literal["auto", "fa3", "cudnn", "flash", "math"] = Field(
+        "auto", description="Attention kernel; auto takes the first of them that runs."
+    )
+    kernels: Literal["auto", "triton", "plain"] = Field(
+        "auto",
+        description="What runs between matrix products: auto takes Triton's kernels where they "
+        "run and agree with plain PyTorch's.",
+    )
+    compile: bool = Field(
+        False,
+        description="Have torch compile the blocks in place of `kernels`: the first edit of each "
+        "size then takes some seconds more.",
+    )
+    turbo_every: int = Field(
+        2,
+        ge=1,
+        description="Tier turbo computes the reference pictures anew in every so-many-th step, "
+        "from the first on; the others use their keys and values again.",
+    )
+    turbo_guided: tuple[float, float] = Field(
+        (0.0, 1.0),
+        description="Shares of the steps between which tier turbo is guided by the negative "
+        "prompt; [0, 1] is all of them.",
+    )
+    cache_mb: int = Field(
+        256,
+        ge=0,
+        description="Megabytes (10^6 bytes) of the card's memory for embeddings and latents of "
+        "pictures and prompts that were used before; 0 keeps none.",
     )
     idle_unload_s: float = Field(
         0,

@@ -46,7 +46,7 @@ SUSPECT = ("out_of_memory", "bad_output")
 """Failures that can be the process's own: fragmented memory, a damaged weight."""
 SUSPECT_MOST = 2
 """Such failures in a row after which a new process takes over."""
-HOPELESS = ("model_missing", "model_invalid")
+HOPELESS = ("model_missing", "model_invalid", "recipe_unsupported")
 """Reasons not to load that another start alone does not mend."""
 
 Answer = Step | PreviewImage | Done | Failed

@@ -67,7 +67,7 @@ def test_json_for_machines(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     told = json.loads(capsys.readouterr().out)
     wrong = {check["about"]: check["text"] for check in told["checks"] if not check["ok"]}
     assert wrong.keys() == {"model", "plugins"}
-    assert "no model folder" in wrong["model"]
+    assert "There is no model 'gone'" in wrong["model"]
     assert f"another program has port {port}" in wrong["plugins"]
     assert told["failed"] == 2
 

@@ -31,7 +31,7 @@ def model(demo: Path) -> Any:
 
     card = model_card.read("demo").model_copy(update={"canvas_area": 4096, "vision_area": 4096})
     parts = loading.load(demo, torch.device("cpu"), lambda *_: None)
-    return pipeline.Model(parts, lora.Loras(parts.transformer, demo, card, {}), card)
+    return pipeline.Model(parts, lora.Loras(parts, demo, card, {}), card)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ STEPS = 100
 @pytest.fixture(scope="module")
 def demo_child(spawn: Callable[..., Child]) -> Child:
     """A child with the demo loaded, and warm."""
-    child = spawn("vellumd.engine.pipeline:create", model="demo")
+    child = spawn("vellumd.engine.start:create", model="demo")
     child.until(protocol.Ready)
     assert child.run("warm", [PICTURE], size="256x256").type == "done"
     return child

@@ -20,7 +20,7 @@ PLAIN = encoded(picture(128, 96))
 @pytest.fixture(scope="module")
 def child(spawn: Callable[..., Child]) -> Child:
     """A child that has loaded the demo."""
-    child = spawn("vellumd.engine.pipeline:create", model="demo")
+    child = spawn("vellumd.engine.start:create", model="demo")
     ready = child.until(protocol.Ready)[-1]
     assert ready.capabilities.model == "demo"
     assert "lightning-8" in ready.capabilities.loras
@@ -109,7 +109,7 @@ def test_mask_leaves_the_rest_alone(edit: Any) -> None:
 
 def test_warnings_of_the_request(edit: Any) -> None:
     """Four pictures, a faster tier and 10 KB of prompt each say what became of them."""
-    done, _ = edit(*[PLAIN] * 4, tier="turbo", prompt="더 밝게 " * 1000)
+    done, _ = edit(*[PLAIN] * 4, tier="swift", prompt="더 밝게 " * 1000)
     assert sorted(codes(done)) == ["demo_model", "many_images", "prompt_cut", "tier_lowered"]
 
 

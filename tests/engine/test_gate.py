@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.engine import gate
+from vellumd import artefact, model_card
 from vellumd.demo import exam
 from vellumd.demo.scenes import Array
 from vellumd.demo.world import KINDS
+from vellumd.engine import convert, loading, lora, pipeline, precision
+from vellumd.weights.model import open_model
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +39,18 @@ def test_accepted(opened: gate.Gate, name: str) -> None:
 def test_rejected(opened: gate.Gate, name: str) -> None:
     """What damages edits does not pass."""
     assert gate.complaints(opened.untouched, opened.sit(gate.REJECTED[name]))
+
+
+def test_an_artefact_is_accepted(opened: gate.Gate, tmp_path: Path) -> None:
+    """Edits out of a converted model, with FP8 products and modulation from tables, pass."""
+    home, card = model_card.DEMO_FOLDER, opened.model.card
+    target = convert.Conversion(open_model(home), card).run(tmp_path / "a", lambda *_: None)
+    (ready,) = artefact.found(target.parent)
+    cpu = torch.device("cpu")
+    parts = loading.load(home, cpu, lambda *_: None, precision.ROWS, ready=ready)
+    other = pipeline.Model(parts, lora.Loras(parts, home, card, {}), card)
+    sitting = exam.sit(opened.questions, gate.editing(other))
+    assert gate.complaints(opened.untouched, sitting) == []
 
 
 def test_tampering_ends(opened: gate.Gate) -> None:

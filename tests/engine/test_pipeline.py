@@ -154,7 +154,8 @@ def test_cancel_ends_within_one_block(model: Model, files: list[Path], after: in
         nonlocal begun
         begun += 1
 
-    handles = [block.register_forward_pre_hook(count) for block in model.parts.blocks()]
+    blocks = [*model.parts.encoder_blocks(), *model.forwards.exact.blocks]
+    handles = [block.register_forward_pre_hook(count) for block in blocks]
     with pytest.raises(errors.Cancelled):
         paint(model, files, steps=4, cancelled=lambda: begun >= after)
     for handle in handles:
@@ -208,7 +209,7 @@ def test_out_of_memory_goes_down_the_ladder(model: Model, files: list[Path]) -> 
 def test_every_way_of_running_out_goes_down_the_ladder(model: Model, error: Exception) -> None:
     """The driver, the allocator of the CPU and Python say it in words of their own."""
     told, work = Told(), Mock(side_effect=[error, error, "done"])
-    with memory.Ladder(memory.rungs(model.parts.vae), told) as ladder:
+    with memory.Ladder(memory.rungs(model.parts), told) as ladder:
         assert ladder.climb(work) == "done"
     assert told.warnings == ["memory_freed", "vae_tiled"]
 
@@ -217,18 +218,18 @@ def test_what_this_machine_says_goes_down_the_ladder(model: Model) -> None:
     """torch on the CPU, asked for more than any machine has."""
     told = Told()
     with (
-        memory.Ladder(memory.rungs(model.parts.vae), told) as ladder,
+        memory.Ladder(memory.rungs(model.parts), told) as ladder,
         pytest.raises(errors.OutOfMemory),
     ):
         ladder.climb(lambda: torch.empty(1 << 60))
-    assert told.warnings == ["memory_freed", "vae_tiled"]
+    assert told.warnings == ["memory_freed", "vae_tiled", "weights_streamed"]
 
 
 def test_other_errors_are_no_lack_of_memory(model: Model) -> None:
     """They end the edit at once."""
     told, work = Told(), Mock(side_effect=RuntimeError("mat1 and mat2 cannot be multiplied"))
     with (
-        memory.Ladder(memory.rungs(model.parts.vae), told) as ladder,
+        memory.Ladder(memory.rungs(model.parts), told) as ladder,
         pytest.raises(RuntimeError, match="mat1"),
     ):
         ladder.climb(work)
@@ -246,11 +247,11 @@ def test_each_rung_is_taken_once_an_edit(model: Model, files: list[Path]) -> Non
 def test_out_of_memory_on_every_rung_is_a_clean_failure(model: Model, files: list[Path]) -> None:
     """A failure on the last rung is `out_of_memory`, and leaves nothing behind."""
     expected = paint(model, files)
-    handle, tiled = fail_in_decoder(model, times=3)
+    handle, tiled = fail_in_decoder(model, times=4)
     with pytest.raises(errors.OutOfMemory):
         paint(model, files)
     handle.remove()
-    assert len(tiled) == 3
+    assert len(tiled) == 4
     assert model.parts.vae.use_tiling is False
     assert same(paint(model, files), expected)
 
@@ -268,7 +269,7 @@ def test_a_rung_begins_when_the_tensors_before_it_are_gone(model: Model) -> None
             raise torch.OutOfMemoryError("simulated")
         return "done"
 
-    with memory.Ladder(memory.rungs(model.parts.vae), Told()) as ladder:
+    with memory.Ladder(memory.rungs(model.parts), Told()) as ladder:
         assert ladder.climb(work) == "done"
     assert seen == [False, False, False]
 
@@ -343,7 +344,7 @@ def test_a_damaged_lora_is_refused(
     else:
         bad.write_bytes(b"\xff" * 8 + good[8:] if kind == "huge header" else good[:-100])
     expected = paint(model, files)
-    loras = Loras(model.parts.transformer, demo, model.card, {"bad": str(bad)})
+    loras = Loras(model.parts, demo, model.card, {"bad": str(bad)})
     with pytest.raises(errors.ModelInvalid):
         loras.use((LoraRef(name="bad"),))
     assert same(paint(model, files), expected)

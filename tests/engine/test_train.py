@@ -62,7 +62,8 @@ def test_batched_forwards_equal_the_stock_ones(parts: model.Components, pictures
         )  # fmt: skip
     stock = Encoder(model.processor(parts.words), parts.text_encoder, model.VIEW**2, 256)
     for row, prompt in enumerate(PROMPTS):
-        wanted = stock(prompt, [Image.fromarray(view.numpy()) for view in views[row]], CPU)
+        pictures_seen = [Image.fromarray(view.numpy()) for view in views[row]]
+        (wanted,) = stock.embed([prompt], pictures_seen, CPU)
         words = text[row, prompts.mask[row]]
         torch.testing.assert_close(words, wanted[0], rtol=0, atol=1e-4)
         with torch.no_grad():

@@ -263,7 +263,7 @@ def _alive(pid: int) -> bool:
         ("tests.engine.engines:broken", {}, "internal"),
         ("tests.engine.engines:nothing", {}, "internal"),
         ("no.such.module:create", {}, "internal"),
-        ("vellumd.engine.pipeline:create", {"model": "/no/such/folder"}, "model_missing"),
+        ("vellumd.engine.start:create", {"model": "/no/such/folder"}, "model_missing"),
     ],
 )
 def test_an_engine_that_cannot_load_says_why(
@@ -280,7 +280,7 @@ def test_an_engine_that_cannot_load_says_why(
 
 def test_a_garbled_model_is_fatal(spawn: Callable[..., Child], tmp_path: Path) -> None:
     """A folder that holds no model ends in `model_invalid`."""
-    child = spawn("vellumd.engine.pipeline:create", model=str(tmp_path))
+    child = spawn("vellumd.engine.start:create", model=str(tmp_path))
     assert child.until(protocol.Fatal)[-1].code == "model_invalid"
     assert child.ended() == 1
 

@@ -1,7 +1,7 @@
-"""What `vellumd doctor` looks at: interpreter, packages, card, model, LoRAs, folders.
+"""What `vellumd doctor` looks at: interpreter, packages, card, folders.
 
-Nothing here imports torch: versions come from package metadata, weights from file
-headers, and where torch itself must speak a short child process does.
+Nothing here imports torch: versions come from package metadata, and where torch itself
+must speak a short child process does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import platform as system
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
@@ -18,9 +17,8 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from vellumd import errors, model_card, platform
+from vellumd import platform
 from vellumd.hookspecs import Check
 from vellumd.settings import Settings
 
@@ -47,15 +45,13 @@ ENGINE_PACKAGES = {
 }
 """Least versions of what an engine needs: the extra `engine`."""
 
-HEADER_MAX = 100 << 20
-"""Largest safetensors header in bytes that is believed."""
-
 GB = 10**9
 
 TORCH_SAYS = """
 import json, torch
 cuda = torch.cuda.is_available()
-print(json.dumps([torch.version.cuda, cuda, torch.cuda.get_device_name(0) if cuda else None]))
+card = torch.cuda.get_device_properties(0) if cuda else None
+print(json.dumps([torch.version.cuda, cuda, card and [card.name, card.total_memory]]))
 """
 
 
@@ -91,13 +87,14 @@ def card() -> Iterator[Check]:
         done = subprocess.run(
             [sys.executable, "-c", TORCH_SAYS], capture_output=True, timeout=120, check=True
         )
-        version, usable, name = json.loads(done.stdout)
+        version, usable, found = json.loads(done.stdout)
     except (subprocess.SubprocessError, ValueError, OSError):
         yield Check(False, "torch cannot be imported: reinstall it (make setup)")
         return
     driver = platform.nvidia_driver()
     if usable:
-        yield Check(True, f"torch uses {name} with CUDA {version}")
+        name, size = found
+        yield Check(True, f"torch uses {name}, {size / GB:.0f} GB, with CUDA {version}")
     elif driver and not version:
         yield Check(False, "an NVIDIA driver, but a torch without CUDA: uninstall it, make setup")
     elif driver:
@@ -119,115 +116,6 @@ def positions() -> Iterator[Check]:
         ok = _numbers(metadata.version("transformers")) >= (5,)
         text = "knows" if ok else "is too old for"
         yield Check(ok, f"transformers {text} mm_token_type_ids, which place pictures in prompts")
-
-
-def model(settings: Settings) -> Iterator[Check]:
-    """The model folder: card, parts, weights' headers, zero_cond_t."""
-    try:
-        found = model_card.read(settings.engine.model)
-    except errors.VellumError as error:
-        yield Check(False, f"{error.message} {error.remedy}")
-        return
-    if found.demo:
-        yield Check(True, f"model demo ({found.note}); set engine.model to a model folder for more")
-        return
-    folder = Path(settings.engine.model)
-    yield Check(True, f"model {found.name}")
-    yield from _parts(folder)
-    yield _zero_cond_t(folder / "transformer" / "config.json")
-
-
-def _parts(folder: Path) -> Iterator[Check]:
-    index = _json(folder / "model_index.json")
-    if index is None:
-        yield Check(False, "model_index.json is missing or damaged: this is no diffusers folder")
-        return
-    parts = [name for name, value in index.items() if isinstance(value, list) and value[0]]
-    for part in parts:
-        files = sorted((folder / part).glob("*.safetensors"))
-        missing = _shards(folder / part) - {file.name for file in files}
-        if not (folder / part).is_dir():
-            yield Check(False, f"{part}: its folder is missing; download it again")
-        elif missing:
-            yield Check(False, f"{part}: {len(missing)} weight files are missing; download them")
-        elif bad := [file.name for file in files if not header(file)]:
-            yield Check(False, f"{part}: {', '.join(bad)} damaged; download again")
-        else:
-            size = sum(file.stat().st_size for file in files) / 1e9
-            yield Check(True, f"{part}: {size:.1f} GB of weights" if files else f"{part}: there")
-
-
-def _shards(part: Path) -> set[str]:
-    """The weight files that the part's index names."""
-    indexes = (_json(file) or {} for file in part.glob("*.safetensors.index.json"))
-    return {str(name) for index in indexes for name in index.get("weight_map", {}).values()}
-
-
-def _json(file: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def header(file: Path) -> dict[str, Any] | None:
-    """The header of a safetensors file; None if it is damaged or the file is cut short.
-
-    Eight bytes of little-endian length, then JSON: tensor name to dtype, shape and
-    offsets into the rest (safetensors' format description).
-    """
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        head = opened.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if not 0 < length <= min(HEADER_MAX, size - 8):
-            return None
-        try:
-            tensors = json.loads(opened.read(length))
-            ends = [t["data_offsets"][1] for n, t in tensors.items() if n != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return None
-    return tensors if max(ends, default=0) == size - 8 - length else None
-
-
-def _zero_cond_t(config: Path) -> Check:
-    """2511 needs the flag; a transformer without it silently edits worse."""
-    if (_json(config) or {}).get("zero_cond_t") is True:
-        return Check(True, "zero_cond_t is set in transformer/config.json")
-    return Check(
-        False, "zero_cond_t is not true in transformer/config.json: 2511 edits badly without it"
-    )
-
-
-def loras(settings: Settings) -> Iterator[Check]:
-    """Files of the roles, and whether role, file and scheduler fit together."""
-    try:
-        found = model_card.read(settings.engine.model)
-    except errors.VellumError:
-        return
-    if found.demo and not settings.engine.loras:
-        return
-    for role in sorted({*found.loras, *settings.engine.loras}):
-        file = model_card.find_lora(Path(settings.engine.model), found, settings.engine.loras, role)
-        yield _lora(role, file, found)
-
-
-def _lora(role: str, file: Path | None, found: model_card.ModelCard) -> Check:
-    if file is None:
-        return Check(True, f"LoRA {role}: no file, presets that name it cannot be used")
-    if not file.is_file():
-        return Check(False, f"LoRA {role}: its file is missing; correct [engine.loras]")
-    tensors = header(file)
-    if not tensors or not any(".lora" in name for name in tensors):
-        return Check(False, f"LoRA {role}: {file.name} is damaged or no LoRA")
-    steps = re.search(r"lightning.*?(\d+)-?steps", file.name, re.IGNORECASE)
-    scheduler = found.loras[role].scheduler if role in found.loras else "base"
-    if steps and scheduler != "lightning":
-        return Check(False, f"LoRA {role}: a Lightning file needs the role lightning-{steps[1]}")
-    if steps and role.rpartition("-")[2] != steps[1]:
-        return Check(False, f"LoRA {role}: the file is made for {steps[1]} steps")
-    return Check(True, f"LoRA {role}: {file.name}, {scheduler} scheduler")
 
 
 def store(settings: Settings) -> Iterator[Check]:

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 def examine(loaded: Loaded, *, edit: bool = False) -> Iterator[tuple[str, Check]]:
     """All checks, quick ones first, each with what it is about."""
-    from vellumd.cli import checks, golden
+    from vellumd.cli import checks, golden, model_checks
 
     settings = loaded.settings
     for about, found in (
@@ -56,8 +56,8 @@ def examine(loaded: Loaded, *, edit: bool = False) -> Iterator[tuple[str, Check]
         ("packages", checks.interpreter()),
         ("packages", checks.positions()),
         ("data", checks.store(settings)),
-        ("model", checks.model(settings)),
-        ("model", checks.loras(settings)),
+        ("model", model_checks.model(settings)),
+        ("model", model_checks.loras(settings)),
         ("daemon", daemon(settings)),
         ("plugins", of_plugins(settings)),
         ("card", checks.card()),

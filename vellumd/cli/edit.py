@@ -114,7 +114,7 @@ async def _in_process(settings: Settings, edits: list[Edit]) -> list[int]:
     """As `_by_daemon` without one: the engine is loaded once, for all the edits."""
     from vellumd import errors, local, model_card
 
-    note = model_card.read(settings.engine.model).note
+    note = model_card.of(settings.engine).note
     codes = []
     with Progress("no daemon runs; loading the engine") as progress:
 

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 COMMANDS = {
     "serve": "run the daemon in the foreground",
     "edit": "edit pictures with the running daemon, or without one",
+    "convert": "make a model's transformer ready: FP8 with scales, LoRAs inside, less to load",
     "jobs": "list, show, cancel, retry and delete jobs of the running daemon; pause and resume",
     "fetch": "fetch a model from its makers, after showing size, licence and room",
     "keys": "list, add and remove the keys that open the daemon's doors",
     "plugins": "list the installed plugins and what they bring",
     "doctor": "check this machine, the model and the configuration",
+    "bench": "measure how fast the transformer is on this machine",
     "init": "write a commented configuration, a service unit and Windows scripts into a folder",
 }
 """Subcommands, each a module of this package, and what they do."""

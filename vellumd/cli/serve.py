@@ -64,7 +64,7 @@ def example(daemon: Daemon, url: str) -> str:
 
     image, prompt = "photo.jpg", "make it snow"
     if shown := daemon.card.example:
-        image = from_here(model_card.folder(daemon.settings.engine.model) / shown.image)
+        image = from_here(model_card.home(daemon.settings.engine) / shown.image)
         prompt = shown.prompt
     return (
         f"curl -F {shlex.quote(f'images=@{image}')} -F prompt='{prompt}' -H 'Accept: image/png' "

@@ -1,5 +1,20 @@
-"""`python -m vellumd.engine`: the engine process."""
+"""`python -m vellumd.engine`: the engine process.
 
-from vellumd.engine.worker import main
+With `convert` it converts a model, with `bench` it measures how fast it is here.
+"""
 
-main()
+import sys
+
+command = sys.argv[1] if len(sys.argv) > 1 else ""
+if command == "convert":
+    from vellumd.engine import converting
+
+    sys.exit(converting.main(sys.argv[2:]))
+elif command == "bench":
+    from vellumd.engine.bench.run import main as bench
+
+    bench(sys.argv[2:])
+else:
+    from vellumd.engine.worker import main
+
+    main()

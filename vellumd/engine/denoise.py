@@ -7,60 +7,38 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What guides an edit; the same for all its n pictures.
-
-    `prompt` and `negative` are embeddings [1, tokens, channels], `references` the packed
-    latents of all pictures [1, tokens, 64]. `shapes` gives (1, rows, columns) in tokens
-    of the target and each reference. Guidance runs where there is a `negative`.
-    """
-
-    prompt: Tensor
-    negative: Tensor | None
-    references: Tensor
-    shapes: list[tuple[int, int, int]]
+from vellumd.engine.plan import Plan
+from vellumd.engine.transformer import Conditioning, Forward
 
 
 @torch.inference_mode()
 def denoise(
-    transformer: Any,
+    forward: Forward,
     scheduler: Any,
     tokens: Tensor,
     conditioning: Conditioning,
     scale: float,
+    plan: Plan,
     on_step: Callable[[int, Tensor], None],
 ) -> Tensor:
     """Go from noise `tokens` [1, target, 64] down `scheduler`'s steps to clean ones.
 
     `on_step(step, estimate)` is called after each step (from 1) with the clean tokens
-    as the step predicts them.
+    as the step predicts them. Nothing in here waits for the card.
     """
-
-    def forward(prompt: Tensor) -> Tensor:
-        output: Tensor = transformer(
-            hidden_states=torch.cat([tokens, conditioning.references], dim=1),
-            timestep=time.expand(1).to(tokens.dtype) / 1000,
-            encoder_hidden_states=prompt,
-            img_shapes=[conditioning.shapes],
-            return_dict=False,
-        )[0]
-        return output[:, : tokens.shape[1]]
-
-    for step, time in enumerate(scheduler.timesteps, 1):
-        velocity = forward(conditioning.prompt)
-        if conditioning.negative is not None:
-            velocity = guide(velocity, forward(conditioning.negative), scale)
-        estimate = tokens - scheduler.sigmas[step - 1] * velocity
+    velocity_of = forward.prepare(conditioning, scheduler.timesteps, plan)
+    for step, time in enumerate(scheduler.timesteps):
+        velocity = velocity_of(step, 0, tokens)
+        if conditioning.negative is not None and step in plan.guided:
+            velocity = guide(velocity, velocity_of(step, 1, tokens), scale)
+        estimate = tokens - scheduler.sigmas[step] * velocity
         tokens = scheduler.step(velocity, time, tokens, return_dict=False)[0]
-        on_step(step, estimate)
+        on_step(step + 1, estimate)
     return tokens
 
 

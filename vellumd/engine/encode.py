@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from vellumd.engine.content import Store, digest, size_of
 from vellumd.images import reference_size
 
 TEMPLATE = (
@@ -20,6 +25,8 @@ TEMPLATE = (
     "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 )
 """What Qwen-Image-Edit was trained with; diffusers' QwenImageEditPlusPipeline has the same."""
+
+HEAD, TAIL = TEMPLATE.split("{}")
 
 PREFIX_TOKENS = 64
 """Tokens of the template before the user's part; the transformer never sees them."""
@@ -37,17 +44,45 @@ def view_size(width: int, height: int, area: int) -> tuple[int, int]:
     return reference_size(width, height, area)
 
 
-class Encoder:
-    """Qwen2.5-VL as Qwen-Image-Edit uses it: its last hidden state, template cut off."""
+@dataclass(frozen=True)
+class Seen:
+    """What all prompts about the same pictures begin with, read once.
 
-    def __init__(self, processor: Any, model: Any, area: int, limit: int) -> None:
+    `hidden` [1, tokens, channels] without the template's part; `past`, the keys and values
+    of all its tokens; `position`, that of the first token after it.
+    """
+
+    hidden: Tensor
+    past: Any
+    position: int
+
+    def bytes(self) -> int:
+        """The size of its tensors."""
+        tensors = [tensor for layer in self.past.layers for tensor in (layer.keys, layer.values)]
+        return sum(map(size_of, [self.hidden, *tensors]))
+
+
+class Encoder:
+    """Qwen2.5-VL as Qwen-Image-Edit uses it: its last hidden state, template cut off.
+
+    A prompt's tokens come after those of the pictures and see only what is before them. So
+    the template and the pictures are read once for all prompts, and an embedding depends on
+    its own prompt alone, whichever others are read with it.
+    """
+
+    def __init__(
+        self, processor: Any, model: Any, area: int, limit: int, store: Store | None = None
+    ) -> None:
         """`area`: pixels of each picture's copy for the vision tower; `limit`: text tokens."""
         self._processor = processor
-        self._model = model
+        self._model = model.model  # without lm_head
         self._area = area
         self._limit = limit
+        self._store = store or Store(0)
         special = processor.tokenizer.get_added_vocab()
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len)[::-1])))
+        language = inspect.signature(self._model.language_model.forward).parameters
+        self._past = "cache" if "cache" in language else "past_key_values"  # before 5.24
 
     def readable(self, prompt: str) -> tuple[str, bool]:
         """The part of `prompt` that is read, and whether something was cut off.
@@ -68,26 +103,66 @@ class Encoder:
             for picture in pictures
         ]
 
+    def blocks(self, prompts: Sequence[str], views: list[Image.Image]) -> int:
+        """How many of the model's blocks `embed` will run."""
+        pictures, model = digest(views), self._model
+        unread = [text for text in {*prompts} if ("prompt", pictures, text) not in self._store]
+        count = len(unread) * len(model.language_model.layers)
+        if unread and ("pictures", pictures) not in self._store:
+            count += len(model.visual.blocks) + len(model.language_model.layers)
+        return count
+
     @torch.inference_mode()
-    def __call__(self, prompt: str, views: list[Image.Image], device: torch.device) -> Tensor:
-        """The embeddings of `prompt` with `views`: [1, tokens, channels]."""
+    def embed(
+        self, prompts: Sequence[str], views: list[Image.Image], device: torch.device
+    ) -> list[Tensor]:
+        """The embeddings [1, tokens, channels] of `prompts`, each with `views`."""
+        pictures = digest(views)
+        seen: list[Seen] = []
+
+        def read(prompt: str) -> Tensor:
+            if not seen:
+                key = ("pictures", pictures)
+                seen.append(self._store.get(key, lambda: self._see(views, device), Seen.bytes))
+            return self._read(prompt, seen[0])
+
+        return [
+            self._store.get(("prompt", pictures, prompt), partial(read, prompt), size_of)
+            for prompt in prompts
+        ]
+
+    def _see(self, views: list[Image.Image], device: torch.device) -> Seen:
+        """Run the vision tower, and the template with the pictures through the model."""
         numbered = "".join(PICTURE.format(number) for number in range(1, len(views) + 1))
-        inputs = self._processor(
-            text=[TEMPLATE.format(numbered + prompt)],
-            images=views,
-            padding=True,
-            return_tensors="pt",
-        ).to(device)
+        inputs = self._processor(text=[HEAD + numbered], images=views, return_tensors="pt")
         # mm_token_type_ids gives picture tokens their rows and columns; without them
         # transformers 5 counts positions one by one and the embeddings change silently
-        # (huggingface/diffusers#14194).
-        output = self._model.model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+        # (huggingface/diffusers#14194). On the CPU, since each is read back.
+        positions, _ = self._model.get_rope_index(
+            inputs["input_ids"],
             mm_token_type_ids=inputs["mm_token_type_ids"],
-            pixel_values=inputs["pixel_values"],
             image_grid_thw=inputs["image_grid_thw"],
-            use_cache=False,
         )
-        hidden: Tensor = output.last_hidden_state
-        return hidden[:, PREFIX_TOKENS:]
+        output = self._model(
+            input_ids=inputs["input_ids"].to(device),
+            position_ids=positions.to(device),
+            pixel_values=inputs["pixel_values"].to(device),
+            image_grid_thw=inputs["image_grid_thw"].to(device),
+            use_cache=True,
+        )
+        hidden = output.last_hidden_state[:, PREFIX_TOKENS:]
+        return Seen(hidden, output[self._past], int(positions.max()) + 1)
+
+    def _read(self, prompt: str, seen: Seen) -> Tensor:
+        """The embedding of `prompt`, which follows what was `seen`."""
+        tokens = self._processor.tokenizer(prompt + TAIL, return_tensors="pt")["input_ids"]
+        positions = torch.arange(seen.position, seen.position + tokens.shape[1])
+        device = seen.hidden.device
+        output = self._model.language_model(
+            inputs_embeds=self._model.get_input_embeddings()(tokens.to(device)),
+            position_ids=positions.expand(3, 1, -1).to(device),
+            use_cache=True,
+            # A copy: reading appends to it.
+            **{self._past: copy.deepcopy(seen.past)},
+        )
+        return torch.cat([seen.hidden, output.last_hidden_state], dim=1)

@@ -22,7 +22,7 @@ from vellumd.presets import Presets
 from vellumd.protocol import Capabilities, Engine, FromEngine, Init, Step
 from vellumd.settings import EngineSettings, Settings
 
-FACTORY = "vellumd.engine.pipeline:create"
+FACTORY = "vellumd.engine.start:create"
 
 PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
 """Pillow's modes that a PNG can hold."""
@@ -44,7 +44,7 @@ class QwenImageEditEngine:
     """
 
     def __init__(self, model: str | Path | None = None, **settings: Any) -> None:
-        """`model` is a model folder, or `demo`; `settings` are keys of `[engine]`.
+        """`model` is a model folder or file, or `demo`; `settings` are keys of `[engine]`.
 
         Raises `ModelMissing` without a model or for a folder that is not there, and
         `ConfigError` for an unknown or wrong setting.
@@ -55,15 +55,15 @@ class QwenImageEditEngine:
             self._settings = Settings(engine=EngineSettings(model=str(model), **settings))
         except ValidationError as error:
             raise errors.ConfigError(models.bad_request(error).message) from None
-        self._presets = Presets(self._settings, model_card.read(str(model)))
+        self._presets = Presets(self._settings, model_card.of(self._settings.engine))
         self._engine: Engine | None = None
 
     def load(self) -> Capabilities:
         """Bring the weights up; raises `ModelInvalid` or `OutOfMemory`."""
-        from vellumd.engine import pipeline
+        from vellumd.engine import start
 
         self.unload()
-        engine = pipeline.create(
+        engine = start.create(
             Init(
                 engine=FACTORY,
                 settings=self._settings.engine.model_dump(mode="json"),

@@ -1,4 +1,4 @@
-"""A model folder in the diffusers layout to loaded components."""
+"""A model's files to loaded components."""
 
 # diffusers and transformers annotate in part only.
 # mypy: disable-error-code="no-untyped-call"
@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,23 @@ import diffusers
 import torch
 import transformers
 
-from vellumd import errors
-from vellumd.engine import weights
+from vellumd import artefact, errors
+from vellumd.artefact import Artefact
+from vellumd.engine import precision, weights
+from vellumd.engine.placing import Placed, Placing
+from vellumd.engine.precision import Recipe
+from vellumd.engine.reading import Reader
+from vellumd.engine.tables import Tables, in_checkpoint, in_file
 from vellumd.engine.vae import flatten, last_taps
+from vellumd.memory_plan import Plan
+from vellumd.weights import checkpoint, header
+from vellumd.weights.model import Model, open_model
 
 log = logging.getLogger(__name__)
 
 Beat = Callable[[str, int, int], None]
 MIB = 1 << 20
+GB = 10**9
 
 
 @dataclass(frozen=True)
@@ -39,15 +48,43 @@ class Parts:
     scheduler: dict[str, Any]
     device: torch.device
     dtype: torch.dtype
+    model: Model
+    read: Read
+    ready: Artefact | None = None
+    """The artefact that the transformer came from."""
+    table: Tables | None = None
+    """What stands for the transformer's modulation, where its weights were left out."""
+    placed: Placed = field(default_factory=Placed)
+    """What moves while edits run."""
 
     def encoder_blocks(self) -> list[torch.nn.Module]:
         """The text encoder's transformer blocks, those of its vision tower first."""
         encoder = self.text_encoder.model
         return [*encoder.visual.blocks, *encoder.language_model.layers]
 
-    def blocks(self) -> list[torch.nn.Module]:
-        """Every transformer block that an edit runs through."""
-        return [*self.encoder_blocks(), *self.transformer.transformer_blocks]
+
+@dataclass
+class Read:
+    """What was read so far, told to `beat` as MiB of the whole."""
+
+    beat: Beat
+    total: int
+    done: int = 0
+    seconds: float = 0
+    phase: str = "load"
+
+    def __post_init__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __call__(self, size: int) -> None:
+        """`size` more bytes are there."""
+        self.done += size
+        self.seconds = time.perf_counter() - self._began
+        self.beat(self.phase, self.done // MIB, self.total // MIB)
+
+    def __str__(self) -> str:
+        rate = self.done / GB / self.seconds if self.seconds else 0
+        return f"{self.done / GB:.1f} GB of weights in {self.seconds:.1f} s, {rate:.1f} GB/s"
 
 
 def device_of(wanted: str) -> torch.device:
@@ -59,77 +96,176 @@ def device_of(wanted: str) -> torch.device:
     return torch.device("cpu")
 
 
-def load(folder: Path, device: torch.device, beat: Beat) -> Parts:
-    """Load the model in `folder`, telling `beat` each tensor as MiB of the whole.
+def load(
+    source: Path | Model,
+    device: torch.device,
+    beat: Beat,
+    recipe: Recipe = precision.PLAIN,
+    keep: Iterable[str] = (),
+    ready: Artefact | None = None,
+    plan: Plan | None = None,
+    dtype: torch.dtype | None = None,
+) -> Parts:
+    """Load a model, a folder in diffusers layout or one opened before.
 
-    bfloat16 on a GPU, float32 on a CPU. Raises `ModelInvalid` naming the part that is
-    missing, damaged or of another kind, and `OutOfMemory`.
+    bfloat16 on a GPU, float32 on a CPU, unless `dtype` says otherwise; the transformer as
+    `recipe` says, without the linears whose names end in one of `keep`, and out of the
+    artefact `ready` if there is one. Everything lies where `plan` says, on the device if
+    left out. `beat` is told what is read as MiB of the whole.
+
+    Raises `ModelInvalid` naming the part that is missing, damaged or of another kind, and
+    `OutOfMemory`.
     """
-    if not (folder / "model_index.json").is_file():
-        raise errors.ModelInvalid("The model folder has no model_index.json.")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    names = ("transformer", "text_encoder", "vae")
-    files = {name: _files(folder / name, name) for name in names}
-    total = sum(file.stat().st_size for file in itertools.chain(*files.values())) // MIB
-    done = 0
-
-    def read(size: int) -> None:
-        nonlocal done
-        done += size
-        beat("load", done // MIB, total)
-
+    model = source if isinstance(source, Model) else open_model(source)
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     with _part("processor"):
         processor = transformers.Qwen2VLProcessor.from_pretrained(
-            folder / "processor", local_files_only=True
+            model.base / "processor", local_files_only=True
         )
     with _part("scheduler"):
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.load_config(folder / "scheduler")
-    with _part("text_encoder"):
-        text_encoder = _text_encoder(folder / "text_encoder", device, dtype)
-        read(sum(file.stat().st_size for file in files["text_encoder"]))
-    with _part("vae"):
-        vae = _empty(diffusers.AutoencoderKLQwenImage, folder / "vae")
-        adapt = last_taps(vae)
-        weights.fill(flatten(vae), files["vae"], "vae", device, dtype, read, adapt)
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.load_config(model.base / "scheduler")
+    size = sum(part.nbytes for part in (model.text_encoder, model.vae))
+    read = Read(beat, size + _transformer_size(model, ready))
+    placing = _placing(plan, device, model, ready)
+    placed = Placed()
+    with Reader(device, read) as reader:
+        with _part("text_encoder"):
+            text_encoder = _text_encoder(model)
+            fit = placing.hosted(weights.dense(dtype))
+            weights.fill(text_encoder, model.text_encoder, reader, fit, placing.skips)
+            typed(text_encoder, dtype)
+            placing.encoder(text_encoder, model.text_encoder, placed)
+        with _part("vae"):
+            vae = empty(diffusers.AutoencoderKLQwenImage, model.configs["vae"])
+            adapt = last_taps(vae)
+            weights.check(flatten(vae), model.vae, adapt)
+            weights.fill(vae, model.vae, reader, weights.dense(dtype, adapt))
+        transformer, table = _transformer(
+            model, reader, dtype, recipe, keep, ready, placing, placed
+        )
+    log.info("loaded %s", read)
+    vae.to(device)
+    for module in (transformer, text_encoder, vae):
+        module.eval().requires_grad_(False)
+    return Parts(
+        transformer, text_encoder, vae, processor, dict(scheduler), device, dtype, model, read,
+        ready, table, placed,
+    )  # fmt: skip
+
+
+def _placing(
+    plan: Plan | None, device: torch.device, model: Model, ready: Artefact | None
+) -> Placing:
+    plan = plan or Plan(tabled=ready is not None)
+    return Placing(plan, device, int(model.configs["transformer"]["num_layers"]))
+
+
+def typed(module: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Parameters that are still on meta get the type that they will have.
+
+    FP8 weights and their scales have it already.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.is_meta and parameter.element_size() > 1 and not name.endswith(".scale"):
+            parameter.data = torch.empty_like(parameter, dtype=dtype)
+
+
+def exchange(
+    parts: Parts,
+    beat: Beat,
+    recipe: Recipe,
+    keep: Iterable[str],
+    ready: Artefact | None,
+    plan: Plan | None = None,
+) -> Parts:
+    """The same parts with a transformer out of another artefact, or out of the model.
+
+    The old transformer must be held by nobody else: its memory is wanted for the new one.
+    """
+    read = Read(beat, _transformer_size(parts.model, ready), phase="swap")
+    with Reader(parts.device, read) as reader:
+        placing = _placing(plan, parts.device, parts.model, ready)
+        placed = replace(parts.placed, blocks=None)
+        transformer, table = _transformer(
+            parts.model, reader, parts.dtype, recipe, keep, ready, placing, placed
+        )
+    log.info("exchanged the transformer: %s", read)
+    transformer.eval().requires_grad_(False)
+    return replace(
+        parts, transformer=transformer, read=read, ready=ready, table=table, placed=placed
+    )
+
+
+def _transformer_size(model: Model, ready: Artefact | None) -> int:
+    if ready is None:
+        return model.transformer.nbytes
+    return sum(
+        shard.size
+        for name, shard in ready.manifest.files.items()
+        if name.startswith(artefact.TRANSFORMER)
+    )
+
+
+def _transformer(
+    model: Model,
+    reader: Reader,
+    dtype: torch.dtype,
+    recipe: Recipe,
+    keep: Iterable[str],
+    ready: Artefact | None,
+    placing: Placing,
+    placed: Placed,
+) -> tuple[Any, Tables | None]:
+    """The transformer as `recipe` says, and the table that stands for its modulation, if any."""
     with _part("transformer"):
-        transformer = _empty(diffusers.QwenImageTransformer2DModel, folder / "transformer")
-        weights.fill(transformer, files["transformer"], "transformer", device, dtype, read)
-    for model in (transformer, text_encoder, vae):
-        model.eval().requires_grad_(False)
-    return Parts(transformer, text_encoder, vae, processor, dict(scheduler), device, dtype)
+        transformer = empty(diffusers.QwenImageTransformer2DModel, model.configs["transformer"])
+        fit = placing.hosted(precision.fitting(transformer, recipe, dtype, keep))
+        held = model.transformer if ready is None else _held(ready)
+        table = _table(transformer, model, reader.device, ready, placing)
+        weights.fill(transformer, held, reader, fit, placing.skips)
+        typed(transformer, dtype)
+        placed.blocks = placing.transformer(transformer, held)
+        transformer.to(reader.device)
+        if table is not None and ready is not None:
+            places = header.read(ready.folder / artefact.TABLES).tensors
+            table.load(dict(zip(places, reader.places(list(places.values())), strict=True)))
+        return transformer, table
 
 
-def _files(folder: Path, part: str) -> list[Path]:
-    with _part(part):
-        return weights.shards(folder, part)
+def _held(ready: Artefact) -> checkpoint.Checkpoint:
+    return checkpoint.folder(ready.transformer, "transformer")
 
 
-def _empty(kind: Any, folder: Path) -> Any:
-    """The model of `folder`'s config without weights.
+def _table(
+    transformer: Any,
+    model: Model,
+    device: torch.device,
+    ready: Artefact | None,
+    placing: Placing,
+) -> Tables | None:
+    if ready is not None:
+        return Tables(transformer, in_file(ready.folder / artefact.MODULATION, device))
+    if placing.plan.tabled:
+        return Tables(transformer, in_checkpoint(model.transformer, device))
+    return None
+
+
+def empty(kind: Any, config: dict[str, Any]) -> Any:
+    """The model of `config` without weights.
 
     Only parameters are left out: the RoPE tables are plain tensors and must be real.
     """
-    config = kind.load_config(folder)
     with accelerate.init_empty_weights(include_buffers=False):
         return kind.from_config(config)
 
 
-def _text_encoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """Qwen2.5-VL by transformers' own loader, which knows its older key names."""
-    loaded: Any = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        folder,
-        dtype=dtype,
-        device_map={"": device},
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    model, found = loaded
-    # lm_head is never used here, so a file may lack it.
-    missing = [key for key in found["missing_keys"] if not key.startswith("lm_head")]
-    if missing or found["mismatched_keys"]:
-        raise errors.ModelInvalid("The model's text_encoder lacks tensors or has others.")
-    return model
+def _text_encoder(model: Model) -> Any:
+    """Qwen2.5-VL without weights, and without its head, which no edit uses."""
+    config = transformers.Qwen2_5_VLConfig.from_dict(model.configs["text_encoder"])
+    with accelerate.init_empty_weights(include_buffers=False):
+        encoder: Any = transformers.Qwen2_5_VLForConditionalGeneration(config)
+    encoder.lm_head = torch.nn.Identity()
+    return encoder
 
 
 @contextlib.contextmanager

@@ -1,53 +1,91 @@
-"""LoRAs: side branches of the transformer, switched per edit, never fused."""
+"""LoRAs: low-rank branches beside the transformer's linears, switched per edit."""
 
 from __future__ import annotations
 
-import itertools
-import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from diffusers.loaders.lora_pipeline import QwenImageLoraLoaderMixin
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from vellumd import errors, model_card
+from vellumd.artefact import Stamp
+from vellumd.engine import precision
+from vellumd.engine.loading import Parts
+from vellumd.engine.reading import Reader
 from vellumd.models import LoraRef
+from vellumd.weights import lora as files
+from vellumd.weights.checkpoint import Checkpoint
+from vellumd.weights.header import Place
 
-log = logging.getLogger(__name__)
+
+class Pair(NamedTuple):
+    """What a LoRA adds to one linear: `scale` · up [out, rank] · down [rank, in]."""
+
+    down: Tensor
+    up: Tensor
+    scale: float
+
+
+class Branched(torch.nn.Module):
+    """A linear, whatever holds its weights, with a low-rank branch beside it."""
+
+    down: Tensor
+    up: Tensor
+
+    def __init__(self, base: torch.nn.Module, pairs: Sequence[Pair]) -> None:
+        """Several pairs make one branch, of all their ranks. They are in the branch's type."""
+        super().__init__()
+        self.base = base
+        down = torch.cat([pair.down for pair in pairs])
+        up = torch.cat([(pair.up.float() * pair.scale).to(pair.up.dtype) for pair in pairs], dim=1)
+        self.register_buffer("down", down, persistent=False)
+        self.register_buffer("up", up, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [..., in] to [..., out]."""
+        y: Tensor = self.base(x)
+        return y + F.linear(F.linear(x, self.down), self.up)
 
 
 class Loras:
     """The LoRAs of one loaded transformer.
 
-    The base weights are never touched, so switching off is exact. Those of the last
-    edit stay loaded; others are dropped when a new one comes, so memory stays bounded.
+    The base weights are never touched, so switching off is exact, and it does not matter
+    how they are held. The tensors of the last edit stay loaded; others are dropped when a
+    new LoRA comes, so memory stays bounded.
     """
 
     def __init__(
         self,
-        transformer: Any,
+        parts: Parts,
         folder: Path,
         card: model_card.ModelCard,
         configured: dict[str, str],
+        base: str | None = None,
     ) -> None:
-        self._transformer = transformer
+        self._transformer = parts.transformer
+        self._checkpoint = parts.model.transformer
+        self._ready = parts.ready
         self._folder = folder
         self._card = card
         self._configured = configured
-        self._loaded: dict[str, str] = {}
-        self._numbers = itertools.count(1)
+        self._base = base
+        self._loaded: dict[str, dict[str, Pair]] = {}
+        self._branched: dict[str, Branched] = {}
 
     def names(self) -> tuple[str, ...]:
         """Roles and files that an edit can name here."""
         roles = {*self._card.loras, *self._configured}
-        files = {file.stem for file in (self._folder / "loras").glob("*.safetensors")}
-        return tuple(sorted(name for name in roles | files if self._file(name)))
+        homes = model_card.lora_folders(self._folder, self._base)
+        files = {file.stem for home in homes for file in home.glob("*.safetensors")}
+        inside = {self._card.fused} if self._card.fused else set()
+        return tuple(sorted({name for name in roles | files if self._file(name)} | inside))
 
     def _file(self, name: str) -> Path | None:
-        found = model_card.find_lora(self._folder, self._card, self._configured, name)
+        found = model_card.find_lora(self._folder, self._card, self._configured, name, self._base)
         return found if found is not None and found.is_file() else None
 
     def use(self, wanted: Sequence[LoraRef]) -> None:
@@ -56,51 +94,88 @@ class Loras:
         Raises `UnknownLora` for a name without a file, `ModelInvalid` for a file that
         is damaged or made for another model; then none takes part.
         """
-        if self._loaded:
-            self._transformer.disable_lora()
-        if not wanted:
-            return
-        files = {ref.name: self._file(ref.name) for ref in wanted}
-        for name, file in files.items():
+        self._detach()
+        wanted = [ref for ref in wanted if not self._is_inside(ref)]
+        found = {ref.name: self._file(ref.name) for ref in wanted}
+        for name, file in found.items():
             if file is None:
                 raise errors.UnknownLora(f"There is no LoRA {name!r}.")
             if name not in self._loaded:
-                self._drop(set(self._loaded) - set(files))
-                self._load(name, file)
-        self._transformer.enable_lora()
-        self._transformer.set_adapters(
-            [self._loaded[ref.name] for ref in wanted], [ref.scale for ref in wanted]
-        )
+                for gone in set(self._loaded) - set(found):
+                    del self._loaded[gone]
+                self._loaded[name] = self._load(file)
+        self._attach(wanted)
 
-    def _drop(self, names: set[str]) -> None:
-        for name in names:
-            self._transformer.delete_adapters(self._loaded.pop(name))
+    def _is_inside(self, ref: LoraRef) -> bool:
+        """Whether the weights have it inside, as they came or by the artefact's making."""
+        if ref.name == self._card.fused:
+            return True
+        file = self._file(ref.name)
+        if self._ready is None or file is None:
+            return False
+        return (Stamp.of(file), ref.scale) in self._ready.fuses()
 
-    def _load(self, name: str, file: Path) -> None:
-        """Read `file` as tensors only; diffusers turns key names and alpha into peft's."""
-        if file.suffix != ".safetensors":
-            raise errors.ModelInvalid(f"The LoRA {name!r} is not a .safetensors file.")
-        adapter = f"lora_{next(self._numbers)}"
-        try:
-            tensors = QwenImageLoraLoaderMixin.lora_state_dict(load_file(file))
-            tensors = {key.removeprefix("transformer."): value for key, value in tensors.items()}
-            self._check(tensors)
-            with warnings.catch_warnings():
-                # Several adapters in one model are what we want.
-                warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-                self._transformer.load_lora_adapter(tensors, prefix=None, adapter_name=adapter)
-        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-            if type(error).__name__ in ("OutOfMemoryError", "AcceleratorError"):
-                raise
-            log.warning("LoRA %s cannot be loaded", name, exc_info=True)
-            raise errors.ModelInvalid(
-                f"The LoRA {name!r} is damaged or made for another model."
-            ) from None
-        self._loaded[name] = adapter
+    def _load(self, file: Path) -> dict[str, Pair]:
+        """The pairs of `file` where the transformer is, in its type."""
+        like = self._transformer.img_in.weight
+        pairs = read(file, self._checkpoint, like.device)
+        for module in pairs:
+            if not hasattr(self._transformer.get_submodule(module), "in_features"):
+                raise errors.ModelInvalid(
+                    f"The LoRA {file.name} changes the modulation, which is a table here: fuse "
+                    "it with `vellumd convert --lora`."
+                )
+        return {
+            module: Pair(pair.down.to(like), pair.up.to(like), pair.scale)
+            for module, pair in pairs.items()
+        }
 
-    def _check(self, tensors: dict[str, Any]) -> None:
-        """Raise `ValueError` for a tensor that no linear of the transformer takes."""
-        modules = dict(self._transformer.named_modules())
-        for key in tensors:
-            if key.partition(".lora_")[0] not in modules:
-                raise ValueError(f"no module for {key}")
+    def _attach(self, wanted: Sequence[LoraRef]) -> None:
+        of_module: dict[str, list[Pair]] = {}
+        for ref in wanted:
+            for module, pair in self._loaded[ref.name].items():
+                scaled = pair._replace(scale=pair.scale * ref.scale)
+                of_module.setdefault(module, []).append(scaled)
+        for module, pairs in of_module.items():
+            branched = Branched(self._transformer.get_submodule(module), pairs)
+            precision.put(self._transformer, module, branched)
+            self._branched[module] = branched
+
+    def _detach(self) -> None:
+        while self._branched:
+            module, branched = self._branched.popitem()
+            precision.put(self._transformer, module, branched.base)
+
+
+def read(file: Path, checkpoint: Checkpoint, device: torch.device) -> dict[str, Pair]:
+    """The pairs of the LoRA in `file`, on `device`, by the linears of `checkpoint`.
+
+    Raises `ModelInvalid` for a file that is damaged, no LoRA or made for another model.
+    """
+    pairs = files.read(file, checkpoint).pairs
+    places = [place for pair in pairs.values() for place in (pair.down, pair.up)]
+    alphas = [pair.alpha for pair in pairs.values() if isinstance(pair.alpha, Place)]
+    with Reader(device) as reader:
+        tensors = reader.places(places)
+        halves = [(next(tensors), next(tensors)) for _ in pairs]
+        numbers = map(float, reader.places(alphas))
+        return {
+            module: Pair(*half, _scale(next(numbers) if isinstance(p.alpha, Place) else p.alpha, p))
+            for (module, p), half in zip(pairs.items(), halves, strict=True)
+        }
+
+
+def _scale(alpha: float | None, pair: files.Pair) -> float:
+    return 1.0 if alpha is None else alpha / pair.rank
+
+
+def fused(weight: Tensor, pairs: Sequence[Pair]) -> Tensor:
+    """`weight` [out, in] with the pairs added, in float32: before it is rounded, never after.
+
+    Added to weights that are FP8 already, a LoRA would be lost: 71 % of weights do not move
+    for a change of 5 % of their size.
+    """
+    whole = weight.float()
+    for pair in pairs:
+        whole = whole.addmm(pair.up.float(), pair.down.float(), alpha=pair.scale)
+    return whole

@@ -17,6 +17,7 @@ import torch
 
 from vellumd import errors
 from vellumd.engine.faults import is_memory
+from vellumd.engine.streaming import streamed
 from vellumd.protocol import Report
 
 log = logging.getLogger(__name__)
@@ -35,22 +36,47 @@ class Rung:
     taken: Callable[[], AbstractContextManager[object]]
 
 
-def rungs(vae: Any) -> tuple[Rung, ...]:
-    """From the one that costs least to the one that costs most."""
-    return (
-        Rung("memory_freed", contextlib.nullcontext),
-        Rung("vae_tiled", lambda: tiled(vae)),
-    )
+def rungs(parts: Any, forget: Callable[[], None] = lambda: None) -> tuple[Rung, ...]:
+    """From the one that costs least to the one that costs most.
+
+    `forget` lets go of what is only kept to save time.
+    """
+    found = [
+        Rung("memory_freed", lambda: forgotten(forget)),
+        Rung("vae_tiled", lambda: tiled(parts.vae)),
+    ]
+    if parts.placed.blocks is None:
+        blocks = list(parts.transformer.transformer_blocks)
+        found.append(Rung("weights_streamed", lambda: streamed(blocks, parts.device)))
+    return tuple(found)
+
+
+def limit(device: torch.device, budget_gb: float | None) -> None:
+    """Let torch's allocator refuse what goes beyond the budget.
+
+    Else Windows' driver would spill into the host's memory, silently and slowly.
+    """
+    if device.type == "cuda" and budget_gb is not None:
+        total = torch.cuda.mem_get_info(device)[1]
+        torch.cuda.set_per_process_memory_fraction(min(1.0, budget_gb * 1e9 / total), device)
+
+
+@contextlib.contextmanager
+def forgotten(forget: Callable[[], None]) -> Iterator[None]:
+    """Have `forget` called."""
+    forget()
+    yield
 
 
 @contextlib.contextmanager
 def tiled(vae: Any) -> Iterator[None]:
     """Have `vae` work tile by tile."""
+    before = vae.use_tiling
     vae.enable_tiling()
     try:
         yield
     finally:
-        vae.use_tiling = False
+        vae.use_tiling = before
 
 
 class Ladder:

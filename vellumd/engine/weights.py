@@ -1,84 +1,71 @@
-"""Weight files: safetensors only, checked before use, read tensor by tensor."""
+"""A model that was built without weights gets those of its checkpoint."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vellumd import errors
+from vellumd.engine.reading import Reader, StoredTensor
+from vellumd.weights.checkpoint import Checkpoint
 
-SENTINEL = "__index_timestep_zero__"
-"""An empty tensor by which some files say that the model was trained with zero_cond_t."""
-
-
-def shards(folder: Path, part: str) -> list[Path]:
-    """The safetensors files of `folder`, each one whole.
-
-    `part` names the folder in errors. Raises `ModelInvalid` where there is none (a
-    pickle is never opened), where the index names a missing file, or for a damaged one.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise errors.ModelInvalid(f"The model's {part} has no .safetensors file.")
-    for index in folder.glob("*.safetensors.index.json"):
-        named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        if missing := sorted(named - {file.name for file in files}):
-            raise errors.ModelInvalid(f"The model's {part} lacks {missing[0]}.")
-    for file in files:
-        check(file, part)
-    return files
+Adapt = Callable[[str, Tensor], Tensor | None]
+"""Makes of a name's stored tensor the model's, or None of one it has no use for."""
+Fit = Callable[[StoredTensor], dict[str, Tensor]]
+"""Makes of a stored tensor, on its device, those that the model holds, by their names."""
 
 
-def check(file: Path, part: str) -> None:
-    """Raise `ModelInvalid` unless the header of `file` fits its size."""
-    try:
-        with safe_open(file, "pt"):
-            pass
-    except (SafetensorError, OSError):
-        raise errors.ModelInvalid(f"The file {file.name} of {part} is damaged.") from None
+def dense(dtype: torch.dtype, adapt: Adapt | None = None) -> Fit:
+    """Holds every weight as `dtype`, scales multiplied in."""
 
+    def fit(stored: StoredTensor) -> dict[str, Tensor]:
+        name, tensor = stored.stored.name, stored.dense(dtype)
+        fitted = adapt(name, tensor) if adapt else tensor
+        return {} if fitted is None else {name: fitted}
 
-def as_it_is(name: str, tensor: Tensor) -> Tensor:
-    """The tensor itself: most models are what their files hold."""
-    return tensor
+    return fit
 
 
 def fill(
     model: torch.nn.Module,
-    files: list[Path],
-    part: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    read: Callable[[int], None],
-    adapt: Callable[[str, Tensor], Tensor | None] = as_it_is,
+    checkpoint: Checkpoint,
+    reader: Reader,
+    fit: Fit,
+    skips: Callable[[str], bool] = lambda name: False,
 ) -> None:
-    """Give `model`, built without weights, those of `files`.
+    """Give `model`, whose parameters are on meta, the weights of `checkpoint`.
 
-    Tensors go straight to `device` as `dtype`, so the host never holds the model.
-    `read` is told the bytes of each; `adapt` makes of a name's stored tensor the model's,
-    or None of one it has no use for. Raises `ModelInvalid` for tensors too many, too few
-    or of another shape.
+    Those that `skips` names are not read, and may stay on meta.
+
+    Tensors go straight to the reader's device, so the host never holds the model. Raises
+    `ModelInvalid` where the model then lacks some, or has others.
     """
-    for file in files:
-        tensors: dict[str, Tensor] = {}
-        with safe_open(file, "pt") as shard:
-            for name in shard.keys():  # noqa: SIM118 (no dict)
-                if name != SENTINEL:
-                    stored = shard.get_tensor(name)
-                    tensor = adapt(name, stored)
-                    if tensor is not None:
-                        tensors[name] = tensor.to(device, dtype)
-                    read(stored.nbytes)
-        try:
-            unexpected = model.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
-        except RuntimeError:
-            raise errors.ModelInvalid(f"The model's {part} has tensors of another size.") from None
-        if unexpected:
-            raise errors.ModelInvalid(f"The model's {part} has unknown tensors.")
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise errors.ModelInvalid(f"The model's {part} lacks tensors.")
+    tensors: dict[str, Tensor] = {}
+    wanted = [weight for name, weight in checkpoint.weights.items() if not skips(name)]
+    for stored in reader.tensors(wanted):
+        tensors.update(fit(stored))
+    try:
+        unknown = model.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
+    except RuntimeError:
+        raise errors.ModelInvalid(
+            f"The model's {checkpoint.part} has tensors of another size."
+        ) from None
+    if unknown:
+        raise errors.ModelInvalid(f"The model's {checkpoint.part} has unknown tensors.")
+    if any(found.is_meta and not skips(name) for name, found in model.named_parameters()):
+        raise errors.ModelInvalid(f"The model's {checkpoint.part} lacks tensors.")
+
+
+def check(model: torch.nn.Module, checkpoint: Checkpoint, adapt: Adapt) -> None:
+    """Raise `ModelInvalid`, before anything is read, unless `checkpoint` fits `model`.
+
+    For the VAE, whose shapes no `vellumd.weights.shapes` derives.
+    """
+    found = {}
+    for weight in checkpoint.weights.values():
+        tensor = adapt(weight.name, torch.empty(weight.place.shape, device="meta"))
+        if tensor is not None:
+            found[weight.name] = tuple(tensor.shape)
+    checkpoint.check({n: tuple(p.shape) for n, p in model.named_parameters()}, found)

@@ -1,0 +1,133 @@
+"""Attention kernels: found by running them, each one's absence survived."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vellumd import errors
+from vellumd.engine import attention
+from vellumd.engine.linears import FP8
+
+CPU = torch.device("cpu")
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+def inputs(dtype: torch.dtype, rows: int = 70, others: int = 90) -> list[Tensor]:
+    numbers = torch.Generator().manual_seed(1)
+    return [
+        torch.randn(1, count, 3, 32, generator=numbers).to(dtype)
+        for count in (rows, others, others)
+    ]
+
+
+@dtypes
+def test_the_best_one_is_what_the_stock_forward_uses(dtype: torch.dtype) -> None:
+    """On a CPU there is no FA3 and no cuDNN; flash gives the stock forward's bits."""
+    choice = attention.choose("auto", CPU, dtype)
+    assert choice.name == "flash"
+    assert set(choice.refused) == {"fa3", "cudnn"}
+    given = inputs(dtype)
+    assert torch.equal(choice.attention(*given), attention.default(*given))
+    assert attention.choose_8bit(CPU, dtype) is None
+
+
+@dtypes
+@pytest.mark.parametrize("scores", [1, 3 * 90 * 16, 1 << 27])
+def test_plain_attention_in_pieces(
+    dtype: torch.dtype, scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many rows at once, the last resort is right."""
+    monkeypatch.setattr(attention, "SCORES", scores)
+    given = inputs(dtype)
+    exact = attention.default(*(x.double() for x in given))
+    error = (attention.plain(*given) - exact).norm() / exact.norm()
+    assert error <= (1e-6 if dtype is torch.float32 else 1e-2)
+
+
+def broken(*_: Tensor) -> Tensor:
+    raise RuntimeError("no kernel image is available")
+
+
+def wrong(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return attention.default(query, key, value) * 1.02
+
+
+def not_a_number(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return attention.default(query, key, value) * float("nan")
+
+
+KINDS = list(attention.KINDS)
+
+
+@pytest.mark.parametrize("kernel", [broken, wrong, not_a_number])
+@pytest.mark.parametrize("last", KINDS)
+def test_whatever_is_missing_the_next_one_runs(
+    last: str, kernel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels that fail, err or give not-a-number are passed over, with the reason kept."""
+    before = KINDS[: KINDS.index(last)]
+    for name in KINDS:
+        monkeypatch.setitem(attention.KINDS, name, kernel if name in before else attention.default)
+    choice = attention.choose("auto", CPU, torch.bfloat16)
+    assert choice.name == last
+    assert set(choice.refused) == set(before)
+    for why in choice.refused.values():
+        assert ("no kernel image" in why) if kernel is broken else ("its error is" in why)
+
+
+def test_a_wanted_one_that_does_not_run_is_an_error() -> None:
+    """A key that forces a kernel is not silently ignored."""
+    assert attention.choose("math", CPU, torch.float32).attention is attention.plain
+    with pytest.raises(errors.RecipeUnsupported, match="fa3"):
+        attention.choose("fa3", CPU, torch.float32)
+
+
+def test_a_lost_card_is_no_missing_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error after which nothing runs is raised, not taken for a missing kernel."""
+
+    def lost(*_: Tensor) -> Tensor:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setitem(attention.KINDS, "fa3", lost)
+    with pytest.raises(torch.AcceleratorError):
+        attention.choose("auto", CPU, torch.float32)
+
+
+def package(scaled: bool) -> ModuleType:
+    """In place of fa3-fwd's CUDA: its interface in plain arithmetic, with or without scales."""
+
+    def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, **given: Tensor) -> tuple[Tensor, Tensor]:
+        whole = []
+        for name, x in (("q", q), ("k", k), ("v", v)):
+            scale = given.get(f"{name}_descale")
+            assert (scale is None) == (x.dtype is not FP8)
+            if scale is not None:
+                assert scale.shape == (1, x.shape[2]) and scale.dtype is torch.float32
+                scale = scale if scaled else scale.mean(1, keepdim=True)
+                x = x.float() * scale[:, None, :, None]
+            whole.append(x)
+        mixed = attention.plain(*whole)
+        return (mixed.bfloat16() if q.dtype is FP8 else mixed), torch.zeros(1)
+
+    module = ModuleType("fa3_fwd_interface")
+    module.flash_attn_func = flash_attn_func  # type: ignore[attr-defined]
+    return module
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_8_bits_need_a_scale_for_each_head(scaled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the scales of heads the error is that of e4m3; an interface that mixes them up is
+    told by the probe."""
+    monkeypatch.setitem(sys.modules, "fa3_fwd_interface", package(scaled))
+    assert attention.choose("auto", CPU, torch.bfloat16).name == "fa3"
+    choice = attention.choose_8bit(CPU, torch.bfloat16)
+    assert (choice is not None) == scaled
+    if choice:
+        given = inputs(torch.bfloat16)
+        assert choice.attention(*given).dtype is torch.bfloat16

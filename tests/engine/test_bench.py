@@ -1,0 +1,103 @@
+"""The bench: every method on the demo, and how it counts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engine import random_transformer as small
+from vellumd.cli.bench import table
+from vellumd.engine import attention
+from vellumd.engine.bench import measure, methods
+from vellumd.engine.bench.workload import Workload
+from vellumd.engine.transformer import Own
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """The figures of a short run on the demo, as a user starts it."""
+    command = [sys.executable, "-m", "vellumd.engine", "bench", "--rounds", "1",
+               "--references", "1"]  # fmt: skip
+    ran = subprocess.run(command, capture_output=True, check=True)
+    answer: dict[str, Any] = json.loads(ran.stdout)
+    return answer
+
+
+def test_every_method_is_measured(found: dict[str, Any]) -> None:
+    """The predecessor's, diffusers' and ours, with errors that fit their class."""
+    by_name = {method["name"]: method for method in found["methods"]}
+    assert list(by_name)[:3] == [
+        "predecessor: FP8 cast by layer, LoRA", "diffusers", "float32, flash",
+    ]  # fmt: skip
+    assert by_name["float32, flash"]["error"] < 1e-5
+    assert by_name["float32, flash"]["block_error"] < 1e-6
+    for method in found["methods"]:
+        assert 0 < method["least_s"] <= method["forward_s"] <= method["most_s"]
+        assert method["tflops"] > 0
+        if method["exactness"] == "Q":
+            assert 1e-3 < method["error"] < 0.2
+            # Weights as FP8 take less than those as they are.
+            assert method["weights_gb"] < by_name["diffusers"]["weights_gb"]
+    assert any(method["exactness"] == "A" for method in found["methods"])
+
+
+def test_whole_edits_are_measured(found: dict[str, Any]) -> None:
+    """By phase; a known prompt with known pictures is encoded in less time than a new one."""
+    stages = found["stages"]
+    assert {"encode", "denoise", "decode"} <= stages["new"].keys()
+    assert stages["known"]["encode"] < stages["warm-up"]["encode"]
+
+
+def test_the_table_tells_it_all(found: dict[str, Any]) -> None:
+    """Each method has its line, and each edit."""
+    lines = table(found).splitlines()
+    for method in found["methods"]:
+        assert any(line.startswith(method["name"]) and line.endswith(" x") for line in lines)
+    assert sum(line.startswith("edit (") for line in lines) == 3
+
+
+def test_operations_are_counted_right() -> None:
+    """The reference job: 17,066 rows, 446.7 TFLOP, 124.4 with references used again."""
+    job = Workload((1, 76, 54), references=3, text=650, channels=3072, layers=60)
+    assert job.rows == 17_066
+    assert round(job.flops() / 1e12, 1) == 446.7
+    assert round(job.flops(fresh=False) / 1e12, 1) == 124.4
+
+
+@torch.inference_mode()
+def test_errors_are_of_each_block_alone() -> None:
+    """A block that is spoilt shows, and no other."""
+    base = small.transformer(torch.float32, layers=4)
+    spoilt = methods.clone(base)
+    weight = spoilt.transformer_blocks[2].img_mlp.net[2].weight
+    spoilt.transformer_blocks[2].img_mlp.net[2].weight = torch.nn.Parameter(weight * 1.5)
+    workload = Workload((1, 4, 6), references=2, text=9, channels=128, layers=4)
+    (method,) = [
+        methods.Method(
+            "spoilt",
+            "Q",
+            spoilt,
+            Own(spoilt, attention.default),
+            None,
+            lambda: None,
+            1.0,  # type: ignore[arg-type]
+        )
+    ]
+    found = measure.block_errors(base, method, workload, CPU)
+    assert [error > 1e-3 for error in found] == [False, False, True, False]
+
+
+def test_a_clone_shares_what_is_not_replaced() -> None:
+    """Methods stand side by side in the memory of one."""
+    base = small.transformer(torch.float32)
+    other = methods.clone(base)
+    for one, same in zip(base.parameters(), other.parameters(), strict=True):
+        assert one is same
+    assert other.transformer_blocks[0] is not base.transformer_blocks[0]

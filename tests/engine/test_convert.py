@@ -1,0 +1,446 @@
+"""Artefacts: made once in little memory, found again, swapped, as good as the gate wants."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.engine import layouts, numerics
+from tests.engine.support import Told, encoded, picture, reference, resolved
+from vellumd import artefact, errors, model_card, protocol
+from vellumd.engine import (
+    convert,
+    converting,
+    linears,
+    loading,
+    pipeline,
+    precision,
+    shards,
+    shelf,
+    tables,
+)
+from vellumd.models import LoraRef
+from vellumd.settings import EngineSettings
+from vellumd.weights import shapes
+from vellumd.weights.model import open_model
+
+CPU = torch.device("cpu")
+DEMO = model_card.DEMO_FOLDER
+LORA = DEMO / "loras" / "demo-lightning-8steps.safetensors"
+
+
+def conversion(folder: Path = DEMO, *loras: Path, keep: tuple[str, ...] = ()) -> convert.Conversion:
+    card = model_card.read("demo")
+    return convert.Conversion(open_model(folder), card, [convert.Lora(f) for f in loras], keep)
+
+
+def made(target: Path, *loras: Path) -> artefact.Artefact:
+    conversion(DEMO, *loras).run(target, lambda *_: None)
+    return next(one for one in artefact.found(target.parent) if one.folder == target)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two artefacts of the demo: as it is, and with its LoRA inside."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    made(folder / "plain")
+    made(folder / "lightning", LORA)
+    return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+# what is inside
+
+
+def test_what_an_artefact_holds(home: Path) -> None:
+    """Block linears by row, the keep-list in bfloat16, everything once and hashed."""
+    whole = load_file(DEMO / "transformer" / "diffusion_pytorch_model.safetensors")
+    manifest = artefact.Manifest.model_validate_json((home / "plain/manifest.json").read_bytes())
+    held: dict[str, torch.Tensor] = {}
+    for name, shard in manifest.files.items():
+        data = (home / "plain" / name).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (shard.size, shard.sha256)
+        if name != artefact.TABLES:
+            held |= load_file(home / "plain" / name)
+    assert {name for name in held if not name.endswith("_scale")} == set(whole)
+    for name, tensor in whole.items():
+        if precision.is_small(name.removesuffix(".weight")) and tensor.dim() == 2:
+            found = linears.whole(held[name], held[f"{name}_scale"], torch.float32)
+            assert numerics.distance(found, tensor) < 0.03
+        else:
+            assert torch.equal(held[name], tensor)
+    source = DEMO / "transformer" / "diffusion_pytorch_model.safetensors"
+    assert manifest.hashes == {source.name: hashlib.sha256(source.read_bytes()).hexdigest()}
+
+
+def test_a_lora_is_added_before_rounding(home: Path) -> None:
+    """Weights and LoRA are added in float32 and rounded once; the files say what is inside."""
+    whole = load_file(DEMO / "transformer" / "diffusion_pytorch_model.safetensors")
+    added = load_file(LORA)
+    name = "transformer_blocks.1.img_mlp.net.2"
+    up, down = (added[f"{name}.lora_{half}.weight"].float() for half in ("up", "down"))
+    exact = whole[f"{name}.weight"].float() + up @ down * float(added[f"{name}.alpha"]) / len(down)
+    held = load_file(home / "lightning/transformer/block-01.safetensors")
+    rounded, scale = linears.by_row(exact)
+    assert torch.equal(held[f"{name}.weight"].float(), rounded.float())
+    assert torch.equal(held[f"{name}.weight_scale"], scale)
+    assert loading.checkpoint.folder(home / "lightning/transformer", "transformer").fused == (
+        LORA.stem,
+    )
+
+
+def test_the_hatch_keeps_more(tmp_path: Path) -> None:
+    """`engine.keep` leaves a linear in bfloat16, and makes another key."""
+    more = conversion(keep=("img_mlp.net.2",))
+    assert more.order.key != conversion().order.key
+    more.run(tmp_path / "more", lambda *_: None)
+    held = load_file(tmp_path / "more/transformer/block-00.safetensors")
+    assert held["transformer_blocks.0.img_mlp.net.2.weight"].dtype is torch.bfloat16
+    assert held["transformer_blocks.0.txt_mlp.net.2.weight"].dtype is linears.FP8
+
+
+def test_from_fp8_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Numbers stay what they are, a LoRA is refused, and it is said what brings quality back."""
+    folder = layouts.predecessor(tmp_path / "fp8").model
+    with pytest.raises(errors.ModelInvalid, match="FP8 already"):
+        conversion(folder, LORA)
+    engine = EngineSettings(model=str(folder))
+    target = tmp_path / "artefact"
+    converting.make(converting.Wanted(engine=engine, target=target))
+    assert "only by converting the bfloat16 model" in " ".join(capsys.readouterr().err.split())
+    stored = load_file(next((folder / "transformer").glob("*.safetensors")))
+    held = load_file(target / "transformer/block-02.safetensors")
+    name = "transformer_blocks.2.attn.to_q.weight"
+    assert torch.equal(held[name].float(), stored[name].float())
+    assert held[f"{name}_scale"].eq(1).all()
+
+
+# tables
+
+
+def test_tables_are_exact_at_equal_row_counts(model: pipeline.Model) -> None:
+    """In the place of the linears they change no bit (class B)."""
+    transformer = loading.load(DEMO, CPU, lambda *_: None).transformer
+    feed = {
+        "hidden_states": torch.randn(1, 32, 64),
+        "encoder_hidden_states": torch.randn(1, 9, 192),
+        "img_shapes": [[(1, 4, 4), (1, 4, 4)]],
+    }
+    times = torch.tensor([1.0, 0.75, 0.3])
+
+    def run() -> list[torch.Tensor]:
+        with torch.inference_mode():
+            return [
+                transformer(**feed, timestep=time.expand(1), return_dict=False)[0] for time in times
+            ]
+
+    stock = run()
+    names = [name for name, _ in tables.modulations(transformer)]
+    table = tables.Tables(transformer, tables.in_checkpoint(open_model(DEMO).transformer, CPU))
+    assert table.cover(times, lambda *_: None)
+    assert not table.cover(times, lambda *_: None)
+    assert all(torch.equal(one, other) for one, other in zip(stock, run(), strict=True))
+    # All rows at once are rounded otherwise (class C).
+    rows = model.parts.transformer.get_submodule(names[3])(table.keys)
+    assert torch.allclose(rows, table.rows[names[3]], rtol=1e-4, atol=1e-5)
+
+
+def test_a_table_forgets_schedules_and_keeps_its_own(home: Path) -> None:
+    """Memory stays bounded however many schedules are asked for."""
+    parts = loaded(home, "plain")
+    table = parts.table
+    assert table is not None
+    fixed = list(table.times)
+    for number in range(40):
+        table.cover(torch.linspace(0.1, 0.9, 8) + number / 1000, lambda *_: None)
+    assert table.times[: len(fixed)] == fixed
+    assert len(table.times) <= len(fixed) + tables.EXTRA
+    assert all(len(rows) == len(table.times) == len(table.keys) for rows in table.rows.values())
+
+
+def test_the_shipped_schedule_reads_no_modulation(home: Path) -> None:
+    """Lightning's times, as a card rounds them, are in the artefact."""
+    parts = loaded(home, "plain")
+    assert parts.table is not None
+    times = convert.times(torch.bfloat16)
+    assert len(times) == 8
+    assert not parts.table.cover(times, lambda *_: None)
+
+
+def loaded(home: Path, name: str, recipe: precision.Recipe = precision.WEIGHTS) -> loading.Parts:
+    ready = next(one for one in artefact.found(home) if one.folder.name == name)
+    return loading.load(DEMO, CPU, lambda *_: None, recipe, ready=ready)
+
+
+# making it
+
+
+def test_kill_it_and_go_on(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped between any two files, it goes on behind the last; the bytes are the same."""
+    target, write = tmp_path / "plain", shards.write
+    written: list[str] = []
+
+    def stop_at_third(file: Path, *args: Any) -> artefact.Shard:
+        written.append(file.name)
+        if len(written) % 3 == 0:
+            file.with_name(f"{file.name}.part").write_bytes(b"half")
+            raise KeyboardInterrupt
+        return write(file, *args)
+
+    monkeypatch.setattr(shards, "write", stop_at_third)
+    runs = 0
+    while not target.exists():
+        runs += 1
+        try:
+            conversion().run(target, lambda *_: None)
+        except KeyboardInterrupt:
+            assert not target.exists()
+            assert list(artefact.found(tmp_path)) == []
+    assert runs == 4
+    assert len(written) == len(set(written)) + runs - 1  # each twice at most
+    assert digests(target) == digests(home / "plain")
+    assert [entry.name for entry in tmp_path.iterdir() if entry.is_dir()] == ["plain"]
+
+
+def test_another_order_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was finished for other LoRAs is not taken for this."""
+    target, write = tmp_path / "one", shards.write
+    monkeypatch.setattr(convert.Conversion, "_tables", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        conversion().run(target, lambda *_: None)
+    monkeypatch.undo()
+    names: list[str] = []
+    monkeypatch.setattr(
+        shards, "write", lambda file, *args: names.append(file) or write(file, *args)
+    )
+    conversion(DEMO, LORA).run(target, lambda *_: None)
+    assert len(names) == 8
+
+
+def test_a_short_disk_is_told_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a byte of the source is read, with figures."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**9))
+    monkeypatch.setattr(convert, "Reader", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(errors.StorageFull, match=r"needs 0\.0 GB more and 1 GB to spare"):
+        conversion().run(tmp_path / "a", lambda *_: None)
+
+
+def test_what_is_there_stays(tmp_path: Path, home: Path) -> None:
+    """A whole artefact is not made twice; another folder is not written over."""
+    before = (home / "plain/manifest.json").stat().st_mtime_ns
+    assert conversion().run(home / "plain", lambda *_: None) == home / "plain"
+    assert (home / "plain/manifest.json").stat().st_mtime_ns == before
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(errors.ConfigError, match="no artefact"):
+        conversion().run(tmp_path / "photos", lambda *_: None)
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    """Two conversions into one folder would tear each other's files."""
+    from vellumd import platform
+
+    lock = platform.FileLock(tmp_path / convert.LOCK)
+    with pytest.raises(errors.ConfigError, match="Another process"):
+        conversion().run(tmp_path / "a", lambda *_: None)
+    lock.release()
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo with a transformer of 240 MB of noise in its place."""
+    folder = Path(shutil.copytree(DEMO, tmp_path_factory.mktemp("large") / "model"))
+    config = json.loads((folder / "transformer/config.json").read_text())
+    config |= {"num_attention_heads": 18, "num_layers": 10}
+    config["joint_attention_dim"] = 192
+    (folder / "transformer/config.json").write_text(json.dumps(config))
+    tensors = {
+        name: torch.full(shape, 0.01, dtype=torch.bfloat16)
+        for name, shape in shapes.transformer(config).items()
+    }
+    save_file(tensors, folder / "transformer/diffusion_pytorch_model.safetensors")
+    return folder
+
+
+def own_memory() -> int:
+    """Bytes of this process that are no file's."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_stays_small(large: Path, tmp_path: Path) -> None:
+    """Of 240 MB neither source nor artefact is ever held: blocks come and go."""
+    job = conversion(large)
+    size = job.needs().reads
+    assert size > 200e6
+    before, most, over = own_memory(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not over.wait(0.002):
+            most = max(most, own_memory() - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        job.run(tmp_path / "large", lambda *_: None)
+    finally:
+        over.set()
+        watcher.join()
+    print(f"{most / 1e6:.0f} MB for a source of {size / 1e6:.0f} MB")
+    assert most < 0.6 * size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="SIGKILL")
+def test_sigkill(large: Path, tmp_path: Path) -> None:
+    """Killed in the middle, the same command completes, and finished files are not touched."""
+    target = tmp_path / "out"
+    wanted = converting.Wanted(engine=EngineSettings(model=str(large)), target=target)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "vellumd.engine", "convert", wanted.model_dump_json()],
+        stderr=subprocess.PIPE,
+    )
+    journal = target.with_name("out.part") / convert.JOURNAL
+    deadline = time.monotonic() + 120
+    while not journal.is_file() or len(journal.read_text().splitlines()) < 4:
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    _, said = child.communicate()
+    assert b"reads 0.2 GB" in said and b"takes about" in said
+    assert not target.exists()
+    finished = [json.loads(line)["name"] for line in journal.read_text().splitlines()[1:4]]
+    times = {name: (journal.parent / name).stat().st_mtime_ns for name in finished}
+    assert converting.make(wanted) == target
+    assert {name: (target / name).stat().st_mtime_ns for name in finished} == times
+    assert next(artefact.found(tmp_path)).folder == target
+
+
+def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """`vellumd convert demo DST --lora ROLE=SCALE` prints where the artefact is."""
+    from vellumd.cli import main
+
+    target = tmp_path / "made"
+    assert main.main(["convert", "demo", str(target), "--lora", "lightning-8=0.5"]) == 0
+    out, err = capfd.readouterr()
+    assert out.strip() == str(target)
+    assert "GB written" in err
+    (fused,) = next(artefact.found(tmp_path)).manifest.order.fused
+    assert (fused.file.name, fused.scale) == (LORA.name, 0.5)
+    assert converting.main(['{"engine": {"model": "/nowhere"}}']) == 1
+    assert "There is no model" in capfd.readouterr().err
+
+
+# finding it
+
+
+def test_it_is_found_by_its_key(home: Path, tmp_path: Path) -> None:
+    """Without reading weights; a source that changed, or a file that is lost, ends that."""
+    source = artefact.source_of(open_model(DEMO).transformer.files)
+    stamp = artefact.Stamp.of(LORA)
+
+    def best(*wanted: tuple[artefact.Stamp, float], of: Any = source) -> str | None:
+        one = artefact.best(artefact.found(home), of, (), wanted)
+        return one.folder.name if one else None
+
+    assert best() == "plain"
+    assert best((stamp, 1.0)) == "lightning"
+    assert best((stamp, 0.5)) == "plain"  # the LoRA runs beside it
+    assert best((stamp, 1.0), (stamp.model_copy(update={"name": "b"}), 1.0)) == "lightning"
+    changed = tuple(one.model_copy(update={"mtime_ns": 1}) for one in source)
+    assert best(of=changed) is None
+    copy = Path(shutil.copytree(home, tmp_path / "copy"))
+    (copy / "plain/transformer/block-00.safetensors").unlink()
+    (copy / "lightning/manifest.json").write_text("{")
+    (copy / "a file").write_text("")
+    assert list(artefact.found(copy)) == []
+    assert list(artefact.found(tmp_path / "nowhere")) == []
+
+
+@pytest.fixture
+def engine(home: Path) -> Callable[..., pipeline.QwenEngine]:
+    def start(**settings: Any) -> pipeline.QwenEngine:
+        settings = {"recipe": "fp8-weights", "artifact_dir": str(home), **settings}
+        init = protocol.Init(engine="", settings=settings, spool=home, cache=home)
+        return pipeline.create(init)
+
+    return start
+
+
+def test_presets_swap_artefacts(engine: Callable[..., pipeline.QwenEngine], tmp_path: Path) -> None:
+    """An edit gets the artefact with its LoRA inside; the swap is told and leaves no trace."""
+    file = tmp_path / "in.png"
+    file.write_bytes(encoded(picture(64, 64)))
+    image = reference(file.read_bytes())
+    running = engine()
+
+    def edit(told: Told, *loras: LoraRef) -> bytes:
+        asked = resolved([image], loras=loras, scheduler="lightning" if loras else "base", steps=4)
+        (result,) = running.edit(asked, [file], told, lambda: False)
+        return result.tobytes()
+
+    def inside() -> str:
+        assert running._model is not None and running._model.parts.ready is not None
+        return running._model.parts.ready.folder.name
+
+    capabilities = running.load(Told())
+    assert capabilities.recipe == "fp8-weights"
+    assert inside() == "lightning"  # what the demo's default preset wants
+    role = LoraRef(name="lightning-8")
+    quiet, swapped = Told(), Told()
+    first = edit(quiet, role)
+    assert not [beat for beat in quiet.beats if beat[0] == "swap"]
+    plain = edit(swapped)
+    assert inside() == "plain"
+    assert [beat for beat in swapped.beats if beat[0] == "swap"]
+    assert [beat for beat in swapped.beats if beat[0] == "modulation"]  # base: not tabled
+    assert plain != first
+    assert edit(Told(), role) == first
+    assert edit(Told()) == plain
+    half = edit(Told(), LoraRef(name="lightning-8", scale=0.5))
+    assert inside() == "plain"
+    assert half not in (first, plain)
+    running.unload()
+
+
+def test_without_artefacts_the_model_is_rounded(
+    engine: Callable[..., pipeline.QwenEngine], tmp_path: Path
+) -> None:
+    """As it is loaded, and nothing is written anywhere; bf16 never looks for artefacts."""
+    running = engine(artifact_dir=str(tmp_path))
+    running.load(Told())
+    assert running._model is not None and running._model.parts.ready is None
+    assert list(tmp_path.iterdir()) == []
+    exact = engine(recipe="bf16")
+    exact.load(Told())
+    assert exact._model is not None and exact._model.parts.ready is None
+
+
+def test_the_usual_place() -> None:
+    """Beside what else can be made again."""
+    from vellumd import platform
+
+    assert shelf.folder(EngineSettings()) == platform.cache_dir() / "artifacts"

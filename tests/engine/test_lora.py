@@ -1,0 +1,106 @@
+"""LoRAs as tensors: every dialect of one LoRA means the same change of the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.loaders.lora_pipeline import QwenImageLoraLoaderMixin
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.engine.layouts import Tensors
+from vellumd import errors, model_card
+from vellumd.engine import lora
+from vellumd.engine.pipeline import Model
+from vellumd.models import LoraRef
+from vellumd.weights.lora import PEFT_KEY
+
+ALPHA = 8.0
+
+
+@pytest.fixture(scope="module")
+def own() -> Tensors:
+    """The demo's LoRA, of rank 16, with an alpha that is not its rank."""
+    (file,) = (model_card.DEMO_FOLDER / "loras").glob("*.safetensors")
+    found = load_file(file)
+    return {n: torch.tensor(ALPHA) if n.endswith(".alpha") else t for n, t in found.items()}
+
+
+def renamed(own: Tensors, name: Callable[[str], str], *, peft: bool = False) -> Tensors:
+    """`own` under other names; `peft`: without alphas, A and B."""
+    made: Tensors = {}
+    for key, tensor in own.items():
+        module, _, rest = key.partition(".lora_") if ".lora_" in key else key.rpartition(".")
+        rest = f"lora_{rest}" if ".lora_" in key else rest
+        if peft:
+            rest = rest.replace("down", "A").replace("up", "B")
+        if not (peft and rest == "alpha"):
+            made[f"{name(module)}.{rest}"] = tensor
+    return made
+
+
+def read(file: Path, model: Model) -> dict[str, lora.Pair]:
+    """The pairs in `file`, as they fit the demo."""
+    return lora.read(file, model.parts.model.transformer, torch.device("cpu"))
+
+
+def deltas(pairs: dict[str, lora.Pair]) -> dict[str, Tensor]:
+    """What is added to each weight."""
+    return {name: pair.scale * pair.up.float() @ pair.down.float() for name, pair in pairs.items()}
+
+
+PEFT = {
+    PEFT_KEY: json.dumps({"transformer.r": 16, "transformer.lora_alpha": ALPHA}),
+}
+DIALECTS: dict[str, tuple[Callable[[str], str], bool]] = {
+    "comfy": (lambda module: f"diffusion_model.{module}", False),
+    "kohya": (lambda module: f"lora_unet_{module.replace('.', '_')}", False),
+    "diffusers": (lambda module: f"transformer.{module}", True),
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_dialects(model: Model, own: Tensors, tmp_path: Path, dialect: str) -> None:
+    """Alpha over rank counts in each, also where peft's settings tell it."""
+    save_file(own, tmp_path / "own.safetensors")
+    name, peft = DIALECTS[dialect]
+    made = renamed(own, name, peft=peft)
+    save_file(made, tmp_path / "other.safetensors", metadata=PEFT if peft else None)
+    expected = deltas(read(tmp_path / "own.safetensors", model))
+    found = deltas(read(tmp_path / "other.safetensors", model))
+    assert len(found) == 60
+    assert all(torch.equal(found[module], delta) for module, delta in expected.items())
+    # The whole change is half of what alpha = rank would make of it.
+    first = next(iter(found))
+    up, down = own[f"{first}.lora_up.weight"], own[f"{first}.lora_down.weight"]
+    assert torch.allclose(found[first], 0.5 * up.float() @ down.float())
+
+
+@pytest.mark.parametrize("dialect", ["comfy", "kohya"])
+def test_diffusers_reads_the_same(model: Model, own: Tensors, tmp_path: Path, dialect: str) -> None:
+    """diffusers' own converter comes to the same change of the weights."""
+    made = renamed(own, DIALECTS[dialect][0])
+    save_file(made, tmp_path / "x.safetensors")
+    found = deltas(read(tmp_path / "x.safetensors", model))
+    theirs = QwenImageLoraLoaderMixin.lora_state_dict(dict(made))
+    for module, delta in found.items():
+        down = theirs[f"transformer.{module}.lora_A.weight"].float()
+        up = theirs[f"transformer.{module}.lora_B.weight"].float()
+        assert torch.allclose(up @ down, delta, rtol=0.02, atol=1e-4)
+
+
+def test_one_of_another_model(model: Model, own: Tensors, tmp_path: Path) -> None:
+    """An edit that names it ends in a sentence, and the next one is as before."""
+    (tmp_path / "loras").mkdir()
+    save_file({f"{n}x": t for n, t in own.items()}, tmp_path / "loras" / "other.safetensors")
+    loras = lora.Loras(model.parts, tmp_path, model.card, {})
+    assert loras.names() == ("other",)
+    with pytest.raises(errors.ModelInvalid):
+        loras.use([LoraRef(name="other")])
+    loras.use([])
+    with pytest.raises(errors.UnknownLora):
+        loras.use([LoraRef(name="gone")])

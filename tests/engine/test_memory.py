@@ -1,0 +1,347 @@
+"""Budgets: the plan for every size of card, and weights that move without changing an edit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.engine.support import Told, encoded, picture, reference, resolved
+from vellumd import artefact, memory_plan, model_card, protocol
+from vellumd.engine import (
+    convert,
+    loading,
+    lora,
+    memory,
+    pipeline,
+    placing,
+    precision,
+    streaming,
+    tables,
+)
+from vellumd.memory_plan import GB, Machine, Plan, Sizes
+from vellumd.models import LoraRef
+from vellumd.settings import EngineSettings
+from vellumd.weights import header
+from vellumd.weights.model import open_model
+
+CPU = torch.device("cpu")
+DEMO = model_card.DEMO_FOLDER
+REAL = Sizes(
+    block=227_000_000, blocks=60, rest=int(0.15e9), modulation=int(13.6e9),
+    encoder_layer=466_000_000, encoder=int(15.5e9), vae=int(0.25e9), in_files=True,
+)  # fmt: skip
+"""Qwen-Image-Edit-2511 as FP8, the encoder in bfloat16."""
+SMALL_ENCODER = Sizes(
+    block=227_000_000, blocks=60, rest=int(0.15e9), modulation=int(13.6e9),
+    encoder_layer=233_000_000, encoder=int(7.2e9), vae=int(0.25e9),
+)  # fmt: skip
+ROOM = 64 * GB
+
+
+# the plan
+
+
+@pytest.mark.parametrize(
+    ("vram", "sizes", "encoder", "tabled"),
+    [
+        (80, REAL, "resident", False),
+        (40, REAL, "resident", True),
+        (32, SMALL_ENCODER, "resident", True),
+        (23, SMALL_ENCODER, "offloaded", True),
+        (24, REAL, "streamed", True),
+        (18, REAL, "streamed", True),
+    ],
+)
+def test_whole_blocks(vram: float, sizes: Sizes, encoder: str, tabled: bool) -> None:
+    """While the blocks fit, the encoder makes room; an 80 GB card keeps everything."""
+    found = memory_plan.plan(sizes, Machine(int(vram * GB), ROOM))
+    assert (found.encoder, found.tabled, found.streamed) == (encoder, tabled, 0)
+    assert found.fits and found.vram <= vram * GB
+    assert not found.tiled and not found.ring
+
+
+@pytest.mark.parametrize("vram", [16, 12, 8, 6, 4.5])
+def test_blocks_are_streamed_as_few_as_need_be(vram: float) -> None:
+    """Below 18 GB some blocks come from the host; one block less would not fit."""
+    found = memory_plan.plan(REAL, Machine(int(vram * GB), ROOM))
+    assert found.streamed > memory_plan.SLOTS and found.encoder == "streamed"
+    assert found.fits and found.vram <= vram * GB
+    fewer = Plan("streamed", found.streamed - 1, tabled=True)
+    assert memory_plan.peak(REAL, fewer) > vram * GB
+    numbers = memory_plan.spread(60, found.streamed)
+    assert len(set(numbers)) == found.streamed and max(numbers) < 60
+
+
+def test_the_smallest_plan() -> None:
+    """What fits nowhere is told; the VAE works in tiles first."""
+    found = memory_plan.plan(REAL, Machine(2 * GB, ROOM))
+    assert found.tiled and found.streamed == 60 and not found.fits
+
+
+def test_short_memory_of_the_host() -> None:
+    """Weights that lie ready in files need no copies in memory, others do."""
+    short = Machine(12 * GB, 8 * GB, capability=(9, 0))
+    found = memory_plan.plan(REAL, short)
+    assert found.ring and found.fits and found.ram <= memory_plan.RING
+    bare = memory_plan.plan(SMALL_ENCODER, short)
+    assert not bare.ring and not bare.fits
+    roomy = memory_plan.plan(REAL, Machine(12 * GB, ROOM))
+    assert not roomy.ring and roomy.ram > 15 * GB
+
+
+def test_expected_seconds() -> None:
+    """As measured on an H100: 1.10 s a forward of three references; streaming hides behind it."""
+    resident = memory_plan.plan(REAL, Machine(80 * GB, ROOM, 54e9, (9, 0))).seconds
+    assert resident is not None
+    assert resident[3] == pytest.approx(18.0, abs=0.5)
+    streamed = memory_plan.plan(REAL, Machine(8 * GB, ROOM, 54e9, (9, 0))).seconds
+    assert streamed is not None
+    assert streamed[3] <= 1.05 * resident[3]
+    slow = memory_plan.plan(REAL, Machine(8 * GB, ROOM, 6e9, (9, 0))).seconds
+    assert slow is not None and slow[1] > 2 * streamed[1]  # an old slot: the link decides
+    assert memory_plan.plan(REAL, Machine(80 * GB, ROOM, capability=(7, 5))).seconds is None
+
+
+def test_the_plan_in_a_line() -> None:
+    """What capabilities and log say."""
+    line = str(memory_plan.plan(REAL, Machine(12 * GB, 8 * GB, 25e9, (12, 0))))
+    for words in ("blocks streamed", "encoder streamed", "from tables", "read from files", "GB"):
+        assert words in line
+    assert "s with 1 and " in line and "s with 3 pictures" in line
+    assert str(Plan()).startswith("transformer resident, encoder resident")
+
+
+def test_sizes_come_from_headers() -> None:
+    """Nothing is loaded to make a plan; recipes and keep-list count."""
+    model = open_model(DEMO)
+    plain = placing.sizes_of(model, None, precision.PLAIN, (), 2)
+    small = placing.sizes_of(model, None, precision.ROWS, (), 2)
+    kept = placing.sizes_of(model, None, precision.ROWS, ("img_mlp.net.2",), 2)
+    assert small.block < kept.block < plain.block
+    blocks = plain.block * plain.blocks + plain.rest + plain.modulation
+    assert blocks == model.transformer.nbytes
+    parts = loading.load(DEMO, CPU, lambda *_: None, precision.ROWS, dtype=torch.bfloat16)
+    held = sum(p.nbytes for p in parts.transformer.transformer_blocks[0].parameters())
+    mods = sum(
+        p.nbytes for _, m in tables.modulations(parts.transformer) for p in m.parameters()
+    )  # fmt: skip
+    assert small.block == held - mods // 5
+
+
+def test_the_machine_within_its_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a card all of it, unless the settings say less."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (70 * GB, 80 * GB))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    cuda = torch.device("cuda")
+    whole = placing.machine(EngineSettings(), cuda)
+    assert (whole.vram, whole.capability) == (80 * GB, (9, 0)) and whole.ram > 0
+    less = placing.machine(EngineSettings(vram_budget_gb=12, ram_budget_gb=8), cuda)
+    assert (less.vram, less.ram) == (12 * GB, 8 * GB)
+
+
+def test_the_allocator_keeps_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch refuses what goes beyond it; without a budget it is left alone."""
+    told: list[float] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 80 * GB))
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, _: told.append(share)
+    )
+    memory.limit(torch.device("cuda"), 12)
+    memory.limit(torch.device("cuda"), 200)
+    memory.limit(torch.device("cuda"), None)
+    memory.limit(CPU, 12)
+    assert told == [pytest.approx(0.15), 1.0]
+
+
+# streaming
+
+
+def blocks_of(count: int) -> list[torch.nn.Module]:
+    numbers = torch.Generator().manual_seed(count)
+    blocks = []
+    for _ in range(count):
+        block = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 8))
+        for parameter in block.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=numbers)
+        blocks.append(block.requires_grad_(False))
+    return blocks
+
+
+def run(blocks: list[torch.nn.Module], order: list[int] | None = None) -> torch.Tensor:
+    x = torch.ones(3, 8)
+    for number in order or range(len(blocks)):
+        x = blocks[number](x)
+    return x
+
+
+def held(blocks: list[torch.nn.Module], tmp_path: Path) -> streaming.Host:
+    return streaming.Held(blocks, streaming.layout(blocks[0]), pin=False)
+
+
+def filed(blocks: list[torch.nn.Module], tmp_path: Path) -> streaming.Host:
+    """A ring of two buffers, whatever the number of blocks."""
+    parts = streaming.layout(blocks[0])
+    tensors = {
+        f"{n}.{name}": p.data for n, b in enumerate(blocks) for name, p in b.named_parameters()
+    }
+    save_file(tensors, tmp_path / "blocks.safetensors")
+    places = header.read(tmp_path / "blocks.safetensors").tensors
+    of_block = [[places[f"{n}.{part.name}"] for part in parts] for n in range(len(blocks))]
+    return streaming.Filed(of_block, parts, pin=False, ring=1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("host", [held, filed])
+def test_streaming_changes_no_bit(host: Callable[..., Any], count: int, tmp_path: Path) -> None:
+    """Forward after forward, in order, broken off, or in any other order."""
+    blocks = blocks_of(count)
+    orders = [list(range(count)), list(range(count))[::-1], [0], [count - 1, 0, count // 2], [0, 0]]
+    orders += orders
+    expected = [run(blocks, order) for order in orders]
+    stream = streaming.Streamed(blocks, host(blocks, tmp_path), CPU)
+    assert [torch.equal(run(blocks, o), e) for o, e in zip(orders, expected, strict=True)] == [
+        True
+    ] * len(orders)
+    addresses = {p.data_ptr() for b in blocks for p in b.parameters()}
+    assert len(addresses) == min(count, memory_plan.SLOTS) * 4  # they really share two buffers
+    stream.close()
+    assert torch.equal(run(blocks), expected[0])
+    assert len({p.data_ptr() for b in blocks for p in b.parameters()}) == count * 4
+
+
+def test_a_block_that_fails_stops_nothing(tmp_path: Path) -> None:
+    """A cancel in the middle leaves the next forward right."""
+    blocks = blocks_of(5)
+    expected = run(blocks)
+    stream = streaming.Streamed(blocks, filed(blocks, tmp_path), CPU)
+    handle = blocks[3][1].register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(blocks)
+    handle.remove()
+    assert torch.equal(run(blocks), expected)
+    stream.close()
+
+
+def test_a_file_that_is_lost_is_told(tmp_path: Path) -> None:
+    """Not read wrongly: the edit ends with what is wrong, and so does the next one."""
+    from vellumd import errors
+
+    blocks = blocks_of(4)
+    stream = streaming.Streamed(blocks, filed(blocks, tmp_path), CPU)
+    (tmp_path / "blocks.safetensors").write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(errors.ModelInvalid, match="cut short"):
+            run(blocks)
+    stream.drop()
+
+
+# edits by every plan
+
+PLANS = {
+    "tabled": Plan(tabled=True),
+    "encoder offloaded": Plan(tabled=True, encoder="offloaded"),
+    "encoder streamed": Plan(tabled=True, encoder="streamed"),
+    "some blocks streamed": Plan(tabled=True, encoder="streamed", streamed=3),
+    "all streamed, VAE in tiles": Plan(tabled=True, encoder="streamed", streamed=5, tiled=True),
+}
+
+
+def edits(parts: loading.Parts, tmp_path: Path, tiled: bool = False) -> list[bytes]:
+    """An edit, one with a LoRA, and the first again."""
+    card = model_card.read("demo").model_copy(update={"canvas_area": 4096, "vision_area": 4096})
+    loras = lora.Loras(parts, DEMO, card, {})
+    model = pipeline.Model(parts, loras, card, tiled=tiled)
+    file = tmp_path / "input.png"
+    file.write_bytes(encoded(picture(80, 60)))
+    image = reference(file.read_bytes())
+    role = LoraRef(name="lightning-8")
+    made = []
+    for wanted in ((), (role,), ()):
+        edit = resolved([image], loras=wanted, true_cfg_scale=2.0)
+        (result,) = pipeline.Run(model, edit, Told(), lambda: False).pictures([file])
+        made.append(result.tobytes())
+    return made
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    parts = loading.load(DEMO, CPU, lambda *_: None, precision.WEIGHTS)
+    return edits(parts, tmp_path_factory.mktemp("resident"))
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_plan_paints_the_same(name: str, expected: list[bytes], tmp_path: Path) -> None:
+    """To the bit as with everything resident, LoRAs beside streamed blocks included."""
+    plan = PLANS[name]
+    parts = loading.load(DEMO, CPU, lambda *_: None, precision.WEIGHTS, plan=plan)
+    assert (parts.placed.blocks is not None) == bool(plan.streamed)
+    assert (parts.placed.offloaded is not None) == (plan.encoder == "offloaded")
+    assert edits(parts, tmp_path, plan.tiled) == expected
+    assert expected[0] == expected[2] != expected[1]
+
+
+def test_blocks_from_files_paint_the_same(tmp_path: Path) -> None:
+    """In bfloat16 as on a card: out of an artefact, encoder and blocks through the ring."""
+    card = model_card.read("demo")
+    convert.Conversion(open_model(DEMO), card).run(tmp_path / "a", lambda *_: None)
+    (ready,) = artefact.found(tmp_path)
+
+    def painted(plan: Plan) -> list[bytes]:
+        parts = loading.load(
+            DEMO, CPU, lambda *_: None, precision.ROWS, ready=ready, plan=plan,
+            dtype=torch.bfloat16,
+        )  # fmt: skip
+        return edits(parts, tmp_path)
+
+    resident = painted(Plan(tabled=True))
+    assert painted(Plan(tabled=True, encoder="streamed", streamed=5, ring=True)) == resident
+
+
+def test_a_budget_makes_the_engine_stream(tmp_path: Path) -> None:
+    """From the setting to the blocks: the plan is told in capabilities, the edit is the same."""
+    file = tmp_path / "input.png"
+    file.write_bytes(encoded(picture(80, 60)))
+    edit = resolved([reference(file.read_bytes())])
+
+    def painted(**settings: Any) -> tuple[protocol.Capabilities, bytes]:
+        settings = {"artifact_dir": str(tmp_path / "none"), **settings}
+        init = protocol.Init(engine="", settings=settings, spool=tmp_path, cache=tmp_path)
+        engine = pipeline.create(init)
+        capabilities = engine.load(Told())
+        (result,) = engine.edit(edit, [file], Told(), lambda: False)
+        engine.unload()
+        return capabilities, result.tobytes()
+
+    whole, first = painted()
+    tight, second = painted(vram_budget_gb=1, ram_budget_gb=1)
+    assert "transformer resident" in whole.memory_plan
+    assert "5 blocks streamed, encoder streamed" in tight.memory_plan
+    assert first == second
+
+
+def test_the_ladder_streams_at_last(tmp_path: Path) -> None:
+    """When freeing and tiling did not help, the blocks stream for the rest of the edit."""
+    parts = loading.load(DEMO, CPU, lambda *_: None, precision.WEIGHTS)
+    blocks = list(parts.transformer.transformer_blocks)
+    seen: list[bool] = []
+
+    def work() -> str:
+        seen.append(len({p.data_ptr() for b in blocks for p in b.parameters()}) < 5 * 20)
+        if len(seen) < 4:
+            raise torch.OutOfMemoryError("simulated")
+        return "done"
+
+    before = edits(parts, tmp_path)[0]
+    told = Told()
+    with memory.Ladder(memory.rungs(parts), told) as ladder:
+        assert ladder.climb(work) == "done"
+    assert seen == [False, False, False, True]
+    assert told.warnings == ["memory_freed", "vae_tiled", "weights_streamed"]
+    assert edits(parts, tmp_path)[0] == before
+    streams = loading.load(DEMO, CPU, lambda *_: None, plan=Plan(tabled=True, streamed=5))
+    assert len(memory.rungs(streams)) == 2

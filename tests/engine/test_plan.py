@@ -1,0 +1,71 @@
+"""Plans: which steps compute references anew and which are guided; what reuse gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.engine import random_transformer as small
+from vellumd.engine import attention
+from vellumd.engine.plan import Plan
+from vellumd.engine.transformer import Own
+
+TIMES = torch.tensor([1000.0, 600.0, 600.0, 300.0])
+
+
+@pytest.mark.parametrize(
+    ("plan", "fresh", "guided"),
+    [
+        (Plan.full(4), {0, 1, 2, 3}, {0, 1, 2, 3}),
+        (Plan.of(8, every=2), {0, 2, 4, 6}, set(range(8))),
+        (Plan.of(5, every=3), {0, 3}, set(range(5))),
+        (Plan.of(1, every=2), {0}, {0}),
+        (Plan.of(4, every=9), {0}, {0, 1, 2, 3}),
+        (Plan.of(8, guided=(0.25, 0.75)), set(range(8)), {2, 3, 4, 5}),
+        (Plan.of(3, guided=(0.5, 1)), {0, 1, 2}, {1, 2}),
+        (Plan.of(2, guided=(0, 0)), {0, 1}, set()),
+    ],
+)
+def test_shares_of_steps(plan: Plan, fresh: set[int], guided: set[int]) -> None:
+    """Every so-many-th step is fresh; shares give whole steps, more rather than fewer."""
+    assert (plan.fresh, plan.guided) == (fresh, guided)
+    assert plan.reuses == (len(fresh) < plan.steps)
+    assert plan.forwards(1) == plan.steps
+    assert plan.forwards(2) == plan.steps + len(guided)
+
+
+@pytest.mark.parametrize("zero_cond_t", [True, False])
+@torch.inference_mode()
+def test_reuse_is_exact_where_nothing_has_changed(zero_cond_t: bool) -> None:
+    """At the same time, target and prompt, kept keys and values are those of a full step."""
+    model = small.transformer(torch.float32, zero_cond_t=zero_cond_t)
+    given, tokens = small.conditioning(torch.float32, 2), small.noise(torch.float32)
+    own, full = Own(model, attention.default), Plan.full(len(TIMES))
+    exact = own.prepare(given, TIMES, full)
+    turbo = own.prepare(given, TIMES, replace(full, fresh=frozenset({1, 3})))
+    for prompt in (0, 1):
+        # Step 0 was not to be fresh, but there is nothing to use again yet.
+        first = small.noise(torch.float32, seed=8)
+        assert torch.equal(turbo(0, prompt, first), exact(0, prompt, first))
+        assert torch.equal(turbo(1, prompt, tokens), exact(1, prompt, tokens))
+    for prompt in (1, 0):  # each prompt has its own
+        assert small.error(turbo(2, prompt, tokens), exact(2, prompt, tokens)) <= 1e-6
+    other = small.noise(torch.float32, seed=9)
+    assert small.error(turbo(2, 0, other), exact(2, 0, other)) > 1e-3
+    assert torch.equal(turbo(3, 0, other), exact(3, 0, other))
+
+
+@torch.inference_mode()
+def test_a_reusing_step_runs_no_reference() -> None:
+    """The picture stream of such a step has the target's rows alone."""
+    own = Own(small.transformer(torch.float32), attention.default)
+    rows: list[int] = []
+    own.blocks[0].register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
+    given = small.conditioning(torch.float32, 1, guided=False)
+    turbo = own.prepare(given, TIMES, replace(Plan.full(4), fresh=frozenset({0, 3})))
+    for step in range(4):
+        turbo(step, 0, small.noise(torch.float32))
+    whole = small.TARGET + given.references.shape[1]
+    assert rows == [whole, small.TARGET, small.TARGET, whole]

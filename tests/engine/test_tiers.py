@@ -1,0 +1,171 @@
+"""Tiers: what each runs, what it is told, and that nothing of an edit passes on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engine.support import Told, encoded, picture, reference, resolved
+from vellumd import errors
+from vellumd.engine import attention
+from vellumd.engine.pipeline import Model, QwenEngine, Run
+from vellumd.engine.tiers import Forwards
+from vellumd.engine.transformer import Own, Stock
+from vellumd.protocol import Init
+from vellumd.settings import EngineSettings
+
+STEPS = 4
+PICTURES = [encoded(picture(80, 60, seed)) for seed in (1, 2)]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{number}.png" for number in (1, 2)]
+    for path, data in zip(paths, PICTURES, strict=True):
+        path.write_bytes(data)
+    return paths
+
+
+def run(model: Model, told: Told | None = None, **fields: Any) -> Run:
+    wanted = {"steps": STEPS, "true_cfg_scale": 2.0, "tier": "turbo", **fields}
+    edit = resolved([reference(data) for data in PICTURES], **wanted)
+    return Run(model, edit, told or Told(), wanted.pop("cancelled", lambda: False))
+
+
+def paint(model: Model, files: list[Path], told: Told | None = None, **fields: Any) -> bytes:
+    return next(run(model, told, **fields).pictures(files)).tobytes()
+
+
+def with_settings(model: Model, **settings: Any) -> Model:
+    """`model` as a daemon with these settings would have it."""
+    other = copy.copy(model)
+    other.settings = EngineSettings(**settings)
+    other.forwards = Forwards.of(model.parts, other.settings)
+    return other
+
+
+@pytest.fixture
+def rows(model: Model) -> Iterator[list[int]]:
+    """The picture stream's rows in each forward."""
+    seen: list[int] = []
+    handle = model.forwards.exact.blocks[0].register_forward_pre_hook(
+        lambda _, given: seen.append(given[0].shape[1])
+    )
+    yield seen
+    handle.remove()
+
+
+def test_turbo_computes_references_on_chosen_steps(
+    model: Model, files: list[Path], rows: list[int]
+) -> None:
+    """Every second step for both prompts; the other edits do it on all steps."""
+    told = Told()
+    turbo = paint(model, files, told)
+    assert told.warnings == []
+    whole, target = max(rows), min(rows)
+    assert rows == [whole, whole, target, target] * 2
+    rows.clear()
+    exact = paint(model, files, tier="standard")
+    assert rows == [whole] * 8
+    assert turbo != exact
+    slower = with_settings(model, turbo_every=1)
+    assert paint(slower, files) == exact
+
+
+def test_guidance_between_shares_of_the_steps(model: Model, files: list[Path]) -> None:
+    """Steps outside leave out the negative prompt, in turbo alone; the beats know it."""
+    blocks = len(model.forwards.exact.blocks)
+    guided = with_settings(model, turbo_guided=(0.25, 0.75), turbo_every=1)
+    counts = []
+    for tier in ("turbo", "standard"):
+        told = Told()
+        paint(guided, files, told, tier=tier)
+        counts.append([beat for beat in told.beats if beat[0] == "denoise"][-1])
+    assert counts == [("denoise", 6 * blocks, 6 * blocks), ("denoise", 8 * blocks, 8 * blocks)]
+
+
+@pytest.mark.parametrize("after", [3, 12, 27])
+@pytest.mark.parametrize("how", ["cancel", "error"])
+def test_nothing_of_turbo_passes_on(model: Model, files: list[Path], after: int, how: str) -> None:
+    """Cancelled or failed, before or after keys and values are used again: the next edits,
+    turbo or not, give the bytes they always give."""
+    expected = paint(model, files), paint(model, files, tier="standard")
+    begun = 0
+
+    def count(*_: object) -> None:
+        nonlocal begun
+        begun += 1
+        if how == "error" and begun == after:
+            raise ZeroDivisionError
+
+    handles = [b.register_forward_pre_hook(count) for b in model.forwards.exact.blocks]
+    edit = resolved(
+        [reference(encoded(picture(60, 80, 9)))], steps=STEPS, true_cfg_scale=3.0, tier="turbo"
+    )
+    other = files[0].with_name("other.png")
+    other.write_bytes(encoded(picture(60, 80, 9)))
+    stopped = Run(model, edit, Told(), lambda: how == "cancel" and begun >= after)
+    with pytest.raises((errors.Cancelled, ZeroDivisionError)):
+        next(stopped.pictures([other]))
+    for handle in handles:
+        handle.remove()
+    assert begun == after
+    assert (paint(model, files), paint(model, files, tier="standard")) == expected
+
+
+def test_short_of_memory_turbo_becomes_exact(model: Model, files: list[Path]) -> None:
+    """Kept keys and values go before the VAE works in tiles, and the job says so."""
+    exact, times = paint(model, files, tier="standard"), 0
+
+    def full(*_: object) -> None:
+        nonlocal times
+        times += 1
+        if times <= 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    handle = model.forwards.exact.blocks[0].register_forward_pre_hook(full)
+    told = Told()
+    painted = paint(model, files, told)
+    handle.remove()
+    assert told.warnings == ["memory_freed", "tier_lowered"]
+    assert painted == exact
+
+
+def test_which_forward_a_tier_runs(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Swift and turbo take 8-bit attention where it runs; without it swift is lowered."""
+    plain = with_settings(model).forwards
+    assert isinstance(plain.exact, Own) and plain.eight_bit is None
+    assert plain.attention == ("flash",)
+    assert [plain.lowers(tier) for tier in ("standard", "swift", "turbo")] == [False, True, False]
+    monkeypatch.setitem(attention.KINDS_8BIT, "fa3-8bit", attention.default)
+    small = with_settings(model).forwards
+    assert small.attention == ("fa3-8bit", "flash")
+    assert small.of_tier("swift") is small.of_tier("turbo") is small.eight_bit
+    assert small.of_tier("standard") is small.exact
+    assert not small.lowers("swift")
+    for settings in ({"tier": "reference"}, {"attention": "math"}):
+        assert with_settings(model, **settings).forwards.eight_bit is None
+    stock = with_settings(model, forward="stock").forwards
+    assert isinstance(stock.of_tier("turbo"), Stock)
+    assert stock.lowers("swift") and stock.lowers("turbo")
+
+
+def test_the_stock_forward_paints_the_same(model: Model, files: list[Path]) -> None:
+    """A daemon with diffusers' forward gives our pictures, one rounding apart at most, and
+    lowers turbo."""
+    stock = with_settings(model, forward="stock")
+    painted = paint(stock, files)
+    pairs = zip(painted, paint(model, files, tier="standard"), strict=True)
+    assert max(abs(a - b) for a, b in pairs) <= 1
+
+
+def test_a_forced_kernel_that_does_not_run_ends_the_start(demo: Path, tmp_path: Path) -> None:
+    """`engine.attention = "fa3"` on a CPU is an error of the start, not of each edit."""
+    init = Init(engine="", settings={"attention": "fa3"}, spool=tmp_path, cache=tmp_path)
+    with pytest.raises(errors.RecipeUnsupported):
+        QwenEngine(init).load(Told())  # type: ignore[arg-type]

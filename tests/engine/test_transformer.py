@@ -1,0 +1,173 @@
+"""Our forward against diffusers', block by block and whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.engine import random_transformer as small
+from vellumd.engine import attention, schedule
+from vellumd.engine.denoise import denoise
+from vellumd.engine.modulation import CHUNK, Modulation, modulate
+from vellumd.engine.plan import Plan
+from vellumd.engine.transformer import Own, Prompt, Stock, Velocity
+
+BOUND = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
+"""Relative error of a whole forward: our last block multiplies fewer rows at once, and
+bfloat16 has 8 bits."""
+
+CPU = torch.device("cpu")
+PLAN = Plan.full(len(small.TIMES))
+
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+zero_cond_ts = pytest.mark.parametrize("zero_cond_t", [True, False], ids=["zero", "no_zero"])
+
+
+def prepared(model: Any, *given: Any) -> Velocity:
+    return Own(model, attention.default).prepare(*given, PLAN)
+
+
+@dtypes
+@zero_cond_ts
+@pytest.mark.parametrize("references", [1, 2, 3])
+@torch.inference_mode()
+def test_each_block_is_the_stock_block(
+    dtype: torch.dtype, zero_cond_t: bool, references: int
+) -> None:
+    """Given the same rows, every block gives the same bits; the last one, the target's."""
+    model = small.transformer(dtype, zero_cond_t=zero_cond_t)
+    given = small.conditioning(dtype, references)
+    seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    for block in model.transformer_blocks:
+        block.register_forward_hook(
+            lambda _module, _args, given, output: seen.append(
+                (given["hidden_states"], given["encoder_hidden_states"], output[1], output[0])
+            ),
+            with_kwargs=True,
+        )
+    Stock(model).prepare(given, small.TIMES, PLAN)(1, 0, small.noise(dtype))
+    (mods,) = modulate(model, small.TIMES[1:2].to(dtype) / 1000)
+    ours = Own(model, attention.default).blocks
+    prompt = Prompt.of(model, given.prompt, given.shapes, rooms=1)
+    rope, room = prompt.rope, prompt.rooms[0]
+    for block, block_mods, (image, text, next_image, next_text) in zip(
+        ours, mods.blocks, seen, strict=True
+    ):
+        made = block(image, text, block_mods, rope, room, small.TARGET)
+        if block is ours[-1]:
+            assert made[0].shape[1] == small.TARGET
+            assert small.error(made[0], next_image[:, : small.TARGET]) <= BOUND[dtype]
+        else:
+            assert torch.equal(made[0], next_image)
+            assert torch.equal(made[1], next_text)
+
+
+@dtypes
+@zero_cond_ts
+@pytest.mark.parametrize("references", [1, 3])
+@torch.inference_mode()
+def test_the_whole_forward_is_the_stock_one(
+    dtype: torch.dtype, zero_cond_t: bool, references: int
+) -> None:
+    """At every step, for both prompts, in turns as guidance runs them."""
+    model = small.transformer(dtype, zero_cond_t=zero_cond_t)
+    given = small.conditioning(dtype, references)
+    stock = Stock(model).prepare(given, small.TIMES, PLAN)
+    own = prepared(model, given, small.TIMES)
+    for step in range(len(small.TIMES)):
+        for prompt in (0, 1):
+            tokens = small.noise(dtype, seed=step)
+            exact = stock(step, prompt, tokens)
+            assert small.error(own(step, prompt, tokens), exact) <= BOUND[dtype]
+
+
+@torch.inference_mode()
+def test_a_forward_leaves_nothing_behind() -> None:
+    """Whatever ran before, a step gives the same bits: what is computed once stays as it is."""
+    model, given = small.transformer(torch.float32), small.conditioning(torch.float32, 2)
+    own = prepared(model, given, small.TIMES)
+    first = own(0, 0, small.noise(torch.float32))
+    own(2, 1, small.noise(torch.float32, seed=9))
+    assert torch.equal(own(0, 0, small.noise(torch.float32)), first)
+
+
+@torch.inference_mode()
+def test_what_takes_a_linears_place_is_used() -> None:
+    """A quantised linear or a LoRA branch comes after our forward was made."""
+    model, given = small.transformer(torch.float32), small.conditioning(torch.float32, 1)
+    own = Own(model, attention.default)
+    before = own.prepare(given, small.TIMES, PLAN)(0, 0, small.noise(torch.float32))
+    for name in ("img_mlp.net.2", "attn.add_k_proj", "attn.to_out.0", "img_mod.1"):
+        home, _, last = name.rpartition(".")
+        parent = model.transformer_blocks[0].get_submodule(home)
+        linear = getattr(parent, last)
+        setattr(parent, last, torch.nn.Sequential(linear, torch.nn.Tanh()))
+        after = own.prepare(given, small.TIMES, PLAN)(0, 0, small.noise(torch.float32))
+        assert small.error(after, before) > 1e-3
+        setattr(parent, last, linear)
+
+
+@torch.inference_mode()
+def test_modulation_of_a_long_schedule() -> None:
+    """Steps beyond a chunk are those of their own times, in any order."""
+    model = small.transformer(torch.float32)
+    times = torch.linspace(1, 0.05, CHUNK * 2 + 3)
+    modulation = Modulation(model, times)
+    for step in (0, CHUNK, len(times) - 1, 1):
+        (alone,) = modulate(model, times[step : step + 1])
+        together = modulation.step(step)
+        assert small.error(together.shift, alone.shift) <= 1e-6
+        for one, other in zip(together.blocks, alone.blocks, strict=True):
+            assert small.error(one.image, other.image) <= 1e-6
+            assert small.error(one.text, other.text) <= 1e-6
+
+
+@torch.inference_mode()
+def test_compiled_blocks_share_what_was_compiled() -> None:
+    """What is around attention is one graph each, however many blocks, and the same maths."""
+    model, given = small.transformer(torch.float32, layers=4), small.conditioning(torch.float32, 1)
+    exact = prepared(model, given, small.TIMES)(0, 0, small.noise(torch.float32))
+    torch._dynamo.reset()
+    counters.clear()
+    fused = Own(model, attention.default).fused(backend="eager").prepare(given, small.TIMES, PLAN)
+    assert small.error(fused(0, 0, small.noise(torch.float32)), exact) <= 1e-6
+    # Both projections, the end of a block in both streams, and that of the target alone.
+    assert counters["stats"]["unique_graphs"] == 5
+
+
+class NoReading(TorchDispatchMode):
+    """Fails where a number is read back from tensors: on a card the host would wait there."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        assert function not in READING, function
+        return function(*args, **kwargs or {})
+
+
+READING = {
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.is_nonzero.default,
+    torch.ops.aten.masked_select.default,
+    torch.ops.aten.equal.default,
+}
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_loop_reads_nothing_back(scale: float) -> None:
+    """From the first step to the last the host only asks; it never waits for a number."""
+    model, given = small.transformer(torch.float32), small.conditioning(torch.float32, 2)
+    scheduler = schedule.schedule(schedule.LIGHTNING, "lightning", 4, small.TARGET, CPU)
+    with torch.inference_mode(), pytest.raises(AssertionError), NoReading():
+        bool(torch.ones(1) > 0)
+    with NoReading():
+        denoise(
+            Own(model, attention.default), scheduler, small.noise(torch.float32), given, scale,
+            Plan.full(4), lambda step, estimate: None,
+        )  # fmt: skip

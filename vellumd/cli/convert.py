@@ -1,0 +1,51 @@
+"""`vellumd convert`: make a model's transformer ready once, so that it loads and edits better."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from vellumd.cli.main import load_settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to convert, where to, and with which LoRAs inside."""
+    parser.add_argument(
+        "source", nargs="?", metavar="SRC", help="model folder or file (default: engine.model)"
+    )
+    parser.add_argument(
+        "target", nargs="?", type=Path, metavar="DST",
+        help="folder of the artefact (default: one below engine.artifact_dir)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="NAME[=SCALE]",
+        help="LoRA to fuse, a role or a file; may be given several times",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert in a process of its own, which may import torch; its exit code."""
+    engine = load_settings(args).settings.engine
+    if args.source:
+        source = args.source if args.source == "demo" else str(Path(args.source).absolute())
+        engine = engine.model_copy(update={"model": source})
+    wanted: dict[str, Any] = {
+        "engine": engine.model_dump(mode="json"),
+        "target": str(args.target.absolute()) if args.target else None,
+        "loras": [scaled(text) for text in args.lora],
+    }
+    command = [sys.executable, "-m", "vellumd.engine", "convert", json.dumps(wanted)]
+    return subprocess.run(command, check=False).returncode
+
+
+def scaled(text: str) -> tuple[str, float]:
+    """Name and scale of a LoRA as it is written: `NAME` or `NAME=SCALE`."""
+    name, _, scale = text.rpartition("=")
+    try:
+        return (name, float(scale)) if name else (text, 1.0)
+    except ValueError:
+        return text, 1.0  # a file with = in its name

@@ -1,0 +1,165 @@
+"""The command `python -m vellumd.engine bench`."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.metadata
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vellumd import model_card
+from vellumd.engine import loading, memory, pipeline
+from vellumd.engine.bench import measure
+from vellumd.engine.bench.methods import AGAIN, DIFFUSERS, Method, Methods
+from vellumd.engine.bench.workload import PICTURE, Workload, random_transformer
+from vellumd.engine.report import PipeReport
+from vellumd.engine.transformer import Own
+from vellumd.models import ImageRef, ResolvedEdit
+from vellumd.protocol import Init
+
+FULL_SIZE: dict[str, Any] = {"zero_cond_t": True}
+"""The configuration of Qwen-Image-Edit-2511: diffusers' defaults but for this."""
+MEGAPIXEL = 1 << 20
+PACKAGES = ("torch", "triton", "diffusers", "fa3-fwd")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure, and print one JSON object."""
+    parser = argparse.ArgumentParser(prog="python -m vellumd.engine bench")
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--random", action="store_true")
+    parser.add_argument("--layers", type=int, default=60)
+    parser.add_argument("--references", type=int, default=3)
+    parser.add_argument("--megapixels", type=float)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--only", default="")
+    args = parser.parse_args(argv)
+    print(json.dumps(bench(args), indent=1))
+
+
+def bench(args: argparse.Namespace) -> dict[str, Any]:
+    """The figures that `args` ask for."""
+    device = loading.device_of("auto")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    found: dict[str, Any] = {"machine": machine(device)}
+    if args.random:
+        card = model_card.ModelCard(name=f"random, {args.layers} blocks")
+        base = random_transformer({**FULL_SIZE, "num_layers": args.layers}, device, dtype)
+    else:
+        card = model_card.read(args.model)
+        folder = model_card.folder(args.model)
+        base = loading.load(folder, device, lambda *_: None).transformer
+    area = round(args.megapixels * MEGAPIXEL) if args.megapixels else card.canvas_area
+    workload = Workload.of(base, area, args.references)
+    found["workload"] = {
+        "model": card.name,
+        "references": args.references,
+        "rows": workload.rows,
+        "tflop": round(workload.flops() / 1e12, 4),
+    }
+    found["methods"] = compared(base, workload, device, args)
+    del base
+    memory.free()
+    if not args.random:
+        found["stages"] = stages(args, device)
+    return found
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Where the figures come from."""
+    found: dict[str, Any] = {"device": device.type, "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        found["device"] = torch.cuda.get_device_name(device)
+        found["memory_gb"] = round(torch.cuda.get_device_properties(device).total_memory / 1e9, 1)
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def compared(
+    base: Any, workload: Workload, device: torch.device, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """The figures of each method whose name holds `args.only`.
+
+    Those that keep keys and values come after the others are gone, to have room.
+    """
+    result: list[dict[str, Any]] = []
+    with torch.inference_mode():
+        (diffusers,) = Methods(base, workload, device, lambda name: name == DIFFUSERS).all()
+        exact = diffusers.prepare()()
+    for again in (False, True):
+
+        def wanted(name: str, again: bool = again) -> bool:
+            return args.only in name and name.endswith(AGAIN) == again
+
+        methods = list(Methods(base, workload, device, wanted).all())
+        seconds = measure.times(methods, args.rounds, device, tell)
+        for method, its in zip(methods, seconds, strict=True):
+            tell(f"memory and errors of {method.name}")
+            figures = measure.figures(method, its) | measure.memory(method, device)
+            if method.name != DIFFUSERS and not again:
+                figures |= errors(base, method, workload, exact)
+            result.append(figures)
+        del methods
+        memory.free()
+    return result
+
+
+@torch.inference_mode()
+def errors(base: Any, method: Method, workload: Workload, exact: Tensor) -> dict[str, Any]:
+    """The error of the result, and of the blocks: the median, and the one that errs most."""
+    found: dict[str, Any] = {"error": rounded(measure.error(method.prepare()(), exact))}
+    if isinstance(method.forward, Own):
+        blocks = measure.block_errors(base, method, workload, exact.device)
+        found["block_error"] = rounded(statistics.median(blocks))
+        found["worst_block"] = [blocks.index(max(blocks)), rounded(max(blocks))]
+    return found
+
+
+def rounded(number: float) -> float:
+    """To three digits."""
+    return float(f"{number:.3g}")
+
+
+def stages(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Seconds by phase of a guided edit of 8 steps: the first, and one that is known."""
+    tell("edits")
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        settings = {"model": args.model}
+        engine = pipeline.create(Init(engine="", settings=settings, spool=home, cache=home))
+        capabilities = engine.load(PipeReport(lambda frame: None, preview=lambda: False))
+        file = home / "picture.png"
+        Image.effect_noise(PICTURE, 90).convert("RGB").save(file)
+        ref = ImageRef(sha256="0" * 64, width=PICTURE[0], height=PICTURE[1])
+        found: dict[str, Any] = {"load_s": capabilities.load_s, "recipe": capabilities.recipe}
+        for name, prompt in (("warm-up", "one"), ("new", "two"), ("known", "two")):
+            edit = ResolvedEdit(
+                model="bench", prompt=prompt, images=(ref,) * max(1, args.references), steps=8,
+                true_cfg_scale=3.0, seed=1,
+            )  # fmt: skip
+            report = PipeReport(lambda frame: None, preview=lambda: False)
+            for _ in engine.edit(edit, [file] * len(edit.images), report, lambda: False):
+                pass
+            found[name] = report.timings()
+        engine.unload()
+        gc.collect()
+    return found
+
+
+def tell(what: str) -> None:
+    """Say on standard error what is going on."""
+    print(what, file=sys.stderr, flush=True)

@@ -1,0 +1,84 @@
+"""What was computed from pictures and prompts before, found again by their content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterable
+from typing import NamedTuple, TypeVar
+
+from PIL import Image
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def digest(pictures: Iterable[Image.Image]) -> bytes:
+    """A hash of the pixels of `pictures` and their order."""
+    hashed = hashlib.sha256()
+    for picture in pictures:
+        hashed.update(f"{picture.mode} {picture.width}x{picture.height};".encode())
+        hashed.update(picture.tobytes())
+    return hashed.digest()
+
+
+class Entry(NamedTuple):
+    """A kept value and its bytes."""
+
+    value: object
+    size: int
+
+
+class Store:
+    """Keeps values by key within a number of bytes; the longest unused goes first.
+
+    A value is what its key alone determines, so a hit is bit-equal to computing it again.
+    Keys are (kind, ...); `hits` and `misses` count by kind.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """`limit` in bytes; with 0 nothing is kept."""
+        self._limit = limit
+        self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
+        self.size = 0
+        self.hits: Counter[str] = Counter()
+        self.misses: Counter[str] = Counter()
+
+    def __contains__(self, key: tuple[Hashable, ...]) -> bool:
+        return key in self._entries
+
+    def get(
+        self,
+        key: tuple[str, *tuple[Hashable, ...]],
+        make: Callable[[], T],
+        size: Callable[[T], int],
+    ) -> T:
+        """The value of `key`: the kept one, or that of `make`, of `size` bytes, from now on."""
+        kind = key[0]
+        if key in self._entries:
+            self.hits[kind] += 1
+            self._entries.move_to_end(key)
+            return self._entries[key].value  # type: ignore[return-value]
+        self.misses[kind] += 1
+        value = make()
+        self._keep(key, Entry(value, size(value)))
+        return value
+
+    def _keep(self, key: Hashable, entry: Entry) -> None:
+        if entry.size > self._limit:
+            return
+        while self.size + entry.size > self._limit:
+            _, gone = self._entries.popitem(last=False)
+            self.size -= gone.size
+        self._entries[key] = entry
+        self.size += entry.size
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._entries.clear()
+        self.size = 0
+
+
+def size_of(tensor: Tensor) -> int:
+    """Bytes of `tensor`."""
+    return tensor.nbytes

@@ -1,0 +1,345 @@
+"""`vellumd convert`: a model's transformer to an artefact, one block in memory at a time.
+
+Finished files stay when it is stopped, and the next run goes on behind them; the artefact
+appears under its name when all are there.
+"""
+
+# diffusers annotates in part only.
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import torch
+from torch import Tensor
+
+from vellumd import artefact, errors, platform
+from vellumd.artefact import MANIFEST, MODULATION, TABLES, TRANSFORMER, Fused, Manifest, Order
+from vellumd.engine import linears, loading, lora, precision, schedule, shards, tables
+from vellumd.engine.reading import Reader, StoredTensor
+from vellumd.model_card import ModelCard
+from vellumd.weights.checkpoint import FUSED_KEY, Weight
+from vellumd.weights.model import Model
+
+log = logging.getLogger(__name__)
+
+GB = 10**9
+READ_RATE, WRITE_RATE, ROUND_RATE = 1.95 * GB, 1.0 * GB, 0.5 * GB
+"""Bytes a second for the time that is told before: a disk of a rented H100 (docs/
+performance.md), half of it for writing, and rounding on two cores (tests/bench/precision.py)."""
+RESERVE = 1 * GB
+"""Bytes that must be left on the disk."""
+SPAN, AHEAD, THREADS = 8 << 20, 8, 2
+"""64 MiB of source are read ahead of the work."""
+STEPS = (4, 8)
+"""Schedules of Lightning that are tabled; they depend on no size."""
+JOURNAL = "finished.jsonl"
+LOCK = ".convert.lock"
+"""Held in the folder of artefacts: one conversion at a time."""
+
+FP8_ONLY = (
+    "The transformer is FP8 already. Its artefact loads faster but is no better: what rounding "
+    "took is brought back only by converting the bfloat16 model."
+)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA to fuse."""
+
+    file: Path
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a conversion reads, writes and takes, for those who wait for it."""
+
+    reads: int
+    writes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"reads {self.reads / GB:.1f} GB, writes {self.writes / GB:.1f} GB, "
+            f"takes about {_minutes(self.seconds)}"
+        )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(1, round(seconds))} s"
+
+
+class Conversion:
+    """One artefact in the making. `keep`: see `engine.keep`."""
+
+    def __init__(
+        self, model: Model, card: ModelCard, loras: Sequence[Lora] = (), keep: Sequence[str] = ()
+    ) -> None:
+        """Raises `ModelInvalid` for a LoRA that does not fit, or onto weights that are FP8."""
+        self._model = model
+        self._card = card
+        self._loras = list(loras)
+        self._keep = tuple(keep)
+        self._weights = model.transformer.weights
+        self.fp8_source = any(
+            weight.place.is_fp8 for name, weight in self._weights.items() if self._is_small(name)
+        )
+        if self.fp8_source and loras:
+            raise errors.ModelInvalid(
+                "A LoRA cannot be fused into weights that are FP8 already: it would be rounded "
+                "away. Fuse it into the bfloat16 model, or let it run beside these."
+            )
+        self._pairs = self._read_loras()
+        self.order = Order(
+            source=artefact.source_of(model.transformer.files),
+            fused=tuple(
+                Fused(file=artefact.Stamp.of(one.file), scale=one.scale) for one in self._loras
+            ),
+            keep=self._keep,
+        )
+
+    def _read_loras(self) -> dict[str, list[lora.Pair]]:
+        pairs: dict[str, list[lora.Pair]] = {}
+        for one in self._loras:
+            read = lora.read(one.file, self._model.transformer, torch.device("cpu"))
+            for module, pair in read.items():
+                pairs.setdefault(module, []).append(pair._replace(scale=pair.scale * one.scale))
+        return pairs
+
+    @property
+    def name(self) -> str:
+        """A folder's name that tells model and key."""
+        return f"{self._card.name}-{self.order.key[:12]}"
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the transformer."""
+        return int(self._model.configs[TRANSFORMER]["num_layers"])
+
+    def needs(self) -> Needs:
+        """Sizes and time, before anything is read."""
+        small = sum(w.place.count for n, w in self._weights.items() if self._is_small(n))
+        reads = self._model.transformer.nbytes
+        writes = sum(shards.size_of(self._layout(group)) for group in self._groups().values())
+        seconds = reads / READ_RATE + 2 * small / ROUND_RATE + writes / WRITE_RATE
+        return Needs(reads, writes, seconds)
+
+    def run(self, target: Path, beat: Callable[[int, int], None]) -> Path:
+        """Make the artefact `target`; `beat` is told bytes written, and of how many.
+
+        Raises `StorageFull` before anything is written where the disk is short, and
+        `ConfigError` for a target that is something else.
+        """
+        if target.exists():
+            if any(one.folder == target for one in artefact.found(target.parent)):
+                return target
+            raise errors.ConfigError(f"{target} is there and is no artefact. Name another.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        home = target.with_name(f"{target.name}.part")
+        lock = self._lock(target)
+        try:
+            done = self._resume(home)
+            total = self.needs().writes
+            self._check_room(home, total - sum(shard.size for shard in done.values()))
+            with ThreadPoolExecutor(1, "hash") as pool:
+                hashes = pool.submit(self._hashes)
+                files = self._write(home, done, lambda size: beat(size, total))
+                manifest = Manifest(
+                    order=self.order, key=self.order.key, model=self._card.name,
+                    fp8_source=self.fp8_source, hashes=hashes.result(), files=files,
+                )  # fmt: skip
+            platform.replace_durably(home / MANIFEST, manifest.model_dump_json(indent=1).encode())
+            (home / JOURNAL).unlink()
+            home.replace(target)
+            platform.fsync_dir(target.parent)
+        finally:
+            lock.release()
+        return target
+
+    def _lock(self, target: Path) -> platform.FileLock:
+        try:
+            return platform.FileLock(target.parent / LOCK)
+        except platform.LockedError:
+            raise errors.ConfigError(
+                f"Another process is converting into {target.parent}."
+            ) from None
+
+    def _check_room(self, home: Path, missing: int) -> None:
+        free = shutil.disk_usage(home).free
+        if free < missing + RESERVE:
+            raise errors.StorageFull(
+                f"The artefact needs {missing / GB:.1f} GB more and 1 GB to spare; the disk of "
+                f"{home.parent.name!r} has {free / GB:.1f} GB."
+            )
+
+    def _resume(self, home: Path) -> dict[str, artefact.Shard]:
+        """The files that an earlier run finished; one of another order is begun anew."""
+        journal = home / JOURNAL
+        lines = journal.read_text("utf-8").splitlines() if journal.is_file() else []
+        if not lines or lines[0] != self.order.key:
+            shutil.rmtree(home, ignore_errors=True)
+            (home / TRANSFORMER).mkdir(parents=True)
+            platform.replace_durably(journal, f"{self.order.key}\n".encode())
+            return {}
+        done: dict[str, artefact.Shard] = {}
+        for line in lines[1:]:
+            try:
+                entry = json.loads(line)
+                shard = artefact.Shard(size=entry["size"], sha256=entry["sha256"])
+                if (home / entry["name"]).stat().st_size == shard.size:
+                    done[entry["name"]] = shard
+            except (ValueError, KeyError, OSError):
+                break  # the line that was being written, or a file that was taken away
+        return done
+
+    def _write(
+        self, home: Path, done: dict[str, artefact.Shard], beat: Callable[[int], None]
+    ) -> dict[str, artefact.Shard]:
+        """Write the files that are not `done`; all of them."""
+        config = json.dumps(self._model.configs[TRANSFORMER], indent=1).encode()
+        platform.replace_durably(home / TRANSFORMER / "config.json", config)
+        files = dict(done)
+        beat(sum(shard.size for shard in files.values()))
+        with Reader(
+            torch.device("cpu"), lambda _: None, threads=THREADS, span=SPAN, ahead=AHEAD
+        ) as reader:
+            for name, group in self._groups().items():
+                if name in files:
+                    continue
+                layout = self._layout(group)
+                tensors = self._told(self._tensors(reader, group), files, beat)
+                self._finish(home, name, layout, tensors, files)
+            if TABLES not in files:
+                made = dict(self._tables(reader))
+                layout = {
+                    name: (shards.NAMES[tensor.dtype], tuple(tensor.shape))
+                    for name, tensor in made.items()
+                }
+                self._finish(home, TABLES, layout, made.items(), files)
+        return files
+
+    def _told(
+        self,
+        tensors: Iterable[tuple[str, Tensor]],
+        files: Mapping[str, artefact.Shard],
+        beat: Callable[[int], None],
+    ) -> Iterator[tuple[str, Tensor]]:
+        done = sum(shard.size for shard in files.values())
+        for name, tensor in tensors:
+            yield name, tensor
+            done += tensor.nbytes
+            beat(done)
+
+    def _finish(
+        self,
+        home: Path,
+        name: str,
+        layout: shards.Layout,
+        tensors: Iterable[tuple[str, Tensor]],
+        files: dict[str, artefact.Shard],
+    ) -> None:
+        fused = json.dumps([one.file.stem for one in self._loras])
+        metadata = {"format": "pt", **({FUSED_KEY: fused} if self._loras else {})}
+        files[name] = shard = shards.write(home / name, layout, tensors, metadata)
+        with (home / JOURNAL).open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps({"name": name, **shard.model_dump()}) + "\n")
+
+    def _groups(self) -> dict[str, list[Weight]]:
+        """The weights by the file that they go to: a block each, modulation, the rest."""
+        groups: dict[str, list[Weight]] = {}
+        for name, weight in self._weights.items():
+            groups.setdefault(self._file_of(name), []).append(weight)
+        return {
+            name: sorted(group, key=lambda weight: (weight.place.file, weight.place.offset))
+            for name, group in sorted(groups.items())
+        }
+
+    def _file_of(self, name: str) -> str:
+        if not name.startswith(precision.BLOCKS):
+            return f"{TRANSFORMER}/rest.safetensors"
+        if name.rpartition(".")[0].endswith(precision.KEPT):
+            return MODULATION
+        number = int(name.removeprefix(precision.BLOCKS).partition(".")[0])
+        return f"{TRANSFORMER}/block-{number:02}.safetensors"
+
+    def _is_small(self, name: str) -> bool:
+        module, _, kind = name.rpartition(".")
+        return (
+            kind == "weight"
+            and len(self._weights[name].place.shape) == 2
+            and precision.is_small(module, self._keep)
+        )
+
+    def _layout(self, group: Sequence[Weight]) -> shards.Layout:
+        layout: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for weight in group:
+            shape = weight.place.shape
+            if self._is_small(weight.name):
+                layout[weight.name] = "F8_E4M3", shape
+                layout[f"{weight.name}_scale"] = "F32", (shape[0], 1)
+            else:
+                layout[weight.name] = "BF16", shape
+        return layout
+
+    def _tensors(self, reader: Reader, group: Sequence[Weight]) -> Iterator[tuple[str, Tensor]]:
+        for stored in reader.tensors(group):
+            name = stored.stored.name
+            if not self._is_small(name):
+                yield name, self._whole(stored).bfloat16()
+                continue
+            rounded, scale = precision.final(stored) or linears.by_row(self._whole(stored))
+            yield name, rounded
+            yield f"{name}_scale", scale
+
+    def _whole(self, stored: StoredTensor) -> Tensor:
+        """A weight in float32 with all LoRAs added."""
+        whole = stored.dense(torch.float32)
+        pairs = self._pairs.get(stored.stored.name.removesuffix(".weight"), [])
+        return lora.fused(whole, pairs) if stored.stored.name.endswith(".weight") else whole
+
+    @torch.inference_mode()
+    def _tables(self, reader: Reader) -> Iterator[tuple[str, Tensor]]:
+        """Modulation at the steps of `STEPS`, in bfloat16 as cards compute it."""
+        transformer = loading.empty(
+            diffusers.QwenImageTransformer2DModel, self._model.configs[TRANSFORMER]
+        )
+        outside = self._groups()[f"{TRANSFORMER}/rest.safetensors"]
+        transformer.load_state_dict(dict(self._tensors(reader, outside)), strict=False, assign=True)
+
+        def weights(name: str) -> tuple[Tensor, Tensor]:
+            wanted = [self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]]
+            tensors = dict(self._tensors(reader, wanted))
+            return tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+
+        table = tables.Tables(transformer, weights)
+        table.cover(times(torch.bfloat16), lambda done, of: None)
+        yield from table.tensors()
+
+    def _hashes(self) -> dict[str, str]:
+        """The full SHA-256 of the source's files, read beside the work."""
+        found = {}
+        for file in (*self._model.transformer.files, *(one.file for one in self._loras)):
+            with file.open("rb") as opened:
+                found[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
+        return found
+
+
+def times(dtype: torch.dtype) -> Tensor:
+    """The times of the schedules that are tabled."""
+    return tables.table_times(
+        (
+            schedule.schedule({}, "lightning", steps, 1, torch.device("cpu")).timesteps
+            for steps in STEPS
+        ),
+        dtype,
+    )

@@ -1,0 +1,88 @@
+"""`python -m vellumd.engine convert ORDER`: what `vellumd convert` runs apart from itself.
+
+ORDER is a JSON object of `Wanted`. Says on standard error what it is going to do and how
+far it is, on standard output where the artefact is.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from vellumd import errors, model_card
+from vellumd.engine import convert, shelf
+from vellumd.settings import EngineSettings
+
+OK, FAILED, CONFIG = 0, 1, 78
+SHOWN_S = 0.5
+"""Seconds between two looks at the progress."""
+
+
+class Wanted(BaseModel):
+    """What to convert: LoRAs by role or file, with scales; `target` None for the usual place."""
+
+    engine: EngineSettings
+    target: Path | None = None
+    loras: tuple[tuple[str, float], ...] = ()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Convert as the first of `argv` says; the exit code."""
+    try:
+        made = make(Wanted.model_validate_json(argv[0]))
+    except errors.VellumError as error:
+        print(f"vellumd: {error.message} {error.remedy}", file=sys.stderr)
+        return CONFIG if isinstance(error, errors.ConfigError) else FAILED
+    except OSError as error:
+        if told := errors.disk_error(error):
+            print(f"vellumd: {told.message} {told.remedy}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("vellumd: stopped; the same command goes on where it was.", file=sys.stderr)
+        return 130
+    print(made)
+    return OK
+
+
+def make(wanted: Wanted) -> Path:
+    """Tell sizes and time, then convert."""
+    engine = wanted.engine
+    card = model_card.of(engine)
+    model = model_card.opened(engine)
+    loras = [convert.Lora(_file(engine, card, name), scale) for name, scale in wanted.loras]
+    conversion = convert.Conversion(model, card, loras, engine.keep)
+    if conversion.fp8_source:
+        print(f"note: {convert.FP8_ONLY}", file=sys.stderr)
+    print(f"{card.name}: {conversion.needs()}", file=sys.stderr, flush=True)
+    target = wanted.target or shelf.folder(engine) / conversion.name
+    return conversion.run(target, _Progress())
+
+
+def _file(engine: EngineSettings, card: model_card.ModelCard, name: str) -> Path:
+    if Path(name).is_file():
+        return Path(name)
+    folder = model_card.folder(engine.model)
+    found = model_card.find_lora(folder, card, engine.loras, name, engine.base)
+    if found is None or not found.is_file():
+        raise errors.UnknownLora(f"There is no LoRA {name!r}.")
+    return found
+
+
+class _Progress:
+    """Written over itself on a terminal, else a line now and then."""
+
+    def __init__(self) -> None:
+        self._shown = 0.0
+        self._every = SHOWN_S if sys.stderr.isatty() else 10.0
+
+    def __call__(self, done: int, of: int) -> None:
+        now = time.monotonic()
+        if now - self._shown >= self._every or done >= of:
+            self._shown = now
+            end = "\r" if sys.stderr.isatty() and done < of else "\n"
+            text = f"{min(done, of) / convert.GB:.2f} of {of / convert.GB:.2f} GB written"
+            print(text, end=end, file=sys.stderr, flush=True)

@@ -1,0 +1,130 @@
+"""Which operations Triton does here: each kernel is run once and compared with its twin."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from vellumd import errors
+from vellumd.engine.kernels import feed, gelu, modulate, rotate
+from vellumd.engine.kernels.feed import Fed, Need
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = 0.01
+"""Largest relative error: bfloat16, rounded four times in the twin, gives 0.004."""
+TOLERANCE_SMALL = 0.04
+"""The same of e4m3, where a number on the border between two falls to either side."""
+ROWS, SPLIT, HEADS, WIDTH = 37, 11, 3, 40
+"""Of the probe; none is a power of two."""
+
+
+@dataclass(frozen=True)
+class Ops:
+    """What a block does between its matrix products."""
+
+    norm_modulate: Callable[[Tensor, Tensor, Tensor, int, Need], Fed] = modulate.norm_modulate
+    gate_residual: Callable[[Tensor, Tensor, Tensor, int], Tensor] = modulate.gate_residual
+    norm_rotate: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None] = rotate.norm_rotate
+    gelu: Callable[[Tensor, Need], Fed] = gelu.gelu
+    feed: Callable[[Tensor, Need], Fed] = Fed.of
+
+
+PLAIN = Ops()
+TRITON = Ops(
+    modulate.norm_modulate_triton, modulate.gate_residual_triton, rotate.norm_rotate_triton,
+    gelu.gelu_triton, feed.quantise,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The operations that run, and why some are not Triton's."""
+
+    ops: Ops
+    refused: dict[str, str]
+
+
+def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> Choice:
+    """Triton's operations where they run and agree; the plain ones where not, or on a CPU.
+
+    `wanted` is `auto`, `plain` or `triton`; with the last, `RecipeUnsupported` is raised where
+    one is refused.
+    """
+    if wanted == "plain" or (wanted == "auto" and device.type == "cpu"):
+        return Choice(PLAIN, {})
+    found = those_that_run(TRITON, device, dtype)
+    if wanted == "triton" and found.refused:
+        raise errors.RecipeUnsupported("Triton's kernels do not run on this machine.")
+    return found
+
+
+def those_that_run(ops: Ops, device: torch.device, dtype: torch.dtype) -> Choice:
+    """`ops`, with the plain twin of each operation that does not run or agree."""
+    refused: dict[str, str] = {}
+    for field in fields(Ops):
+        if why := complaint(field.name, ops, device, dtype):
+            log.info("Triton's %s is left out: %s", field.name, why)
+            refused[field.name] = why
+    twins = {name: getattr(PLAIN, name) for name in refused}
+    return Choice(replace(ops, **twins), refused)
+
+
+def complaint(name: str, ops: Ops, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the operation `name` of `ops` cannot be used, found by running it; None if it can.
+
+    An error that has lost the card is raised: nothing runs after it.
+    """
+    try:
+        for number, (made, exact, tolerance) in enumerate(tried(name, ops, device, dtype)):
+            error = float((made - exact).norm() / exact.norm())
+            if not error <= tolerance:  # not a number is no less than it either
+                return f"the error of result {number} is {error:.4f}"
+    except torch.AcceleratorError:
+        raise
+    except Exception as failure:  # noqa: BLE001 (whatever is wrong here, the twin runs)
+        return f"{type(failure).__name__}: {failure}".partition("\n")[0]
+    return None
+
+
+def tried(
+    name: str, ops: Ops, device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """What operation `name` makes of random rows, what its twin does, and the tolerance."""
+    numbers = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=numbers).to(device, dtype)
+
+    first, second = random(1, ROWS, HEADS * WIDTH), random(1, ROWS, HEADS * WIDTH)
+    shift, scale = random(2, HEADS * WIDTH), random(2, HEADS * WIDTH)
+    heads, weight = first.view(1, ROWS, HEADS, WIDTH), random(WIDTH)
+    turns = random(ROWS, WIDTH // 2).float()
+    run, twin = getattr(ops, name), getattr(PLAIN, name)
+    if name == "norm_rotate":
+        made, exact = torch.empty_like(heads), torch.empty_like(heads)
+        run(heads, weight, turns.cos(), turns.sin(), made)
+        twin(heads, weight, turns.cos(), turns.sin(), exact)
+        yield made.double(), exact.double(), TOLERANCE
+        return
+    if name == "gate_residual":
+        exact = twin(first, second.clone(), scale, SPLIT)
+        yield run(first, second.clone(), scale, SPLIT).double(), exact.double(), TOLERANCE
+        return
+    given = (first, shift, scale, SPLIT) if name == "norm_modulate" else (first,)
+    for need in (Need(True, False), Need(True, True), Need(False, True)):
+        made, exact = run(*given, need), twin(*given, need)
+        yield from compared(made, exact)
+
+
+def compared(made: Fed, exact: Fed) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """The forms of `made` and `exact`, e4m3 times its scales."""
+    if exact.whole is not None and made.whole is not None:
+        yield made.whole.double(), exact.whole.double(), TOLERANCE
+    if exact.small is not None and exact.scale is not None:
+        assert made.small is not None and made.scale is not None
+        yield made.small.double() * made.scale, exact.small.double() * exact.scale, TOLERANCE_SMALL

@@ -1,0 +1,50 @@
+"""GELU by its tanh approximation (arXiv:1606.08415)."""
+
+# Triton is not typed.
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from vellumd.engine.kernels.feed import Fed, Need, room, store_small
+from vellumd.engine.kernels.language import jit, next_power_of_2, tl, warps
+from vellumd.engine.linears import FP8_MAX, TINY
+
+
+def gelu(x: Tensor, need: Need) -> Fed:
+    """GELU of `x` [1, rows, channels]."""
+    return Fed.of(F.gelu(x, approximate="tanh"), need)
+
+
+def gelu_triton(x: Tensor, need: Need) -> Fed:
+    """`gelu` in one pass."""
+    x, channels = x.contiguous(), x.shape[-1]
+    whole = torch.empty_like(x) if need.whole else None
+    small, scale = room(x) if need.small else (None, None)
+    block = next_power_of_2(channels)
+    _gelu[(x.shape[1],)](
+        x, whole, small, scale, channels, FP8_MAX, TINY, need.whole, need.small, block=block,
+        num_warps=warps(block),
+    )  # fmt: skip
+    return Fed(whole, small, scale, x.dtype)
+
+
+@jit
+def _gelu(
+    x, whole, small, scale, channels, largest, tiny,
+    as_whole: tl.constexpr, as_small: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    """One row a program. x/2 · (1 + tanh u) is x times the logistic function of 2u."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, block)
+    inside = columns < channels
+    values = tl.load(x + row * channels + columns, mask=inside, other=0).to(tl.float32)
+    u = 0.7978845608028654 * (values + 0.044715 * values * values * values)
+    made = values * tl.sigmoid(2 * u)
+    if as_whole:
+        tl.store(whole + row * channels + columns, made.to(whole.dtype.element_ty), mask=inside)
+    if as_small:
+        store_small(made, small, scale, row, columns, inside, channels, largest, tiny)

@@ -1,0 +1,223 @@
+"""A memory plan carried out: what is read to where, and what moves while an edit runs."""
+
+# diffusers and transformers annotate in part only.
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vellumd import memory_plan, platform
+from vellumd.artefact import Artefact
+from vellumd.engine.precision import BLOCKS, KEPT, Recipe, is_small
+from vellumd.engine.reading import DTYPES, StoredTensor
+from vellumd.engine.streaming import Filed, Held, Host, Offloaded, Streamed, layout
+from vellumd.engine.weights import Fit
+from vellumd.memory_plan import GB, Machine, Plan, Sizes
+from vellumd.settings import EngineSettings
+from vellumd.weights.checkpoint import Checkpoint
+from vellumd.weights.header import Place
+from vellumd.weights.model import Model
+
+LAYERS, VISION = "model.language_model.layers.", "model.visual.blocks."
+EMBEDDING = "model.language_model.embed_tokens."
+
+
+def plan(
+    settings: EngineSettings,
+    model: Model,
+    ready: Artefact | None,
+    recipe: Recipe,
+    device: torch.device,
+) -> Plan:
+    """The plan for this machine; all resident on a CPU, unless a budget is set to try it."""
+    if device.type == "cpu" and settings.vram_budget_gb is None:
+        return Plan(tabled=ready is not None)
+    width = 2 if device.type == "cuda" else 4
+    sizes = sizes_of(model, ready, recipe, settings.keep, width)
+    made = memory_plan.plan(sizes, machine(settings, device))
+    # An artefact has no other modulation.
+    return replace(made, tabled=True) if ready is not None else made
+
+
+def machine(settings: EngineSettings, device: torch.device) -> Machine:
+    """What this machine has, within the budgets."""
+    vram, capability = 0, None
+    if device.type == "cuda":
+        vram = torch.cuda.mem_get_info(device)[1]
+        capability = torch.cuda.get_device_capability(device)
+    if settings.vram_budget_gb is not None:
+        vram = int(settings.vram_budget_gb * GB)
+    ram = settings.ram_budget_gb
+    available = platform.memory().available if ram is None else int(ram * GB)
+    return Machine(vram, available, capability=capability)
+
+
+def sizes_of(
+    model: Model, ready: Artefact | None, recipe: Recipe, keep: Sequence[str], width: int
+) -> Sizes:
+    """Bytes of everything as it will be held, from headers alone; `width` is a float's."""
+    blocks = int(model.configs["transformer"]["num_layers"])
+    block = rest = modulation = 0
+    for name, weight in model.transformer.weights.items():
+        module = name.rpartition(".")[0]
+        count = weight.place.count
+        small = recipe.linear is not None and len(weight.place.shape) == 2
+        if name.startswith(BLOCKS) and module.endswith(KEPT):
+            modulation += count * width
+        elif not name.startswith(BLOCKS):
+            rest += count * width
+        elif small and is_small(module, keep):
+            block += count + 4 * weight.place.shape[0]
+        else:
+            block += count * width
+    layers = [weight for name, weight in model.text_encoder.weights.items() if LAYERS in name]
+    number = int(model.configs["text_encoder"]["text_config"]["num_hidden_layers"])
+    return Sizes(
+        block=block // blocks,
+        blocks=blocks,
+        rest=rest,
+        modulation=modulation,
+        encoder_layer=sum(weight.place.count for weight in layers) * width // number,
+        encoder=model.text_encoder.count * width,
+        vae=model.vae.count * width,
+        in_files=ready is not None and width == 2 and is_as_held(model.text_encoder),
+    )
+
+
+def is_as_held(checkpoint: Checkpoint) -> bool:
+    """Whether the layers of an encoder lie in the file as a card holds them."""
+    return all(
+        weight.place.dtype == "BF16"
+        for name, weight in checkpoint.weights.items()
+        if name.startswith((LAYERS, VISION))
+    )
+
+
+@dataclass
+class Placed:
+    """What moves while edits run."""
+
+    blocks: Streamed | None = None
+    encoder: list[Streamed] = field(default_factory=list)
+    offloaded: Offloaded | None = None
+
+    def encoding(self) -> contextlib.AbstractContextManager[None]:
+        """Within it the text encoder is where it can be used."""
+        return self.offloaded or contextlib.nullcontext()
+
+
+class Placing:
+    """Where the weights of one load go."""
+
+    def __init__(self, plan: Plan, device: torch.device, blocks: int) -> None:
+        """`blocks`: how many the transformer has."""
+        self.plan = plan
+        self.device = device
+        count = min(plan.streamed, blocks)
+        self._numbers = memory_plan.spread(blocks, count) if count else []
+        self._streamed = tuple(f"{BLOCKS}{number}." for number in self._numbers)
+        self._encoder = plan.encoder != "resident"
+
+    def skips(self, name: str) -> bool:
+        """Whether the weight `name` is not read when loading: it is read as it is needed."""
+        if name.rpartition(".")[0].endswith(KEPT) and self.plan.tabled:
+            return True
+        moving = (*self._streamed, *((LAYERS, VISION) if self._streams_encoder else ()))
+        return self.plan.ring and name.startswith(moving)
+
+    @property
+    def _streams_encoder(self) -> bool:
+        return self.plan.encoder == "streamed"
+
+    def hosted(self, fit: Fit) -> Fit:
+        """`fit`, with what does not stay on the device moved to the host as it comes."""
+
+        def fit_and_move(stored: StoredTensor) -> dict[str, Tensor]:
+            return {
+                name: tensor.to("cpu") if self._is_hosted(name) else tensor
+                for name, tensor in fit(stored).items()
+            }
+
+        return fit_and_move
+
+    def _is_hosted(self, name: str) -> bool:
+        encoder = ("model.language_model.", "model.visual.")
+        return name.startswith(self._streamed) or (self._encoder and name.startswith(encoder))
+
+    def transformer(self, transformer: Any, checkpoint: Checkpoint) -> Streamed | None:
+        """Have the transformer's streamed blocks streamed; `checkpoint` is what was read."""
+        if not self._numbers:
+            return None
+        blocks = [transformer.transformer_blocks[number] for number in self._numbers]
+        prefixes = [f"{BLOCKS}{number}." for number in self._numbers]
+        return self._streaming(blocks, prefixes, checkpoint)
+
+    def encoder(self, text_encoder: Any, checkpoint: Checkpoint, placed: Placed) -> None:
+        """Have the text encoder where the plan says."""
+        model = text_encoder.model
+        if self.plan.encoder == "offloaded":
+            placed.offloaded = Offloaded(text_encoder, self.device)
+        if self._streams_encoder:
+            for blocks, prefix in (
+                (model.language_model.layers, LAYERS),
+                (model.visual.blocks, VISION),
+            ):
+                prefixes = [f"{prefix}{number}." for number in range(len(blocks))]
+                placed.encoder.append(self._streaming(list(blocks), prefixes, checkpoint))
+            embed_on_host(model.language_model.embed_tokens, self.device)
+        if self._encoder:
+            host = (EMBEDDING,) if self._streams_encoder else ("model.",)
+            for name, parameter in text_encoder.named_parameters():
+                if not name.startswith(host):
+                    parameter.data = parameter.data.to(self.device)
+            for module in text_encoder.modules():
+                for name, buffer in module._buffers.items():
+                    module._buffers[name] = None if buffer is None else buffer.to(self.device)
+        else:
+            text_encoder.to(self.device)
+
+    def _streaming(
+        self, blocks: Sequence[torch.nn.Module], prefixes: Sequence[str], checkpoint: Checkpoint
+    ) -> Streamed:
+        parts = layout(blocks[0])
+        pin = self.device.type == "cuda"
+        host: Host
+        if self.plan.ring:
+            places = [[_place(checkpoint, prefix + part.name) for part in parts]
+                      for prefix in prefixes]  # fmt: skip
+            for part, place in zip(parts, places[0], strict=True):
+                assert (place.nbytes, DTYPES[place.dtype]) == (part.nbytes, part.dtype)
+            host = Filed(places, parts, pin)
+        else:
+            host = Held(blocks, parts, pin)
+        return Streamed(blocks, host, self.device)
+
+
+def _place(checkpoint: Checkpoint, name: str) -> Place:
+    """Where the parameter `name` lies; a scale belongs to its weight."""
+    module, _, kind = name.rpartition(".")
+    if kind == "scale":
+        scale = checkpoint.weights[f"{module}.weight"].scale
+        assert scale is not None
+        return scale
+    return checkpoint.weights[name].place
+
+
+def embed_on_host(embedding: torch.nn.Module, device: torch.device) -> None:
+    """Look words up in the host's memory: a gigabyte of which an edit reads a few rows."""
+
+    def before(_: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(arg.to("cpu") for arg in args)
+
+    def after(_: torch.nn.Module, __: Any, output: Tensor) -> Tensor:
+        return output.to(device)
+
+    embedding.register_forward_pre_hook(before)
+    embedding.register_forward_hook(after)

@@ -1,0 +1,310 @@
+"""Blocks whose weights come from the host, through two buffers, while others compute.
+
+Copies run on a stream of their own, ahead by one block: with three references a copy takes
+a tenth of the time that a block computes, so it costs nothing (docs/performance.md). On a
+CPU the same code moves the same bytes, without streams.
+"""
+
+# torch annotates in part only.
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from vellumd.engine.reading import Piece, Span, read_span
+from vellumd.memory_plan import RING, SLOTS
+from vellumd.weights.header import Place
+
+ALIGNED = 16
+"""Bytes; what FP8 products ask of their operands' addresses."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where one parameter lies in a block's bytes."""
+
+    name: str
+    offset: int
+    nbytes: int
+    dtype: torch.dtype
+    shape: torch.Size
+
+    def of(self, buffer: Tensor) -> Tensor:
+        """The parameter in `buffer`, the bytes of a block."""
+        return buffer[self.offset : self.offset + self.nbytes].view(self.dtype).view(self.shape)
+
+
+def layout(block: torch.nn.Module) -> list[Part]:
+    """The parameters of `block`, one after the other; only shapes are looked at."""
+    parts: list[Part] = []
+    end = 0
+    for name, parameter in block.named_parameters():
+        size = parameter.numel() * parameter.element_size()
+        parts.append(Part(name, end, size, parameter.dtype, parameter.shape))
+        end += -(-size // ALIGNED) * ALIGNED
+    return parts
+
+
+def size_of(parts: Sequence[Part]) -> int:
+    """Bytes of a block."""
+    last = parts[-1]
+    return last.offset + -(-last.nbytes // ALIGNED) * ALIGNED
+
+
+def names_of(block: torch.nn.Module) -> list[str]:
+    """The names of a block's parameters, in the order of its layout."""
+    return [name for name, _ in block.named_parameters()]
+
+
+def replace(block: torch.nn.Module, name: str, tensor: Tensor) -> None:
+    """Make `tensor` the parameter `name` of `block`."""
+    home, _, last = name.rpartition(".")
+    block.get_submodule(home)._parameters[last] = Parameter(tensor, requires_grad=False)
+
+
+class Host(Protocol):
+    """Where the bytes of blocks come from."""
+
+    def copy(self, number: int, target: Tensor) -> None:
+        """Have the bytes of block `number` copied to `target`, on the current stream."""
+
+    def bytes_of(self, number: int) -> Tensor:
+        """The same, here and now."""
+
+    def close(self) -> None:
+        """Let go of threads and memory."""
+
+
+class Held:
+    """Blocks in the host's memory, pinned where there is a card."""
+
+    def __init__(self, blocks: Sequence[torch.nn.Module], parts: Sequence[Part], pin: bool) -> None:
+        """Copies the weights of `blocks`, wherever they are."""
+        self._blocks = []
+        for block in blocks:
+            packed = torch.empty(size_of(parts), dtype=torch.uint8, pin_memory=pin)
+            for part, parameter in zip(parts, block.parameters(), strict=True):
+                part.of(packed).copy_(parameter)
+            self._blocks.append(packed)
+
+    def copy(self, number: int, target: Tensor) -> None:
+        """See `Host.copy`."""
+        target.copy_(self._blocks[number], non_blocking=True)
+
+    def bytes_of(self, number: int) -> Tensor:
+        """See `Host.bytes_of`."""
+        return self._blocks[number]
+
+    def close(self) -> None:
+        """See `Host.close`."""
+        self._blocks = []
+
+
+class Filed:
+    """Blocks in files, read ahead in the order in which they run, through a ring of buffers."""
+
+    def __init__(
+        self,
+        places: Sequence[Sequence[Place]],
+        parts: Sequence[Part],
+        pin: bool,
+        ring: float = RING,
+    ) -> None:
+        """`places`: for each block, where the bytes of each of `parts` lie as they are held."""
+        self._places = places
+        self._parts = parts
+        self._pin = pin
+        size = size_of(parts)
+        count = max(2, min(len(places), int(ring) // size))
+        self._free = [torch.empty(size, dtype=torch.uint8, pin_memory=pin) for _ in range(count)]
+        self._copied: dict[int, torch.cuda.Event] = {}
+        self._staged: dict[int, tuple[Tensor, Future[None]]] = {}
+        self._pool = ThreadPoolExecutor(2, "blocks")
+
+    def copy(self, number: int, target: Tensor) -> None:
+        """See `Host.copy`."""
+        if number not in self._staged:
+            self._skip()
+            self._stage(number)
+        buffer, read = self._staged.pop(number)
+        read.result()
+        target.copy_(buffer, non_blocking=True)
+        if self._pin:
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(target.device))
+            self._copied[buffer.data_ptr()] = event
+        self._free.append(buffer)
+        for ahead in range(1, len(self._free) + 1):
+            following = (number + ahead) % len(self._places)
+            if self._free and following not in self._staged:
+                self._stage(following)
+
+    def _skip(self) -> None:
+        """The order was broken, by an edit that was cancelled: what is staged is not next."""
+        for buffer, read in self._staged.values():
+            read.result()
+            self._free.append(buffer)
+        self._staged.clear()
+
+    def _stage(self, number: int) -> None:
+        buffer = self._free.pop(0)
+        self._staged[number] = buffer, self._pool.submit(self._fill, number, buffer)
+
+    def _fill(self, number: int, buffer: Tensor) -> None:
+        if event := self._copied.pop(buffer.data_ptr(), None):
+            event.synchronize()
+        for part, place in zip(self._parts, self._places[number], strict=True):
+            span = Span(place.file, place.offset, (Piece(0, 0, 0, part.nbytes),))
+            read_span(span, [buffer[part.offset : part.offset + part.nbytes]])
+
+    def bytes_of(self, number: int) -> Tensor:
+        """See `Host.bytes_of`."""
+        buffer = torch.empty(size_of(self._parts), dtype=torch.uint8)
+        self._fill(number, buffer)
+        return buffer
+
+    def close(self) -> None:
+        """See `Host.close`."""
+        self._pool.shutdown(cancel_futures=True)
+        self._staged.clear()
+        self._free = []
+
+
+class Streamed:
+    """Blocks of one shape that run in turn, with weights in two buffers on the device.
+
+    Each block's parameters are views of one of the buffers for good; only what is in it
+    changes. Right in whatever order blocks are called; quick in their own.
+    """
+
+    def __init__(self, blocks: Sequence[torch.nn.Module], host: Host, device: torch.device) -> None:
+        """`blocks` are modules that are called; the host has their weights already."""
+        self._blocks = list(blocks)
+        self._host = host
+        self._device = device
+        self._parts = layout(self._blocks[0])
+        size = size_of(self._parts)
+        self._buffers = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(SLOTS)]
+        self._holds: list[int | None] = [None] * SLOTS
+        cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if cuda else None
+        self._ready: list[Any] = [torch.cuda.Event() if cuda else None for _ in range(SLOTS)]
+        self._done: list[Any] = [None] * SLOTS
+        for number, block in enumerate(self._blocks):
+            self._point(block, self._buffers[number % SLOTS])
+        self._handles = [
+            handle
+            for number, block in enumerate(self._blocks)
+            for handle in (
+                block.register_forward_pre_hook(self._hook(self._before, number)),
+                block.register_forward_hook(self._hook(self._after, number)),
+            )
+        ]
+
+    def _hook(self, act: Callable[[int], None], number: int) -> Callable[..., None]:
+        return lambda *_: act(number)
+
+    def _point(self, block: torch.nn.Module, buffer: Tensor) -> None:
+        # By order, not by name: a LoRA's branch puts a level between.
+        for part, name in zip(self._parts, names_of(block), strict=True):
+            replace(block, name, part.of(buffer))
+
+    def _before(self, number: int) -> None:
+        """The block's weights are there before it runs."""
+        slot = number % SLOTS
+        if self._holds[slot] != number:
+            self._load(number)
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_event(self._ready[slot])
+
+    def _after(self, number: int) -> None:
+        """The block's buffer is free for the next one that uses it."""
+        if self._stream is not None:
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(self._device))
+            self._done[number % SLOTS] = event
+        following = number + SLOTS
+        self._load(following if following < len(self._blocks) else number % SLOTS)
+
+    def _load(self, number: int) -> None:
+        slot = number % SLOTS
+        self._holds[slot] = None  # a copy that fails leaves nothing to trust
+        if self._stream is None:
+            self._host.copy(number, self._buffers[slot])
+        else:
+            # Whatever ran on the buffer before must be over: also what a cancel cut off.
+            over = self._done[slot] or torch.cuda.current_stream(self._device).record_event()
+            with torch.cuda.stream(self._stream):
+                self._stream.wait_event(over)
+                self._host.copy(number, self._buffers[slot])
+                self._ready[slot].record(self._stream)
+            self._done[slot] = None
+        self._holds[slot] = number
+
+    def drop(self) -> None:
+        """End it; the blocks have no weights any more."""
+        for handle in self._handles:
+            handle.remove()
+        if self._stream is not None:
+            self._stream.synchronize()
+        self._buffers = []
+        self._host.close()
+
+    def close(self) -> None:
+        """End it, with the weights on the device for good."""
+        for handle in self._handles:
+            handle.remove()
+        if self._stream is not None:
+            self._stream.synchronize()
+        self._buffers = []
+        for number, block in enumerate(self._blocks):
+            self._point(block, self._host.bytes_of(number).to(self._device, copy=True))
+        self._host.close()
+
+
+@contextlib.contextmanager
+def streamed(blocks: Sequence[torch.nn.Module], device: torch.device) -> Iterator[Streamed]:
+    """Have resident `blocks` streamed for a while: the last rung but one when memory runs out."""
+    parts = layout(blocks[0])
+    host = Held(blocks, parts, pin=device.type == "cuda")
+    for block in blocks:  # their memory goes before the buffers come
+        for part, name in zip(parts, names_of(block), strict=True):
+            replace(block, name, torch.empty(part.shape, dtype=part.dtype, device="meta"))
+    stream = Streamed(blocks, host, device)
+    try:
+        yield stream
+    finally:
+        stream.close()
+
+
+class Offloaded:
+    """A module whose weights lie in the host's memory but for the time it is used."""
+
+    def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
+        self._device = device
+        pin = device.type == "cuda"
+        self._host = [
+            (parameter, parameter.detach().to("cpu").pin_memory() if pin else parameter.detach())
+            for parameter in module.parameters()
+        ]
+        self._leave()
+
+    def __enter__(self) -> None:
+        for parameter, host in self._host:
+            parameter.data = host.to(self._device, non_blocking=True, copy=True)
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        for parameter, host in self._host:
+            parameter.data = host

@@ -1,0 +1,198 @@
+"""What lies where while a model edits: a plan from sizes and budgets, made before loading.
+
+A pure function of figures, without torch: the engine carries it out, capabilities and doctor
+show it. GB are 10^9 bytes. Figures are of docs/performance.md, for three references unless
+said otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+GB = 10**9
+
+TOKENS = {1: 8_430, 2: 12_729, 3: 17_066}
+"""Tokens of an edit by references, at 1 megapixel and some text."""
+LINEAR_FLOPS, ATTENTION_FLOPS = 13.59e9, 0.737e6
+"""Of one forward: times the tokens, times their square."""
+FORWARDS = 16
+"""Eight guided steps: what `balanced` takes."""
+FIXED_S = 0.4
+"""Encoder and VAE of such an edit on an H100 with everything in its memory."""
+
+ACTIVATIONS = 1.5 * GB
+"""Beside the weights while denoising three references; grows with the tokens."""
+ENCODING = 0.5 * GB
+"""The same while encoding."""
+DECODING, DECODING_TILED = 1.4 * GB, 0.4 * GB
+"""The VAE at work on 1 megapixel, whole and in tiles."""
+CONTEXT = 0.6 * GB
+"""CUDA's own, and what the allocator cannot use."""
+RING = 1 * GB
+"""Pinned memory where the host has no room for whole weights."""
+SLOTS = 2
+"""Buffers that blocks are streamed through: one is read while the next is filled."""
+
+RATES = {(9, 0): 406e12, (12, 0): 109e12, (8, 9): 68e12, (8, 6): 29e12}
+"""FLOP a second by compute capability. H100: measured. RTX 5090: from the predecessor's log.
+RTX 4090 and 3090: the H100's, by nominal bfloat16 rates; expectations, no promise."""
+
+Encoder = Literal["resident", "offloaded", "streamed"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of a model as it will be held.
+
+    `rest` is what the transformer has outside its blocks, `modulation` what tables stand for.
+    `encoder_layer` is the largest, `encoder` all of them with the embedding. `in_files`:
+    blocks and layers lie in files just as they are held, so they can be read from there.
+    """
+
+    block: int
+    blocks: int
+    rest: int
+    modulation: int
+    encoder_layer: int
+    encoder: int
+    vae: int
+    lora: int = 0
+    in_files: bool = False
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Bytes of the card and of the host that may be used, bytes a second between them.
+
+    `capability` is the card's compute capability; None leaves expected seconds out.
+    """
+
+    vram: int
+    ram: int
+    link: float = 25e9
+    capability: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where everything lies.
+
+    `streamed`: blocks of the transformer that come from the host at each forward. `tabled`:
+    modulation is answered from tables. `ring`: the host holds no whole weights; they are
+    read from files through a ring of pinned buffers. `tiled`: the VAE works in tiles.
+    `vram` and `ram` are expected peaks in bytes, `seconds` those of an edit with 1 and 3
+    references by `balanced`.
+    """
+
+    encoder: Encoder = "resident"
+    streamed: int = 0
+    tabled: bool = False
+    ring: bool = False
+    tiled: bool = False
+    vram: int = 0
+    ram: int = 0
+    seconds: Mapping[int, float] | None = None
+    fits: bool = True
+
+    def __str__(self) -> str:
+        """One line for the log and for capabilities."""
+        parts = [
+            "transformer resident" if not self.streamed else f"{self.streamed} blocks streamed",
+            f"encoder {self.encoder}",
+            *(["modulation from tables"] if self.tabled else []),
+            *(["weights read from files as they are needed"] if self.ring else []),
+            *(["VAE in tiles"] if self.tiled else []),
+            f"about {self.vram / GB:.1f} GB of the card, {self.ram / GB:.1f} GB of memory",
+        ]
+        if self.seconds:
+            times = " and ".join(
+                f"{seconds:.0f} s with {count}" for count, seconds in self.seconds.items()
+            )
+            parts.append(f"a balanced edit: about {times} pictures")
+        return ", ".join(parts)
+
+
+def plan(sizes: Sizes, machine: Machine) -> Plan:
+    """The quickest plan that fits; if none does, the smallest one, with `fits` false.
+
+    In the order of what it costs: modulation from tables, the encoder moved in for each
+    edit, the encoder streamed, blocks streamed (as few as need be), the VAE in tiles.
+    """
+    wanted = [
+        Plan(),
+        Plan(tabled=True),
+        Plan(tabled=True, encoder="offloaded"),
+        Plan(tabled=True, encoder="streamed"),
+        *(
+            Plan(tabled=True, encoder="streamed", streamed=count)
+            for count in range(SLOTS + 1, sizes.blocks + 1)
+        ),
+        Plan(tabled=True, encoder="streamed", streamed=sizes.blocks, tiled=True),
+    ]
+    found = wanted[-1]
+    for one in wanted:
+        if peak(sizes, one) <= machine.vram:
+            found = one
+            break
+    return _with_figures(sizes, machine, found)
+
+
+def peak(sizes: Sizes, one: Plan, references: int = 3) -> int:
+    """Bytes of the card that `one` needs at its fullest moment."""
+    streamed = SLOTS * sizes.block if one.streamed else 0
+    held = (
+        CONTEXT + sizes.rest + (sizes.blocks - one.streamed) * sizes.block + streamed
+        + (0 if one.tabled else sizes.modulation) + sizes.vae + sizes.lora
+    )  # fmt: skip
+    resident = sizes.encoder if one.encoder == "resident" else 0
+    encoding = {
+        "resident": sizes.encoder,
+        "offloaded": sizes.encoder,
+        "streamed": SLOTS * sizes.encoder_layer,
+    }[one.encoder]
+    return int(
+        held
+        + max(
+            encoding + ENCODING,
+            resident + ACTIVATIONS * TOKENS[references] / TOKENS[3],
+            resident + (DECODING_TILED if one.tiled else DECODING),
+        )
+    )
+
+
+def _with_figures(sizes: Sizes, machine: Machine, one: Plan) -> Plan:
+    """`one` with what the host does for it, and with what it is expected to take."""
+    whole = one.streamed * sizes.block + (0 if one.encoder == "resident" else sizes.encoder)
+    ring = sizes.in_files and whole > machine.ram
+    ram = min(RING, whole) if ring else whole
+    vram = peak(sizes, one)
+    return Plan(
+        one.encoder, one.streamed, one.tabled, ring, one.tiled, vram, int(ram),
+        expected(sizes, machine, one), vram <= machine.vram and ram <= machine.ram,
+    )  # fmt: skip
+
+
+def expected(sizes: Sizes, machine: Machine, one: Plan) -> dict[int, float] | None:
+    """Seconds of an edit by references, None for a card that no figure is known of."""
+    rate = RATES.get(machine.capability) if machine.capability else None
+    if rate is None:
+        return None
+    moved = {"resident": 0, "offloaded": sizes.encoder, "streamed": 2 * sizes.encoder}
+    streaming = one.streamed * sizes.block / machine.link
+    fixed = FIXED_S * RATES[(9, 0)] / rate + moved[one.encoder] / machine.link
+    return {
+        count: round(FORWARDS * max(forward(count, rate), streaming) + fixed, 1) for count in (1, 3)
+    }
+
+
+def forward(references: int, rate: float) -> float:
+    """Seconds of one forward at `rate` FLOP a second."""
+    tokens = TOKENS[references]
+    return (LINEAR_FLOPS * tokens + ATTENTION_FLOPS * tokens**2) / rate
+
+
+def spread(blocks: int, streamed: int) -> list[int]:
+    """Which of `blocks` are streamed: evenly among them, so that each copy has time."""
+    return [number * blocks // streamed for number in range(streamed)]
