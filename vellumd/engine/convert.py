@@ -33,9 +33,9 @@ from vellumd.weights.model import Model
 log = logging.getLogger(__name__)
 
 GB = 10**9
-READ_RATE, WRITE_RATE, ROUND_RATE = 1.95 * GB, 1.0 * GB, 0.5 * GB
-"""Bytes a second for the time that is told before: a disk of a rented H100 (docs/
-performance.md), half of it for writing, and rounding on two cores (tests/bench/precision.py)."""
+READ_RATE, WRITE_RATE, ROUND_RATE = 1.95 * GB, 1.0 * GB, 0.17 * GB
+"""Bytes a second for the time that is told before: the disk of an H100's machine, half of it for
+writing, and rounding as measured on one core of a busy machine: rather too long than too short."""
 RESERVE = 1 * GB
 """Bytes that must be left on the disk."""
 SPAN, AHEAD, THREADS = 8 << 20, 8, 2
