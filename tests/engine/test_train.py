@@ -192,7 +192,7 @@ def test_branches_are_a_lora_of_the_real_key_names(parts: model.Components, tmp_
     loaded = loading.load(tmp_path, CPU, lambda *_: None)
     card = model_card.read(str(tmp_path))
     without = velocity(loaded.transformer)
-    Loras(loaded.transformer, tmp_path, card, {}).use([LoraRef(name="lightning-8")])
+    Loras(loaded, tmp_path, card, {}).use([LoraRef(name="lightning-8")])
     difference = (velocity(loaded.transformer) - without) - (adapted - plain)
     assert difference.norm() < 0.05 * (adapted - plain).norm()
 
