@@ -160,7 +160,7 @@ def test_a_missing_model_without_daemon(vellumd: Run) -> None:
     """It is what is told, before anything is loaded, rather than its missing LoRAs."""
     done = vellumd("edit", "a.jpg", "-p", "x", "--engine.model", "gone")
     assert done.returncode == 1
-    assert done.stderr.startswith("vellumd: There is no model folder 'gone'.")
+    assert done.stderr.startswith("vellumd: There is no model 'gone'.")
 
 
 def test_the_way_through_a_daemon(
