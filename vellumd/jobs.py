@@ -339,7 +339,8 @@ class Jobs:
     ) -> AsyncGenerator[JobEvent, None]:
         """See `TransportJobs.events`: replay from the store, then what happens, for ever."""
         with self._bus.listen(job_id, previews, keep) as listener:
-            seen = await self._store.last_seq() if since is None else since
+            last = await self._store.last_seq()  # of another store, `since` may lie beyond it
+            seen = last if since is None else min(since, last)
             while True:
                 event = await listener.next()
                 if event is None:

@@ -437,10 +437,10 @@ _ANSWERS: Schema = {
         ("sha256", "width", "height"), sha256=_STRING, width=_INTEGER, height=_INTEGER
     ),
     "Code": _object(
-        ("code", "expires_s", "host"),
+        ("code", "expires_s", "address"),
         code={"type": ["string", "null"], "description": "Null where no key is needed."},
         expires_s={"type": ["integer", "null"]},
-        host={"type": ["string", "null"], "description": "host:port; null: this machine alone."},
+        address={"type": ["string", "null"], "description": "URL; null: this machine alone."},
     ),
     "Jobs": _object(
         ("jobs", "next"),

@@ -17,13 +17,13 @@ CODE_PATH = "/v1/session/code"
 class Session:
     """`/v1/session`; the guard has looked at the key before.
 
-    `host` tells for a request the `host:port` under which other machines reach this door,
+    `address` tells for a request the URL under which other machines reach this door,
     None where they do not.
     """
 
-    def __init__(self, access: Access, host: Callable[[web.Request], str | None]) -> None:
+    def __init__(self, access: Access, address: Callable[[web.Request], str | None]) -> None:
         self._access = access
-        self._host = host
+        self._address = address
         self._codes = Codes()
 
     def routes(self) -> list[web.RouteDef]:
@@ -51,7 +51,8 @@ class Session:
         """A code for another browser; null where the asker showed no key and so needs none."""
         owner = self._access.owner(request)
         code = None if owner is None else self._codes.make(owner)
-        told = {"code": code, "expires_s": LIFE_S if code else None, "host": self._host(request)}
+        expires_s = LIFE_S if code else None
+        told = {"code": code, "expires_s": expires_s, "address": self._address(request)}
         return web.json_response(told, headers={"Cache-Control": "no-store"})
 
     async def enter(self, request: web.Request) -> web.Response:

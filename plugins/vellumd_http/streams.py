@@ -21,10 +21,14 @@ HEARTBEAT_S = 15
 
 
 class Streams:
-    """All event streams of the door."""
+    """All event streams of the door; each ends soon after its reader's key was removed."""
 
-    def __init__(self, heartbeat_s: float = HEARTBEAT_S) -> None:
-        self._heartbeat_s = heartbeat_s
+    def __init__(
+        self, admits: Callable[[web.Request], bool], heartbeat_s: float | None = None
+    ) -> None:
+        """`admits` tells whether a request has the key it needs."""
+        self._admits = admits
+        self._heartbeat_s = HEARTBEAT_S if heartbeat_s is None else heartbeat_s
         self._open = 0
         self._closing = asyncio.Event()
 
@@ -56,7 +60,8 @@ class Streams:
         line = asyncio.Lock()  # no heartbeat in the middle of a large event
         try:
             async with closing(events), asyncio.TaskGroup() as tasks:
-                beating = tasks.create_task(self._beat(response, line), name="sse heartbeat")
+                beat = self._beat(request, response, line)
+                beating = tasks.create_task(beat, name="sse heartbeat")
                 async for event in events:
                     async with line:
                         await _write(response, encode(event))
@@ -66,8 +71,12 @@ class Streams:
         await response.write_eof()
         return response
 
-    async def _beat(self, response: web.StreamResponse, line: asyncio.Lock) -> None:
+    async def _beat(
+        self, request: web.Request, response: web.StreamResponse, line: asyncio.Lock
+    ) -> None:
         while not self._closing.is_set():
+            if not self._admits(request):
+                raise ConnectionResetError("the reader's key was removed")
             async with line:
                 await send_bytes(response, b":\n\n")
             with suppress(TimeoutError):

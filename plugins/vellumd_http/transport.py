@@ -86,7 +86,7 @@ class HttpTransport:
             context.serve_results(links.url)
         app = web.Application(middlewares=[self._answer_errors, _guarded(self._guard)])
         app.on_response_prepare.append(_add_headers)
-        streams = Streams()
+        streams = Streams(self._guard.admits)
         for part in (
             Legacy(context, intake),
             OpenAI(context, intake, streams),
@@ -94,7 +94,7 @@ class HttpTransport:
             Presets(context, bodies),
             Control(context),
             Events(context, streams),
-            Session(self._access, self._host_for_others),
+            Session(self._access, self._address_for_others),
             Service(context, links, self._guard.admits, lambda: self._access.needed),
         ):
             app.add_routes(_guarded_first(route) for route in part.routes())
@@ -105,14 +105,14 @@ class HttpTransport:
         app.on_shutdown.append(close)
         return app
 
-    def _host_for_others(self, request: web.Request) -> str | None:
-        """The `host:port` that other machines reach; None where this one alone is answered."""
+    def _address_for_others(self, request: web.Request) -> str | None:
+        """The address that other machines reach; None where this one alone is answered."""
         if public_url := self._context.info()["public_url"]:
-            return urlsplit(str(public_url)).netloc
+            return str(public_url).rstrip("/")
         if not self._access.open_to_others or request.transport is None:
             return None
         port = request.transport.get_extra_info("sockname")[1]
-        return urlsplit(url_for_others(self._settings.host, port)).netloc
+        return url_for_others(self._settings.host, port, self._tls).rstrip("/")
 
     async def _listen(self, runner: web.AppRunner, servers: list[asyncio.Server]) -> None:
         """Open the address; the default one also as ::1 where the machine has IPv6."""

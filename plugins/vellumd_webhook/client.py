@@ -7,7 +7,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -61,8 +61,9 @@ class Client:
                 allow_redirects=False,
                 timeout=self._timeout,
             ) as answer:
-                await answer.content.read(ANSWER_MAX)
                 check(answer)
+                with suppress(TimeoutError, aiohttp.ClientError, OSError):
+                    await answer.content.read(ANSWER_MAX)  # the connection is used again then
         except aiohttp.ClientConnectorDNSError as error:
             forbidden = isinstance(error.os_error, address.ForbiddenAddressError)
             what = "has a name that leads where no target may be" if forbidden else "is not known"

@@ -442,6 +442,7 @@ def test_moving_writes_over_nothing(tmp_path: Path) -> None:
 async def test_a_failure_that_cannot_be_told_harms_nobody(drop: OpenDrop) -> None:
     """What cannot be moved to failed goes back and is tried again; others go on."""
     async with drop(prompt="p", incomplete_s=0) as folder:
+        await folder.until((folder.root / "failed").is_dir, "the folder")
         in_the_way = folder.root / "failed" / "set"
         in_the_way.write_text("a file where a folder has to be")
         folder.put("set/bad.png", b"no picture at all, and long enough")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from aiohttp import CookieJar, web
+from aiohttp import ClientPayloadError, CookieJar, web
 from aiohttp.test_utils import make_mocked_request
 
 from vellumd import Keyring, errors
@@ -228,3 +228,22 @@ async def test_a_damaged_key_file_lets_nobody_in(
         headers = {"Authorization": f"Bearer {key}"}
         assert (await door.json("GET", "/v1/jobs", 500, headers=headers))["code"] == "internal"
     assert "keys.json is damaged" in caplog.text
+
+
+async def test_a_removed_key_ends_its_streams(
+    open_door: OpenDoor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may not ask any more is told nothing more either."""
+    monkeypatch.setattr("vellumd_http.streams.HEARTBEAT_S", 0.05)
+    ring = Keyring(tmp_path / "data/keys.json")
+    ring.add("desk")
+    key = {"Authorization": f"Bearer {ring.add('phone')}"}
+    async with (
+        open_door() as door,
+        asyncio.timeout(10),
+        door.ask("GET", "/v1/events", headers=key) as got,
+    ):
+        assert got.status == 200
+        ring.remove("phone")
+        with pytest.raises(ClientPayloadError):
+            await got.read()

@@ -116,7 +116,7 @@ async def test_two_who_show_a_code_at_once(open_door: OpenDoor, tmp_path: Path) 
 
 async def test_without_a_key_there_is_no_code(door: Door) -> None:
     """Nothing to trade; and nobody else reaches a loopback address."""
-    assert await made(door) == {"code": None, "expires_s": None, "host": None}
+    assert await made(door) == {"code": None, "expires_s": None, "address": None}
     await door.json("PUT", PATH, 401, headers=bearer("guess"))
 
 
@@ -124,8 +124,8 @@ async def test_where_others_reach_the_door(open_door: OpenDoor, tmp_path: Path) 
     """The machine's address and the port, or the public one."""
     key = Keyring(tmp_path / "data/keys.json").add("phone")
     async with open_door(host="0.0.0.0") as door:
-        host = (await made(door, **bearer(key)))["host"]
-        assert host.rpartition(":")[2] == str(door.port)
-        assert not host.startswith("0.")
-    async with open_door({"daemon": {"public_url": "https://pics.example/"}}) as door:
-        assert (await made(door, **bearer(key)))["host"] == "pics.example"
+        address = (await made(door, **bearer(key)))["address"]
+        assert address.startswith("http://") and address.endswith(f":{door.port}")
+        assert "0.0.0.0" not in address
+    async with open_door({"daemon": {"public_url": "https://pics.example/edits/"}}) as door:
+        assert (await made(door, **bearer(key)))["address"] == "https://pics.example/edits"

@@ -79,6 +79,18 @@ async def test_resuming_misses_and_repeats_nothing_under_load(door: Door) -> Non
     assert ids == list(range(1, 3 * count + 1))
 
 
+async def test_a_number_of_another_store_hides_nothing(door: Door) -> None:
+    """A page that was open while the data folder was replaced sees what happens now."""
+    async with (
+        asyncio.timeout(30),
+        door.ask("GET", "/v1/events", headers={"Last-Event-ID": "999999"}) as got,
+    ):
+        await door.done()
+        async for message in messages(got):
+            if message["event"] == "done":
+                break
+
+
 async def _submit(door: Door, count: int) -> None:
     for number in range(count):
         await door.json("POST", "/v1/jobs", 202, json={**EDIT, "seed": number})

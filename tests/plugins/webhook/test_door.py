@@ -19,8 +19,9 @@ import trustme
 from tests.plugins.webhook.conftest import OpenDoor, submit, until
 from tests.plugins.webhook.receiver import OK, SECRET, Answer, Call, Receiver
 from vellumd import __version__
-from vellumd.daemon import Daemon, first
+from vellumd.daemon import Daemon
 from vellumd.errors import ConfigError
+from vellumd.foreground import first
 from vellumd_webhook.plugin import vellumd_transports
 from vellumd_webhook.target import Pace
 

@@ -3,7 +3,8 @@
 import { button, dialog, h, toast } from "./dom.js";
 import { flow } from "./flow.js";
 
-const SENT = ["prompt", "preset", "steps", "true_cfg_scale", "seed", "size", "n", "negative_prompt"];
+// All of them were decided when the job was accepted, so its preset may be gone or changed by now.
+const SENT = ["prompt", "steps", "true_cfg_scale", "seed", "size", "n", "negative_prompt", "tier", "loras", "output"];
 
 /** The fields that make the same edit again; what says nothing is left out. */
 export function asked(job) {
@@ -15,14 +16,17 @@ export function asked(job) {
 }
 
 const quoted = (text) => `'${String(text).replaceAll("'", "'\\''")}'`;
+/** A file name for curl's -F, where a bare comma begins another file and a semicolon an option. */
+const file = (name) => `"${name.replace(/[\\"]/g, "\\$&")}"`;
+const text = (value) => (typeof value === "object" ? JSON.stringify(value) : value);
 const withKey = () => document.body.dataset.key === "needed";
 
 /** A curl command that sends the job's pictures from files of their names. */
 export function curl(job, origin) {
   const name = (picture, n) => picture.name || `picture-${n}.png`;
-  const parts = job.request.images.map((picture, index) => `-F ${quoted(`images=@${name(picture, index + 1)}`)}`);
+  const parts = job.request.images.map((picture, index) => `-F ${quoted(`images=@${file(name(picture, index + 1))}`)}`);
   if (job.request.mask) parts.push("-F 'mask=@mask.png'");
-  parts.push(...Object.entries(asked(job)).map(([field, value]) => `--form-string ${quoted(`${field}=${value}`)}`));
+  parts.push(...Object.entries(asked(job)).map(([field, value]) => `--form-string ${quoted(`${field}=${text(value)}`)}`));
   if (withKey()) parts.push('-H "Authorization: Bearer $VELLUMD_KEY"');
   parts.push("-H 'Prefer: wait=300'", "-H 'Accept: image/png'", "-o result.png", quoted(`${origin}/v1/jobs`));
   return `curl ${parts.join(" \\\n  ")}\n`;

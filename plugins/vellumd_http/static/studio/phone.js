@@ -8,10 +8,10 @@ const HERE = /^(localhost|127\..*|\[::1\])$/;
 
 /** The link for another device, null where none can reach this daemon. */
 async function link() {
-  const { code, host } = await api.invite();
-  const reached = HERE.test(location.hostname) ? host : location.host;
+  const { code, address } = await api.invite();
+  const reached = HERE.test(location.hostname) ? address : location.origin;
   if (!reached) return null;
-  return { url: `${location.protocol}//${reached}/${code ? `#code=${code}` : ""}`, once: Boolean(code) };
+  return { url: `${reached}/${code ? `#code=${code}` : ""}`, once: Boolean(code) };
 }
 
 async function content(redraw) {

@@ -204,8 +204,28 @@ def test_a_job_as_curl(house: House, page: Page, tmp_path: Path) -> None:
     made = house.jobs()[0]
     old = house.json(f"/v1/jobs/{job}")
     assert made["id"] != job
-    for field in ("prompt", "seed", "steps", "preset", "true_cfg_scale"):
+    for field in ("prompt", "seed", "steps", "true_cfg_scale", "tier", "loras", "output"):
         assert made["request"][field] == old["request"][field]
+
+
+def test_a_file_name_is_no_option_of_curl(house: House, page: Page, tmp_path: Path) -> None:
+    """Its comma begins no second file, its semicolon no option."""
+    page.evaluate(
+        """async (bytes) => {
+            const form = new FormData();
+            form.append("images", new File([new Uint8Array(bytes)], "a,b;c.png"));
+            form.append("prompt", "named");
+            const got = await fetch("/v1/jobs", { method: "POST", body: form });
+            if (!got.ok) throw new Error(await got.text());
+        }""",
+        list(photo()),
+    )
+    page.locator("#list li").filter(has_text="named").locator(".row").click()
+    page.wait_for_selector(".job.done")
+    (tmp_path / "a,b;c.png").write_bytes(photo())
+    text = copied(page, "Copy as curl")
+    subprocess.run(["bash", "-c", text], cwd=tmp_path, check=True, timeout=60, capture_output=True)
+    assert (tmp_path / "result.png").exists()
 
 
 def test_a_job_as_node_red(house: House, page: Page, tmp_path: Path) -> None:
