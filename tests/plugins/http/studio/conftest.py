@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from .house import DESKTOP, PHONE, House, browsing
 
 OpenPage = Callable[..., Page]
+
+expect.set_options(timeout=30_000)  # two cores may have other tests to run
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
         context = browser.new_context(**{**size, **options})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(45_000)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", lambda said: hear(said.type, said.text))
         page.goto(url)
