@@ -54,7 +54,11 @@ def run(node_red: NodeRed, nodes: list[dict[str, Any]], folder: Path) -> bytes:
     """Deploy, press the button, wait for the edit of the picture that is returned."""
     picture = png(64, 48, (10, 20, 30))
     (folder / "in.png").write_bytes(picture)
+    brokers = sum(node["type"] == "mqtt-broker" for node in nodes)
+    connected = node_red.log().count("Connected to broker") + brokers
     node_red.deploy(nodes)
+    # The stand-in answers at once: a request on its way before the subscriptions gets no reply.
+    wait(lambda: node_red.log().count("Connected to broker") >= connected, "the broker")
     node_red.press(one(nodes, "inject"))
     try:
         wait(lambda: shows_edit(folder / "out.png", picture), "the edit")
