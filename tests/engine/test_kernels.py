@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import triton
 from torch import Tensor
 
 from tests.engine import random_transformer as small
 from vellumd import errors
 from vellumd.engine import attention, linears, precision
 from vellumd.engine.kernels import choice
+from vellumd.engine.kernels import heads as heads_of
 from vellumd.engine.kernels.choice import PLAIN, TRITON, Ops
 from vellumd.engine.kernels.feed import Fed, Need
 from vellumd.engine.lora import Branched, Pair
@@ -28,7 +32,7 @@ PLAN = Plan.full(len(small.TIMES))
 
 INTERPRETED = """
 import torch
-from vellumd.engine.kernels import choice
+from vellumd.engine.kernels import choice, heads
 for dtype in (torch.float32, torch.bfloat16):
     for name in {names}:
         for made, exact, tolerance in choice.tried(name, choice.TRITON, torch.device("cpu"), dtype):
@@ -37,6 +41,14 @@ for dtype in (torch.float32, torch.bfloat16):
                 # The interpreter of Triton 3.8 rounds 127 to 64 in e4m3: the carry is lost.
                 made = torch.where(torch.isclose(made * 2, exact, rtol=0.01), exact, made)
             print(name, dtype, small, float((made - exact).norm() / exact.norm()))
+    x = torch.randn(1, 70, 3, 40) * torch.logspace(-2, 2, 3)[:, None]
+    made, exact = (
+        small.double() * scale[:, None, :, None].double()
+        for small, scale in map(lambda run: run(x.to(dtype)), (heads.by_head_triton, heads.by_head))
+    )
+    made = torch.where(torch.isclose(made * 2, exact, rtol=0.01), exact, made)
+    by_head = (made - exact).norm(dim=(1, 3)) / exact.norm(dim=(1, 3))
+    print("by_head", dtype, True, float(by_head.max()))
 """
 
 
@@ -69,6 +81,15 @@ def test_a_kernel_does_what_its_twin_does(
     assert len(small) == (2 if name in ("norm_modulate", "gelu", "feed") else 0)
     assert max(whole) <= (2e-6 if dtype == "torch.float32" else 6e-3)
     assert all(error <= (5e-3 if dtype == "torch.float32" else 3e-2) for error in small)
+
+
+@pytest.mark.parametrize("dtype", ["torch.float32", "torch.bfloat16"])
+def test_heads_are_rounded_as_their_twin_does(
+    dtype: str, interpreted: list[tuple[str, str, bool, float]]
+) -> None:
+    """Each by its own scale, but for a few numbers that lie between two."""
+    (error,) = [error for *of, _, error in interpreted if of == ["by_head", dtype]]
+    assert error <= (5e-3 if dtype == "torch.float32" else 3e-2)
 
 
 @pytest.mark.parametrize("recipe", [precision.ROWS, precision.TENSOR, precision.WEIGHTS])
@@ -136,3 +157,97 @@ def test_a_cpu_takes_the_plain_ones() -> None:
     """`auto` on a CPU tries nothing, and Triton without a card does not run."""
     assert choice.choose("auto", CPU, torch.float32).ops is PLAIN
     assert choice.complaint("gelu", TRITON, CPU, torch.float32) is not None
+
+
+def launches(need: Need) -> dict[str, Callable[[], object]]:
+    """Each launch of a kernel at the real model's size, the rounding to e4m3 if `need` has it."""
+    rows, heads, width = 20, 24, 128
+    x = torch.empty(1, rows, heads * width, dtype=torch.bfloat16)
+    wide = torch.empty(1, rows, 4 * heads * width, dtype=torch.bfloat16)
+    mods, turns = torch.empty(2, heads * width, dtype=torch.bfloat16), torch.empty(rows, width // 2)
+    by_head = x.view(1, rows, heads, width)
+    found: dict[str, Callable[[], object]] = {
+        "norm_modulate": lambda: TRITON.norm_modulate(x, mods, mods, 5, need),
+        "gelu": lambda: TRITON.gelu(wide, need),
+        "gate_residual": lambda: TRITON.gate_residual(x, x, mods, 5),
+        "norm_rotate": lambda: TRITON.norm_rotate(by_head, mods[0, :width], turns, turns, by_head),
+    }
+    if need.small:
+        found["feed"] = lambda: TRITON.feed(x, need)
+        found["by_head"] = lambda: heads_of.by_head_triton(by_head)
+    return found
+
+
+class Compiling:
+    """In place of a kernel's launch: what Triton and ptxas make of it for a card of `sm`."""
+
+    def __init__(self, sm: int) -> None:
+        self.sm = sm
+        self.made = 0
+
+    def run(self, kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        """Compile `kernel` for the types of its arguments."""
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+
+        warps = {"num_warps": options.pop("num_warps")}
+        given = dict(zip(kernel.arg_names, args, strict=False)) | options
+        constant = {p.name for p in kernel.params if p.is_constexpr} | {
+            name for name, value in given.items() if value is None
+        }
+        signature = {
+            name: "constexpr" if name in constant else TYPES[getattr(value, "dtype", type(value))]
+            for name, value in given.items()
+        }
+        source = ASTSource(kernel, signature, {name: given[name] for name in constant})
+        target = GPUTarget("cuda", self.sm, 32)
+        assert triton.compile(source, target=target, options=warps).asm["cubin"]
+        self.made += 1
+
+
+TYPES: dict[Any, str] = {
+    torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float8_e4m3fn: "*fp8e4nv",
+    int: "i32", float: "fp32",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sm", [80, 86, 89, 90, 120])
+def test_kernels_compile_for_every_card(
+    sm: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Down to machine code; before SM89 without e4m3, which Triton then has no type for."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compiling = Compiling(sm)
+
+    def run(kernel: Any, *args: Any, **options: Any) -> None:
+        compiling.run(kernel, *args, **options)
+
+    monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", run)
+    whole, small = launches(Need(True, False)), launches(Need(True, True))
+    if sm >= 89:
+        for launch in small.values():
+            launch()
+        assert compiling.made == 7
+        return
+    for launch in whole.values():
+        launch()
+    assert compiling.made == 4
+    for name in ("norm_modulate", "gelu", "feed"):
+        with pytest.raises(triton.CompilationError):
+            small[name]()
+
+
+def test_without_e4m3_only_that_is_left_out() -> None:
+    """On a card before SM89 the other forms of an operation stay Triton's."""
+
+    def only_whole(*given: Any) -> Fed:
+        if given[-1].small:
+            raise RuntimeError("fp8e4nv not supported in this architecture")
+        return PLAIN.norm_modulate(*given)
+
+    chosen = choice.those_that_run(replace(PLAIN, norm_modulate=only_whole), CPU, torch.bfloat16)
+    assert set(chosen.refused) == {"norm_modulate to e4m3"}
+    x, mods = torch.randn(1, 4, 16), torch.randn(1, 16)
+    for need in choice.NEEDS:
+        made = chosen.ops.norm_modulate(x, mods, mods, 4, need)
+        assert (made.whole is not None, made.small is not None) == need

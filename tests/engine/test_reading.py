@@ -161,3 +161,13 @@ def test_wans_names_are_diffusers_own() -> None:
     assert convert_wan_vae_to_diffusers(dict(wan)).keys() == vae.keys()
     assert {names.canonical("vae")(name) for name in wan} == vae.keys()
     assert {names.canonical("vae")(name) for name in vae} == vae.keys()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_within_inference_mode(file: Path, way: dict[str, int]) -> None:
+    """Threads are in no such mode, and still write to tensors that were made in it."""
+    expected = load_file(file)
+    places = header.read(file).tensors
+    with torch.inference_mode(), Reader(CPU, **way) as reader:  # type: ignore[arg-type]
+        found = dict(zip(places, reader.places(list(places.values())), strict=True))
+        assert {n: bits(t) for n, t in found.items()} == {n: bits(t) for n, t in expected.items()}

@@ -21,7 +21,8 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vellumd import errors
-from vellumd.engine.linears import FP8, FP8_MAX, TINY
+from vellumd.engine.kernels import heads
+from vellumd.engine.trial import refusal
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ SCORES = 1 << 27
 """Most scores that plain attention holds at once: 512 MB in float32."""
 PROBE = 250, 322
 """Rows of the probe's queries and keys; they divide by no tile."""
+WIDTH = 128
+"""Channels of a head of Qwen-Image."""
 
 
 def default(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -60,17 +63,26 @@ def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def fa3(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """FlashAttention 3 (arXiv:2407.08608) of the package fa3-fwd; SM90."""
-    return _first(_fa3()(query, key, value))
+    return _first(_fa3(query.device)(query, key, value))
 
 
-def fa3_8bit(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """FlashAttention 3 on e4m3, with a scale for each head: heads differ much in size."""
-    (q, q_scale), (k, k_scale), (v, v_scale) = map(by_head, (query, key, value))
-    mixed = _first(_fa3()(q, k, v, q_descale=q_scale, k_descale=k_scale, v_descale=v_scale))
-    return mixed.to(query.dtype)
+def _fa3_8bit(by_head: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Attention:
+    """FlashAttention 3 on e4m3, with a scale for each head, rounded by `by_head`."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        (q, q_scale), (k, k_scale), (v, v_scale) = map(by_head, (query, key, value))
+        kernel = _fa3(q.device)
+        mixed = _first(kernel(q, k, v, q_descale=q_scale, k_descale=k_scale, v_descale=v_scale))
+        return mixed.to(query.dtype)
+
+    return attend
 
 
-def _fa3() -> Callable[..., Tensor | tuple[Tensor, ...]]:
+def _fa3(device: torch.device) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+    """The package's function; RuntimeError where it has no kernels for the card."""
+    # Asked for and not tried: without a kernel for the card its code ends the process.
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] not in (8, 9):
+        raise RuntimeError("fa3-fwd has no kernels for this card")
     attend: Callable[..., Tensor | tuple[Tensor, ...]] = importlib.import_module(
         "fa3_fwd_interface"
     ).flash_attn_func
@@ -82,12 +94,6 @@ def _first(result: Tensor | tuple[Tensor, ...]) -> Tensor:
     return result[0] if isinstance(result, tuple) else result
 
 
-def by_head(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`x` [1, rows, heads, width] as e4m3, and scales [1, heads] in float32."""
-    scale = x.abs().amax(dim=(1, 3)).float().clamp(min=TINY) / FP8_MAX
-    return (x / scale.to(x.dtype)[:, None, :, None]).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale
-
-
 KINDS: dict[str, Attention] = {
     "fa3": fa3,
     "cudnn": _by(SDPBackend.CUDNN_ATTENTION),
@@ -95,7 +101,10 @@ KINDS: dict[str, Attention] = {
     "math": plain,
 }
 """From the fastest to the one that runs everywhere (docs/performance.md)."""
-KINDS_8BIT: dict[str, Attention] = {"fa3-8bit": fa3_8bit}
+KINDS_8BIT: dict[str, Attention] = {
+    "fa3-8bit": _fa3_8bit(heads.by_head_triton),
+    "fa3-8bit without Triton": _fa3_8bit(heads.by_head),
+}
 """Those of the tiers swift and turbo."""
 TOLERANCE = 0.01
 """Largest relative error: bfloat16 gives 0.003."""
@@ -112,29 +121,35 @@ class Choice:
     refused: dict[str, str]
 
 
-def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> Choice:
+def choose(wanted: str, device: torch.device, dtype: torch.dtype, width: int = WIDTH) -> Choice:
     """The best kernel that runs on `device` with `dtype`, or the one `wanted` (not `auto`).
+
+    `width` is that of a head; kernels are made for some.
 
     Raises `RecipeUnsupported` where the one that is wanted does not run.
     """
     kinds = KINDS if wanted == "auto" else {wanted: KINDS[wanted]}
-    found = _first_that_runs(kinds, TOLERANCE, device, dtype)
+    found = _first_that_runs(kinds, TOLERANCE, device, dtype, width)
     if found is None:
         raise errors.RecipeUnsupported(f"The attention {wanted!r} does not run on this machine.")
     return found
 
 
-def choose_8bit(device: torch.device, dtype: torch.dtype) -> Choice | None:
+def choose_8bit(device: torch.device, dtype: torch.dtype, width: int = WIDTH) -> Choice | None:
     """The best kernel on 8 bits that runs; None if none does."""
-    return _first_that_runs(KINDS_8BIT, TOLERANCE_8BIT, device, dtype)
+    return _first_that_runs(KINDS_8BIT, TOLERANCE_8BIT, device, dtype, width)
 
 
 def _first_that_runs(
-    kinds: dict[str, Attention], tolerance: float, device: torch.device, dtype: torch.dtype
+    kinds: dict[str, Attention],
+    tolerance: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    width: int,
 ) -> Choice | None:
     refused: dict[str, str] = {}
     for name, attention in kinds.items():
-        why = complaint(attention, tolerance, device, dtype)
+        why = complaint(attention, tolerance, device, dtype, width)
         if why is None:
             return Choice(name, attention, refused)
         log.info("attention %s is left out: %s", name, why)
@@ -143,31 +158,36 @@ def _first_that_runs(
 
 
 def complaint(
-    attention: Attention, tolerance: float, device: torch.device, dtype: torch.dtype
+    attention: Attention,
+    tolerance: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    width: int = WIDTH,
 ) -> str | None:
     """Why `attention` cannot be used, found by running it; None if it can.
 
     An error that has lost the card is raised: nothing runs after it.
     """
-    try:
-        error = tried(attention, device, dtype)
-    except torch.AcceleratorError:
-        raise
-    except Exception as failure:  # noqa: BLE001 (whatever is wrong here, another one runs)
-        return f"{type(failure).__name__}: {failure}".partition("\n")[0]
-    # Not a number is no less than the tolerance either.
-    return None if error <= tolerance else f"its error is {error:.3f}"
+
+    def judged() -> str | None:
+        error = tried(attention, device, dtype, width)
+        # Not a number is no less than the tolerance either.
+        return None if error <= tolerance else f"its error is {error:.3f}"
+
+    return refusal(judged)
 
 
 @torch.inference_mode()
-def tried(attention: Attention, device: torch.device, dtype: torch.dtype) -> float:
+def tried(
+    attention: Attention, device: torch.device, dtype: torch.dtype, width: int = WIDTH
+) -> float:
     """The largest relative error of a head against plain arithmetic in float64 on the CPU."""
     numbers = torch.Generator().manual_seed(0)
     rows, others = PROBE
     # Heads of very different size: one scale for all of them shows.
     sizes = torch.logspace(-2, 2, 4)[:, None]
     query, key, value = (
-        (torch.randn(1, count, 4, 128, generator=numbers) * size).to(dtype)
+        (torch.randn(1, count, 4, width, generator=numbers) * size).to(dtype)
         for count, size in ((rows, 1), (others, 1), (others, sizes))
     )
     exact = plain(query.double(), key.double(), value.double())

@@ -66,6 +66,9 @@ class QwenEngine:
             # The demo's tensors are too small to be shared: two threads take 0.44 s for an
             # edit that one does in 0.30 s.
             torch.set_num_threads(1)
+        if self._device.type == "cuda":
+            # Triton's kernels and new events go to the current card, whatever the tensors'.
+            torch.cuda.set_device(self._device)
         opened = model_card.opened(settings)
         choice = self._choose(opened.configs["transformer"], report)
         self._recipe = choice.recipe

@@ -16,6 +16,7 @@ from torch import Tensor
 from vellumd import errors
 from vellumd.engine import linears
 from vellumd.engine.reading import StoredTensor
+from vellumd.engine.trial import refusal
 from vellumd.engine.weights import Fit
 from vellumd.models import Tier
 from vellumd.weights.checkpoint import Scaling
@@ -94,16 +95,16 @@ def complaint(recipe: Recipe, device: torch.device) -> str | None:
 
     An error that has lost the card is raised: nothing runs after it.
     """
-    if recipe.linear is None:
+    kind = recipe.linear
+    if kind is None:
         return None
-    try:
-        error = tried(recipe.linear, device)
-    except torch.AcceleratorError:
-        raise
-    except Exception as failure:  # noqa: BLE001 (whatever is wrong here, another recipe runs)
-        return f"{type(failure).__name__}: {failure}".partition("\n")[0]
-    # Not a number is no less than the tolerance either.
-    return None if error <= TOLERANCE else f"its error is {error:.3f}"
+
+    def judged() -> str | None:
+        error = tried(kind, device)
+        # Not a number is no less than the tolerance either.
+        return None if error <= TOLERANCE else f"its error is {error:.3f}"
+
+    return refusal(judged)
 
 
 @torch.inference_mode()
@@ -125,14 +126,15 @@ def tried(kind: type[linears.Fp8Linear], device: torch.device) -> float:
 
 def without_triton(device: torch.device) -> str | None:
     """Why Triton fuses nothing on `device`, found by running a kernel; None if it does."""
-    try:
+
+    def judged() -> str | None:
         from vellumd.engine import triton_probe
 
-        return None if triton_probe.runs(device) else "Triton's kernels give wrong numbers"
-    except torch.AcceleratorError:
-        raise
-    except Exception as failure:  # noqa: BLE001 (not installed, no compiler, no such card ...)
-        return f"Triton does not run ({type(failure).__name__})"
+        return None if triton_probe.runs(device) else "its kernels give wrong numbers"
+
+    # Not installed, no compiler, no such card ..
+    why = refusal(judged)
+    return why and f"Triton does not run ({why})"
 
 
 def fill(linear: linears.Fp8Linear, weight: Tensor, bias: Tensor | None = None) -> None:

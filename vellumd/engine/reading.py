@@ -287,7 +287,10 @@ class _Ring:
             copied.record(self._stream)
         return copied
 
+    @torch.inference_mode()
     def _move(self, span: Span, buffer: Tensor, targets: dict[int, Tensor]) -> None:
+        # A thread is in no inference mode though the one that waits for it is, and tensors
+        # made in that mode are written in it alone.
         for piece in span.pieces:
             part_of(piece, targets).copy_(buffer[piece.begin : piece.end], non_blocking=True)
 

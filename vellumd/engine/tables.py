@@ -41,7 +41,10 @@ class Tabled(torch.nn.Module):
     def forward(self, embedded: Tensor) -> Tensor:
         """`embedded` [rows, channels] to [rows, 6 · channels]."""
         tables = self._tables[0]
-        distance = torch.cdist(embedded.float()[None], tables.keys[None].float())[0]
+        # Without products, which round more than times that are close lie apart.
+        distance = torch.cdist(
+            embedded.float(), tables.keys.float(), compute_mode="donot_use_mm_for_euclid_dist"
+        )
         return tables.rows[self._name][distance.argmin(dim=1)]
 
 

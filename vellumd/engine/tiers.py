@@ -30,7 +30,8 @@ class Forwards:
         """
         if settings.forward == "stock":
             return cls(Stock(parts.transformer), None, ("diffusers",))
-        best = attention.choose(settings.attention, parts.device, parts.dtype)
+        width = parts.transformer.config.attention_head_dim
+        best = attention.choose(settings.attention, parts.device, parts.dtype, width)
         ops = choice.choose(settings.kernels, parts.device, parts.dtype).ops
 
         def own(kernel: attention.Attention) -> Forward:
@@ -41,7 +42,7 @@ class Forwards:
         exact = own(best.attention)
         small = None
         if settings.attention == "auto" and settings.tier != "reference":
-            small = attention.choose_8bit(parts.device, parts.dtype)
+            small = attention.choose_8bit(parts.device, parts.dtype, width)
         if small is None:
             return cls(exact, None, (best.name,))
         return cls(exact, own(small.attention), (small.name, best.name))

@@ -117,7 +117,8 @@ def measured(
 ) -> Times:
     """The median seconds of one block by recipe, with one reference."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    best = attention.choose("auto", device, dtype).attention
+    width = config.get("attention_head_dim", attention.WIDTH)
+    best = attention.choose("auto", device, dtype, width).attention
     ops = choice.choose("auto", device, dtype).ops
     recipes, found = list(recipes), {}
     for done, recipe in enumerate(recipes):

@@ -63,8 +63,9 @@ class Methods:
         self._given, self._tokens = workload.inputs(base, device)
         self._times = torch.tensor(TIMES, device=device)
         self._dtype = base.img_in.weight.dtype
-        self._best = attention.choose("auto", device, self._dtype)
-        self._small = attention.choose_8bit(device, self._dtype)
+        width = base.config.attention_head_dim
+        self._best = attention.choose("auto", device, self._dtype, width)
+        self._small = attention.choose_8bit(device, self._dtype, width)
         self._ops = choice.choose("auto", device, self._dtype).ops
 
     def all(self) -> Iterator[Method]:

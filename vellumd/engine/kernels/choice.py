@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from vellumd import errors
 from vellumd.engine.kernels import feed, gelu, modulate, rotate
 from vellumd.engine.kernels.feed import Fed, Need
+from vellumd.engine.trial import refusal
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +23,10 @@ TOLERANCE_SMALL = 0.04
 """The same of e4m3, where a number on the border between two falls to either side."""
 ROWS, SPLIT, HEADS, WIDTH = 37, 11, 3, 40
 """Of the probe; none is a power of two."""
+NEEDS = Need(True, False), Need(True, True), Need(False, True)
+"""All forms that linears take their input in."""
+FORMED = "norm_modulate", "gelu"
+"""Operations that give these forms and have work of their own."""
 
 
 @dataclass(frozen=True)
@@ -58,41 +64,59 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> Choice:
     if wanted == "plain" or (wanted == "auto" and device.type == "cpu"):
         return Choice(PLAIN, {})
     found = those_that_run(TRITON, device, dtype)
-    if wanted == "triton" and found.refused:
+    if wanted == "triton" and any(field.name in found.refused for field in fields(Ops)):
         raise errors.RecipeUnsupported("Triton's kernels do not run on this machine.")
     return found
 
 
 def those_that_run(ops: Ops, device: torch.device, dtype: torch.dtype) -> Choice:
-    """`ops`, with the plain twin of each operation that does not run or agree."""
+    """`ops`, with the plain twin of each operation that does not run or agree.
+
+    One that fails at rounding to e4m3 alone is replaced there alone: cards before SM89 have no
+    such numbers.
+    """
     refused: dict[str, str] = {}
+    twins: dict[str, Callable[..., Any]] = {}
     for field in fields(Ops):
-        if why := complaint(field.name, ops, device, dtype):
-            log.info("Triton's %s is left out: %s", field.name, why)
-            refused[field.name] = why
-    twins = {name: getattr(PLAIN, name) for name in refused}
+        name, twin = field.name, getattr(PLAIN, field.name)
+        if why := complaint(name, ops, device, dtype):
+            if name in FORMED and complaint(name, ops, device, dtype, NEEDS[:1]) is None:
+                name, twin = f"{name} to e4m3", by_form(getattr(ops, name), twin)
+            log.info("Triton's %s is left out: %s", name, why)
+            refused[name], twins[field.name] = why, twin
     return Choice(replace(ops, **twins), refused)
 
 
-def complaint(name: str, ops: Ops, device: torch.device, dtype: torch.dtype) -> str | None:
+def by_form(whole: Callable[..., Fed], small: Callable[..., Fed]) -> Callable[..., Fed]:
+    """An operation that rounds to e4m3 as `small` does, and does all else as `whole`."""
+
+    def run(*given: Any) -> Fed:
+        return (small if given[-1].small else whole)(*given)
+
+    return run
+
+
+def complaint(
+    name: str, ops: Ops, device: torch.device, dtype: torch.dtype, needs: Sequence[Need] = NEEDS
+) -> str | None:
     """Why the operation `name` of `ops` cannot be used, found by running it; None if it can.
 
     An error that has lost the card is raised: nothing runs after it.
     """
-    try:
-        for number, (made, exact, tolerance) in enumerate(tried(name, ops, device, dtype)):
+
+    def judged() -> str | None:
+        results = tried(name, ops, device, dtype, needs)
+        for number, (made, exact, tolerance) in enumerate(results):
             error = float((made - exact).norm() / exact.norm())
             if not error <= tolerance:  # not a number is no less than it either
                 return f"the error of result {number} is {error:.4f}"
-    except torch.AcceleratorError:
-        raise
-    except Exception as failure:  # noqa: BLE001 (whatever is wrong here, the twin runs)
-        return f"{type(failure).__name__}: {failure}".partition("\n")[0]
-    return None
+        return None
+
+    return refusal(judged)
 
 
 def tried(
-    name: str, ops: Ops, device: torch.device, dtype: torch.dtype
+    name: str, ops: Ops, device: torch.device, dtype: torch.dtype, needs: Sequence[Need] = NEEDS
 ) -> Iterator[tuple[Tensor, Tensor, float]]:
     """What operation `name` makes of random rows, what its twin does, and the tolerance."""
     numbers = torch.Generator().manual_seed(0)
@@ -116,7 +140,7 @@ def tried(
         yield run(first, second.clone(), scale, SPLIT).double(), exact.double(), TOLERANCE
         return
     given = (first, shift, scale, SPLIT) if name == "norm_modulate" else (first,)
-    for need in (Need(True, False), Need(True, True), Need(False, True)):
+    for need in needs:
         made, exact = run(*given, need), twin(*given, need)
         yield from compared(made, exact)
 
