@@ -1,7 +1,7 @@
 """What rounding costs: per linear, per block and at the end, on weights of the real size.
 
-    python -m tests.bench.precision --out tests/bench/results/precision_h100.json
-    python -m tests.bench.precision --demo           # on any machine: does the script run?
+    python -m tests.bench.precision --out FILE
+    python -m tests.bench.precision --tiny           # on any machine: does the script run?
 
 A transformer of Qwen-Image-Edit-2511's size with random weights (`--blocks` of its 60), fed
 what an edit with three references feeds it. Rounding as the predecessor does it, by row for
@@ -14,12 +14,10 @@ pictures; the demo's gate does (docs/demo.md).
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from accelerate import init_empty_weights
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
+from tests.bench.record import Record
 from tests.engine import numerics
 from vellumd import model_card
 from vellumd.engine import convert, linears, loading, precision
@@ -43,29 +42,23 @@ SHAPES = {"to_q": (3072, 3072), "mlp up": (3072, 12288), "mlp down": (12288, 307
 def main() -> None:
     """Measure and write down."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--demo", action="store_true", help="the demo's own transformer instead")
+    parser.add_argument(
+        "--tiny", action="store_true", help="the demo's own transformer, on any machine"
+    )
     parser.add_argument("--blocks", type=int, default=60)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    if args.demo:
+    if args.tiny:
         torch.set_num_threads(1)
     device = loading.device_of("auto")
-    transformer, feed = demo() if args.demo else real(args.blocks, device)
+    transformer, feed = demo() if args.tiny else real(args.blocks, device)
     tokens = feed["hidden_states"].shape[1]
-    figures: dict[str, Any] = {
-        "at": datetime.now().astimezone().isoformat(),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
-        "recipes": recipes(device),
-        "linears": [each(name, *shape, tokens, device) for name, shape in shapes(args.demo)],
-        "blocks": errors(numerics.by_block, transformer, feed),
-        "whole": errors(numerics.whole, transformer, feed),
-        "convert": converting(args.demo),
-    }
-    text = json.dumps(figures, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    record = Record(args.out)
+    record["recipes"] = recipes(device)
+    record["linears"] = [each(name, *shape, tokens, device) for name, shape in shapes(args.tiny)]
+    record["blocks"] = errors(numerics.by_block, transformer, feed)
+    record["whole"] = errors(numerics.whole, transformer, feed)
+    record["convert"] = converting(args.tiny)
 
 
 def recipes(device: torch.device) -> dict[str, Any]:

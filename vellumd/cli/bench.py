@@ -24,7 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--references", type=int, default=3, help="pictures that are edited")
     parser.add_argument("--megapixels", type=float, help="2^20 pixels of each picture")
     parser.add_argument("--rounds", type=int, default=10, help="forwards that are timed of each")
-    parser.add_argument("--only", default="", help="methods whose name holds this")
+    parser.add_argument(
+        "--only", default="", help="methods whose name holds this; several with ; between"
+    )
+    parser.add_argument(
+        "--skip", default="", help="leave out those whose name holds this, likewise"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
 
 
@@ -35,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         sys.executable, "-m", "vellumd.engine", "bench", "--model", model,
         "--layers", str(args.layers), "--references", str(args.references),
         "--rounds", str(args.rounds), "--only", args.only,
+        "--skip", args.skip,
         *(["--megapixels", str(args.megapixels)] if args.megapixels else []),
         *(["--random"] * args.random),
     ]  # fmt: skip
@@ -59,7 +65,7 @@ def table(found: dict[str, Any]) -> str:
         ),
         "",
     ]
-    baseline = found["methods"][0]["forward_s"] if found["methods"] else 0
+    baseline = next((one["forward_s"] for one in found["methods"] if "forward_s" in one), 0)
     rows = [COLUMNS, *(_row(method, baseline) for method in found["methods"])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     lines += [
@@ -69,6 +75,8 @@ def table(found: dict[str, Any]) -> str:
 
 
 def _row(method: dict[str, Any], baseline: float) -> tuple[str, ...]:
+    if "failed" in method:
+        return method["name"], "", method["failed"][:60], *[""] * (len(COLUMNS) - 3)
     figures = (
         "forward_s", "least_s", "most_s", "tflops", "weights_gb", "activations_gb", "error",
         "block_error",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -121,14 +121,21 @@ class Choice:
     refused: dict[str, str]
 
 
-def choose(wanted: str, device: torch.device, dtype: torch.dtype, width: int = WIDTH) -> Choice:
+def choose(
+    wanted: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    width: int = WIDTH,
+    without: Collection[str] = (),
+) -> Choice:
     """The best kernel that runs on `device` with `dtype`, or the one `wanted` (not `auto`).
 
-    `width` is that of a head; kernels are made for some.
+    `width` is that of a head; kernels are made for some. Those of `without` are not tried.
 
     Raises `RecipeUnsupported` where the one that is wanted does not run.
     """
-    kinds = KINDS if wanted == "auto" else {wanted: KINDS[wanted]}
+    names = KINDS.keys() - set(without) if wanted == "auto" else {wanted}
+    kinds = {name: kind for name, kind in KINDS.items() if name in names}
     found = _first_that_runs(kinds, TOLERANCE, device, dtype, width)
     if found is None:
         raise errors.RecipeUnsupported(f"The attention {wanted!r} does not run on this machine.")

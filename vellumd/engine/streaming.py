@@ -71,6 +71,12 @@ def replace(block: torch.nn.Module, name: str, tensor: Tensor) -> None:
     block.get_submodule(home)._parameters[last] = Parameter(tensor, requires_grad=False)
 
 
+def empty(block: torch.nn.Module, parts: Sequence[Part]) -> None:
+    """Leave `block` without weights."""
+    for part, name in zip(parts, names_of(block), strict=True):
+        replace(block, name, torch.empty(part.shape, dtype=part.dtype, device="meta"))
+
+
 class Host(Protocol):
     """Where the bytes of blocks come from."""
 
@@ -88,13 +94,18 @@ class Held:
     """Blocks in the host's memory, pinned where there is a card."""
 
     def __init__(self, blocks: Sequence[torch.nn.Module], parts: Sequence[Part], pin: bool) -> None:
-        """Copies the weights of `blocks`, wherever they are."""
+        """Copies the weights of `blocks`, and takes away those on the host, one after the other.
+
+        It has no room for all of them twice: the real model's are 14 GB.
+        """
         self._blocks = []
         for block in blocks:
             packed = torch.empty(size_of(parts), dtype=torch.uint8, pin_memory=pin)
             for part, parameter in zip(parts, block.parameters(), strict=True):
                 part.of(packed).copy_(parameter)
             self._blocks.append(packed)
+            if parameter.device.type == "cpu":
+                empty(block, parts)
 
     def copy(self, number: int, target: Tensor) -> None:
         """See `Host.copy`."""
@@ -277,8 +288,7 @@ def streamed(blocks: Sequence[torch.nn.Module], device: torch.device) -> Iterato
     parts = layout(blocks[0])
     host = Held(blocks, parts, pin=device.type == "cuda")
     for block in blocks:  # their memory goes before the buffers come
-        for part, name in zip(parts, names_of(block), strict=True):
-            replace(block, name, torch.empty(part.shape, dtype=part.dtype, device="meta"))
+        empty(block, parts)
     stream = Streamed(blocks, host, device)
     try:
         yield stream

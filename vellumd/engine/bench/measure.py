@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from vellumd.engine.bench.workload import TIMES, Workload
 from vellumd.engine.modulation import modulate
 from vellumd.engine.plan import Plan
 from vellumd.engine.transformer import Own, Prompt, Stock
+from vellumd.engine.trial import refusal
 
 WARM = 2
 """Forwards before those that count: the first ones compile, tune and allocate."""
@@ -26,27 +28,30 @@ WARM = 2
 @torch.inference_mode()
 def times(
     methods: Sequence[Method], rounds: int, device: torch.device, tell: Callable[[str], None]
-) -> list[list[float]]:
-    """Seconds of `rounds` forwards of each method, which take turns.
+) -> list[list[float] | str]:
+    """Seconds of `rounds` forwards of each method, which take turns; or why it does not run.
 
     Each turn is prepared and begins with a forward that does not count, so that only one
     method at a time holds what it needs beside its weights.
     """
-    for method in methods:
-        tell(f"warming up {method.name}")
-        run = method.prepare()
-        for _ in range(WARM):
-            run()
-        del run
     seconds: list[list[float]] = [[] for _ in methods]
-    for number in range(rounds):
-        tell(f"round {number + 1} of {rounds}")
+    failed: dict[str, str] = {}
+    for number in range(-1, rounds):
         for method, its in zip(methods, seconds, strict=True):
-            run = method.prepare()
-            run()
-            its.append(timed(run, device))
-            del run
-    return seconds
+            if method.name in failed:
+                continue
+            tell(f"{method.name}: {f'round {number + 1}' if number >= 0 else 'warming up'}")
+            if why := refusal(partial(_turn, method, its, device, count=number >= 0)):
+                failed[method.name] = why
+    return [failed.get(one.name, its) for one, its in zip(methods, seconds, strict=True)]
+
+
+def _turn(method: Method, seconds: list[float], device: torch.device, *, count: bool) -> None:
+    run = method.prepare()
+    for _ in range(1 if count else WARM):
+        run()
+    if count:
+        seconds.append(timed(run, device))
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:

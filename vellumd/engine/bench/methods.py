@@ -22,6 +22,7 @@ from vellumd.engine.linears import Fp8Linear
 from vellumd.engine.lora import Branched, Pair
 from vellumd.engine.plan import Plan
 from vellumd.engine.transformer import Forward, Own, Stock
+from vellumd.engine.trial import refusal
 
 FP8 = torch.float8_e4m3fn
 PREDECESSOR = "predecessor: FP8 cast by layer, LoRA"
@@ -67,6 +68,9 @@ class Methods:
         self._best = attention.choose("auto", device, self._dtype, width)
         self._small = attention.choose_8bit(device, self._dtype, width)
         self._ops = choice.choose("auto", device, self._dtype).ops
+        self._common = attention.choose("auto", device, self._dtype, width, without=("fa3",))
+        self.refused: dict[str, str] = {}
+        """Methods that could not be made, and why."""
 
     def all(self) -> Iterator[Method]:
         """One after another, those before first."""
@@ -84,8 +88,10 @@ class Methods:
                 precision.hold(held, recipe)
             model = multiplied(held, recipe)
             yield from self._own(f"{recipe.name}, {best.name}", "Q", model)
-            if recipe is not precision.WEIGHTS:
+            if recipe is precision.ROWS:
                 yield from self._faster(recipe.name, model)
+            if recipe is precision.WEIGHTS and self._common.name != best.name:
+                yield from self._bare(recipe.name, model)
 
     def _method(
         self, name: str, exactness: str, model: Callable[[], Any],
@@ -94,7 +100,15 @@ class Methods:
         """The method of that name, if it is wanted."""
         if not self._wanted(name):
             return
-        made = model()
+        made: Any = None
+
+        def make() -> None:
+            nonlocal made
+            made = model()
+
+        if why := refusal(make):
+            self.refused[name] = why
+            return
         runs, step = forward(made), len(TIMES) - 1
 
         def prepare() -> Callable[[], Tensor]:
@@ -115,6 +129,13 @@ class Methods:
             yield from self._method(
                 f"{name}, compiled", exactness, lambda: model, lambda m: Own(m, kernel).fused()
             )
+
+    def _bare(self, name: str, model: Any) -> Iterator[Method]:
+        """What is left without packages beside torch."""
+        kernel = self._common.attention
+        yield from self._method(
+            f"{name}, {self._common.name}, no Triton", "Q", lambda: model, lambda m: Own(m, kernel)
+        )
 
     def _faster(self, name: str, model: Any) -> Iterator[Method]:
         """What goes with FP8: a LoRA, 8-bit attention, keys and values used again."""

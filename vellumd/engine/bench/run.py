@@ -10,6 +10,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from vellumd.engine.bench.methods import AGAIN, DIFFUSERS, Method, Methods
 from vellumd.engine.bench.workload import PICTURE, Workload, random_transformer
 from vellumd.engine.report import PipeReport
 from vellumd.engine.transformer import Own
+from vellumd.engine.trial import refusal
 from vellumd.models import ImageRef, ResolvedEdit
 from vellumd.protocol import Init
 
@@ -43,6 +45,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--megapixels", type=float)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--only", default="")
+    parser.add_argument("--skip", default="")
     args = parser.parse_args(argv)
     print(json.dumps(bench(args), indent=1))
 
@@ -92,7 +95,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 def compared(
     base: Any, workload: Workload, device: torch.device, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """The figures of each method whose name holds `args.only`.
+    """The figures of each method that `args` want, or why it has none.
 
     Those that keep keys and values come after the others are gone, to have room.
     """
@@ -103,19 +106,47 @@ def compared(
     for again in (False, True):
 
         def wanted(name: str, again: bool = again) -> bool:
-            return args.only in name and name.endswith(AGAIN) == again
+            return is_wanted(name, args) and name.endswith(AGAIN) == again
 
-        methods = list(Methods(base, workload, device, wanted).all())
+        made = Methods(base, workload, device, wanted)
+        methods = list(made.all())
+        result += ({"name": name, "failed": why} for name, why in made.refused.items())
         seconds = measure.times(methods, args.rounds, device, tell)
         for method, its in zip(methods, seconds, strict=True):
             tell(f"memory and errors of {method.name}")
-            figures = measure.figures(method, its) | measure.memory(method, device)
-            if method.name != DIFFUSERS and not again:
-                figures |= errors(base, method, workload, exact)
+            figures: dict[str, Any] = {}
+            compare = exact if method.name != DIFFUSERS and not again else None
+            if why := (
+                its
+                if isinstance(its, str)
+                else refusal(partial(described, figures, base, method, its, workload, compare))
+            ):
+                figures |= {"name": method.name, "failed": why}
             result.append(figures)
-        del methods
+        del methods, made
         memory.free()
     return result
+
+
+def is_wanted(name: str, args: argparse.Namespace) -> bool:
+    """Whether the method `name` holds one of the texts of `only` and none of `skip`."""
+    only, skip = args.only.split(";"), args.skip.split(";") if args.skip else []
+    return any(text in name for text in only) and not any(text in name for text in skip)
+
+
+def described(
+    figures: dict[str, Any],
+    base: Any,
+    method: Method,
+    seconds: list[float],
+    workload: Workload,
+    exact: Tensor | None,
+) -> None:
+    """Put into `figures` all that is told of one method; its errors against `exact` if given."""
+    figures |= measure.figures(method, seconds)
+    figures |= measure.memory(method, base.img_in.weight.device)
+    if exact is not None:
+        figures |= errors(base, method, workload, exact)
 
 
 @torch.inference_mode()

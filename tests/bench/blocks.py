@@ -1,0 +1,201 @@
+"""What only a card can tell of kernels and blocks, with random weights of the real size.
+
+    python -m tests.bench.blocks kernels --out FILE
+    python -m tests.bench.blocks kernels --tiny       # on any machine: does the script run?
+
+`kernels`: which run, their errors and times. `loop`: nothing in it waits for the card.
+`trace`: where one block's milliseconds go. `sizes`: all methods over 1, 2, 3 references of
+0.5, 1, 2 megapixels, one block in five.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.bench.record import Record
+from vellumd.engine import attention, precision, schedule
+from vellumd.engine.bench import run as bench
+from vellumd.engine.bench.measure import WARM, timed
+from vellumd.engine.bench.workload import Workload, random_transformer
+from vellumd.engine.denoise import denoise
+from vellumd.engine.kernels import choice, heads
+from vellumd.engine.kernels.choice import PLAIN, TRITON
+from vellumd.engine.kernels.feed import Need
+from vellumd.engine.plan import Plan
+from vellumd.engine.transformer import Own
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda", 0) if CUDA else torch.device("cpu")
+DTYPE = torch.bfloat16 if CUDA else torch.float32
+REAL: dict[str, Any] = {"zero_cond_t": True}
+TINY: dict[str, Any] = REAL | {
+    "num_attention_heads": 2, "attention_head_dim": 32, "axes_dims_rope": (8, 12, 12),
+    "joint_attention_dim": 32,
+}  # fmt: skip
+
+
+class Scale:
+    """The sizes that are measured: the real ones, or tiny ones."""
+
+    def __init__(self, *, tiny: bool) -> None:
+        self.config = TINY if tiny else REAL
+        self.area = 128 * 128 if tiny else 1024 * 1024
+        self.rows, self.heads, self.width = (70, 2, 32) if tiny else (17_066, 24, 128)
+        self.rounds = 1 if tiny else 10
+        self.tiny = tiny
+
+    def model(self, layers: int) -> Any:
+        """A transformer with random weights."""
+        return random_transformer(self.config | {"num_layers": layers}, DEVICE, DTYPE)
+
+    def own(self, model: Any) -> Own:
+        """Our forward over it, with the best kernels."""
+        width = model.config.attention_head_dim
+        best = attention.choose("auto", DEVICE, DTYPE, width).attention
+        return Own(model, best, choice.choose("auto", DEVICE, DTYPE).ops)
+
+
+def kernels(scale: Scale, record: Record) -> None:
+    """Which recipes, attention and Triton kernels run, how far off, and milliseconds."""
+    record["recipes"] = {
+        name: precision.complaint(recipe, DEVICE) or "runs"
+        for name, recipe in precision.RECIPES.items()
+    } | {"triton": precision.without_triton(DEVICE) or "runs"}
+    shape = 1, scale.rows, scale.heads, scale.width
+    mixed = [torch.randn(shape, device=DEVICE, dtype=DTYPE) for _ in range(3)]
+    for name, kernel in (attention.KINDS | attention.KINDS_8BIT).items():
+        tolerance = attention.TOLERANCE_8BIT if "8bit" in name else attention.TOLERANCE
+        why = attention.complaint(kernel, tolerance, DEVICE, DTYPE, scale.width)
+        record[f"attention {name}"] = why or {
+            "error": round(attention.tried(kernel, DEVICE, DTYPE, scale.width), 5),
+            "ms": milliseconds(partial(kernel, *mixed), scale.rounds),
+        }
+    del mixed
+    for name, (triton, plain) in operations(scale).items():
+        kind = name.split()[0]
+        why = None if kind == "by_head" else choice.complaint(kind, TRITON, DEVICE, DTYPE)
+        record[name] = {"plain_ms": milliseconds(plain, scale.rounds)} | (
+            {"refused": why or "no card"} if why or not CUDA
+            else {"triton_ms": milliseconds(triton, scale.rounds)}
+        )  # fmt: skip
+
+
+Pair = tuple[Callable[[], object], Callable[[], object]]
+
+
+def operations(scale: Scale) -> dict[str, Pair]:
+    """Each operation at full size: Triton's, and the plain one."""
+    rows, width, channels = scale.rows, scale.width, scale.heads * scale.width
+    x, y = (torch.randn(1, rows, channels, device=DEVICE, dtype=DTYPE) for _ in range(2))
+    wide = torch.randn(1, rows, 4 * channels, device=DEVICE, dtype=DTYPE)
+    shift, gain = (torch.randn(2, channels, device=DEVICE, dtype=DTYPE) for _ in range(2))
+    weight = torch.randn(width, device=DEVICE, dtype=DTYPE)
+    turns = torch.randn(rows, width // 2, device=DEVICE)
+    split, by_head = rows // 4, x.view(1, rows, scale.heads, width)
+    rotated = by_head, weight, turns.cos(), turns.sin(), torch.empty_like(by_head)
+    found: dict[str, Pair] = {
+        "by_head": (partial(heads.by_head_triton, by_head), partial(heads.by_head, by_head))
+    }
+
+    def add(name: str, kind: str, *given: Any) -> None:
+        found[name] = partial(getattr(TRITON, kind), *given), partial(getattr(PLAIN, kind), *given)
+
+    for need, form in ((Need(True, False), "whole"), (Need(False, True), "e4m3")):
+        add(f"norm_modulate {form}", "norm_modulate", x, shift, gain, split, need)
+        add(f"gelu {form}", "gelu", wide, need)
+    add("feed e4m3", "feed", x, Need(False, True))
+    add("norm_rotate", "norm_rotate", *rotated)
+    add("gate_residual", "gate_residual", x, y, gain * 0.01, split)
+    return found
+
+
+def milliseconds(run: Callable[[], object], rounds: int) -> float:
+    """The median of `rounds`."""
+    with torch.inference_mode():
+        for _ in range(WARM):
+            run()
+        return round(1000 * sorted(timed(run, DEVICE) for _ in range(rounds))[rounds // 2], 4)
+
+
+def loop(scale: Scale, record: Record) -> None:
+    """Four steps under CUDA's own watch: any wait for the card is an error."""
+    model = scale.model(2)
+    given, tokens = Workload.of(model, scale.area, references=1).inputs(model, DEVICE)
+    own = scale.own(model)
+    for watched in ("default", "error"):
+        scheduler = schedule.schedule(schedule.LIGHTNING, "lightning", 4, tokens.shape[1], DEVICE)
+        if CUDA:
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode(watched)
+        try:
+            denoise(own, scheduler, tokens, given, 1.0, Plan.full(4), lambda *_: None)
+        finally:
+            if CUDA:
+                torch.cuda.set_sync_debug_mode("default")
+    record["waits"] = 0
+
+
+@torch.inference_mode()
+def trace(scale: Scale, record: Record) -> None:
+    """Count and milliseconds of each kernel in two blocks of the reference job, by recipe."""
+    activity = torch.profiler.ProfilerActivity
+    for name in ("fp8-rows", "fp8-weights", "bf16"):
+        model = scale.model(2)
+        precision.hold(model, precision.RECIPES[name])
+        given, tokens = Workload.of(model, scale.area, references=3).inputs(model, DEVICE)
+        times = torch.tensor([500.0], device=DEVICE)
+        velocity = scale.own(model).prepare(given, times, Plan.full(1))
+        for _ in range(WARM):
+            velocity(0, 0, tokens)
+        kinds = [activity.CUDA] if CUDA else [activity.CPU]
+        with torch.profiler.profile(activities=kinds) as profile:
+            velocity(0, 0, tokens)
+            if CUDA:
+                torch.cuda.synchronize()
+        spent = {
+            event.key[:90]: [event.count, round(_time(event) / 1e3, 3)]
+            for event in profile.key_averages()
+        }
+        record[name] = dict(sorted(spent.items(), key=lambda item: -item[1][1])[:40])
+
+
+def _time(event: Any) -> float:
+    return float(event.device_time_total if CUDA else event.self_cpu_time_total)
+
+
+def sizes(scale: Scale, record: Record) -> None:
+    """The methods that matter over references and megapixels."""
+    model = scale.model(2 if scale.tiny else 12)
+    skip = "compiled;no Triton;fp8-tensor;bfloat16"
+    wanted = argparse.Namespace(only="", skip=skip, rounds=1 if scale.tiny else 3)
+    for references in (1, 2, 3):
+        for megapixels in (0.5, 1, 2):
+            area = round(scale.area * megapixels)
+            workload = Workload.of(model, area, references)
+            record[f"{references} of {megapixels}"] = {
+                "rows": workload.rows,
+                "methods": bench.compared(model, workload, DEVICE, wanted),
+            }
+
+
+PARTS = {part.__name__: part for part in (kernels, loop, trace, sizes)}
+
+
+def main() -> None:
+    """Measure one part."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--tiny", action="store_true")
+    args = parser.parse_args()
+    PARTS[args.part](Scale(tiny=args.tiny), Record(args.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Edits whose time is taken, by the engine as a job would have them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from vellumd.engine import pipeline
+from vellumd.engine.report import PipeReport
+from vellumd.models import ImageRef, LoraRef, ResolvedEdit
+from vellumd.protocol import Capabilities, Init
+
+SIZE = 736, 1011
+"""Pixels of the predecessor's pictures."""
+PROMPT = "make it snow " * 40
+CUDA = torch.cuda.is_available()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An edit: references, steps, guidance, tier; Lightning's LoRA or the model's own schedule."""
+
+    references: int = 3
+    steps: int = 8
+    guidance: float = 3.0
+    tier: str = "standard"
+    lightning: bool = True
+    tiny: bool = False
+
+    def resolved(self, prompt: str) -> ResolvedEdit:
+        """As the queue would hold it."""
+        picture = ImageRef(sha256="0" * 64, width=SIZE[0], height=SIZE[1])
+        loras = (LoraRef(name="lightning-8"),) if self.lightning else ()
+        given: Any = {
+            "tier": self.tier,
+            "scheduler": "lightning" if self.lightning else "base",
+            "size": "fit:0.1" if self.tiny else "match",
+        }
+        return ResolvedEdit(
+            model="random", prompt=prompt, images=(picture,) * self.references, steps=self.steps,
+            true_cfg_scale=self.guidance, seed=1, loras=loras, **given,
+        )  # fmt: skip
+
+    @property
+    def forwards(self) -> int:
+        """Of the transformer."""
+        return self.steps * (2 if self.guidance > 1 else 1)
+
+
+def loaded(folder: Path, **settings: Any) -> tuple[pipeline.QwenEngine, Capabilities]:
+    """An engine with the model in `folder`."""
+    init = Init(
+        engine="", settings={"model": str(folder), **settings},
+        device="cuda:0" if CUDA else "cpu", spool=folder, cache=folder,
+    )  # fmt: skip
+    engine = pipeline.create(init)
+    return engine, engine.load(PipeReport(lambda frame: None, preview=lambda: False))
+
+
+def pictures(folder: Path, name: str, count: int) -> list[Path]:
+    """`count` pictures of noise called `name`, always the same ones while the folder lasts."""
+    found = [folder / f"{name}-{number}.png" for number in range(count)]
+    for file in found:
+        if not file.is_file():
+            Image.effect_noise(SIZE, 90).convert("RGB").save(file)
+    return found
+
+
+def timed(engine: pipeline.QwenEngine, folder: Path, wanted: Wanted) -> dict[str, Any]:
+    """A short edit of other pictures to warm up, then the one that counts, then it once more.
+
+    `new` is with nothing known of pictures and prompt, `known` with both encoded before.
+    """
+    warm = Wanted(wanted.references, 2, wanted.guidance, wanted.tier, wanted.lightning, wanted.tiny)
+    once(engine, pictures(folder, "warm", wanted.references), warm, "warm up")
+    files = pictures(folder, "new", wanted.references)
+    engine._model.store.clear()  # type: ignore[union-attr]
+    new = once(engine, files, wanted, PROMPT)
+    known = once(engine, files, wanted, PROMPT)
+    outside = {"outside_s": round(new["edit_s"] - new["timings_s"]["denoise"], 3),
+               "outside_known_s": round(known["edit_s"] - known["timings_s"]["denoise"], 3),
+               "known_s": known["edit_s"]}  # fmt: skip
+    return new | outside
+
+
+def once(
+    engine: pipeline.QwenEngine, files: list[Path], wanted: Wanted, prompt: str
+) -> dict[str, Any]:
+    """One edit: seconds by phase, seconds a forward, peak memory, and which picture it gave."""
+    if CUDA:
+        torch.cuda.reset_peak_memory_stats()
+    report = PipeReport(lambda frame: None, preview=lambda: False)
+    began = time.perf_counter()
+    (result,) = engine.edit(wanted.resolved(prompt), files, report, lambda: False)
+    seconds = time.perf_counter() - began
+    timings = report.timings()
+    return {
+        "edit_s": round(seconds, 3),
+        "forward_s": round(timings["denoise"] / wanted.forwards, 4),
+        "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if CUDA else None,
+        "sha256": hashlib.sha256(result.tobytes()).hexdigest()[:16],
+        "warnings": report.warnings,
+        "timings_s": timings,
+    }
