@@ -181,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tiny", action="store_true", help="a tiny file, on any machine")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--config", type=json.loads, default={}, help="of the transformer, JSON")
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
@@ -194,6 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         case = Case(args.file, args.config, device, args.threads, args.span)
         print(json.dumps({**measure(args.way, case), "imports_s": IMPORTS_S}))
         return
+    if args.tiny:
+        args.config = {**files.CONFIG, "axes_dims_rope": [2, 2, 4]}
     case = Case(args.folder / "transformer-for-loading.safetensors", args.config, device)
     try:
         build(case.file, case.config)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import fields
 
 import numpy as np
 import pytest
 
-from vellumd.demo import world
+from vellumd.demo import exam, world
 from vellumd.demo.painter import Painter, to_bytes
 from vellumd.demo.scenes import SIDE, Scenes
 from vellumd.demo.world import KINDS, Edits
@@ -51,11 +52,12 @@ class TestDraw:
 
     def test_held_out_phrasings_are_new(self, kind: str) -> None:
         """No phrasing of the exam with held-out words is one of training."""
-        known, new = KINDS[kind].phrasings, KINDS[kind].held_out
+        known, new = (*KINDS[kind].phrasings, *KINDS[kind].trained), KINDS[kind].held_out
         assert known
         assert new
         assert not set(known) & set(new)
-        assert not set(drawn(kind).prompts) & set(drawn(kind, held_out=True).prompts)
+        held_out = set(drawn(kind, held_out=True).prompts)
+        assert not (set(drawn(kind).prompts) | set(drawn(kind, training=True).prompts)) & held_out
 
     def test_the_target_is_an_answer(self, kind: str) -> None:
         """The drawn answer is among those accepted, and more than one is where words are open."""
@@ -95,11 +97,26 @@ def test_a_ground_turned_around_is_no_other_ground(kind: str) -> None:
 
 def test_captions_are_noisy_in_training_only() -> None:
     """About a quarter of the captions answer wrongly where that is asked for, else none."""
-    clean, noisy = drawn("caption"), drawn("caption", noisy=True)
+    clean, noisy = drawn("caption"), drawn("caption", training=True)
     astray = noisy.target.at(noisy.cell)[0] != clean.target.at(clean.cell)[0]
     assert ((noisy.target.at(noisy.cell)[2] != clean.target.at(clean.cell)[2]) == astray).all()
     assert clean.prompts == noisy.prompts
     assert 0.15 < astray.mean() < 0.4
+
+
+@pytest.mark.parametrize("kind", ["add", "replace"])
+def test_training_asks_in_more_ways_than_the_judge(kind: str) -> None:
+    """The judge's questions stay what they were when a training learns other words."""
+    judged, trained = drawn(kind), drawn(kind, training=True)
+    words = {"add": " more please", "replace": "make a "}[kind]
+    assert not any(words in prompt for prompt in judged.prompts)
+    assert 0.1 < sum(words in prompt for prompt in trained.prompts) / N < 0.3
+
+
+def test_the_judges_questions_are_those_of_the_figures() -> None:
+    """What ships was judged by them: its figures hold as long as these do."""
+    asked = "\n".join(question.prompt for question in exam.draw(520, 0))
+    assert hashlib.sha256(asked.encode()).hexdigest().startswith("23147c048b61f3ce")
 
 
 def test_articles_are_right() -> None:

@@ -91,7 +91,8 @@ def _repeat(scene: Scenes, times: int) -> Scenes:
 class Kind:
     """One kind of edit: how it is drawn, and how people ask for it.
 
-    `held_out` are phrasings that no training sees. `noise` is the share of training
+    `held_out` are phrasings that no training sees, `trained` ones that only training does: the
+    judge asks as it always did. `noise` is the share of training
     answers that are not what was asked for, as with captions from the web.
     """
 
@@ -99,6 +100,7 @@ class Kind:
     pictures: int
     phrasings: tuple[str, ...]
     held_out: tuple[str, ...]
+    trained: tuple[str, ...] = ()
     noise: float = 0.0
 
 
@@ -268,6 +270,8 @@ KINDS: dict[str, Kind] = {
         ("replace the {shape} with a {other}", "turn the {shape} into a {other}",
          "change the {shape} into a {other}", "the {shape} should be a {other}"),
         ("make the {shape} a {other}",),
+        # The words of the one held out, which recolouring has too, in another order.
+        trained=("make a {other} of the {shape}",),
     ),
     "gray": Kind(
         _gray, 1,
@@ -286,6 +290,8 @@ KINDS: dict[str, Kind] = {
         ("add a {colour} {shape}", "draw a {colour} {shape}", "put in a {colour} {shape}",
          "a {colour} {shape} should be added"),
         ("add one {colour} {shape} please",),
+        # Else "one" stands in captions alone, and the phrasing held out is read as one.
+        trained=("one {colour} {shape} more please",),
     ),
     "elsewhere": Kind(
         _elsewhere, 1,
@@ -333,26 +339,28 @@ that the answer comes out of the noise; *caption* is learned from captions of wh
 quarter are wrong, so that it needs guidance."""
 
 
-def draw(kind: str, n: int, rng: Rng, *, held_out: bool = False, noisy: bool = False) -> Edits:
+def draw(kind: str, n: int, rng: Rng, *, held_out: bool = False, training: bool = False) -> Edits:
     """`n` edits of one `kind`. Equal generators draw equal edits.
 
-    `held_out` uses the phrasings that no training sees; `noisy` answers some captions
-    wrongly, for training.
+    `held_out` uses the phrasings that no training sees; `training` uses some more than the
+    judge does, and answers some captions wrongly.
     """
     plan = KINDS[kind]
     parts: list[Edits] = []
     while (missing := n - sum(map(len, parts))) > 0:
         # A little more than is missing, since some draws make no sense.
-        parts.append(_drawn(kind, plan, missing + missing // 2 + 8, rng, held_out, noisy))
+        parts.append(_drawn(kind, plan, missing + missing // 2 + 8, rng, held_out, training))
     return _together(parts)[:n]
 
 
-def _drawn(kind: str, plan: Kind, n: int, rng: Rng, held_out: bool, noisy: bool) -> Edits:
+def _drawn(kind: str, plan: Kind, n: int, rng: Rng, held_out: bool, training: bool) -> Edits:
     drawn = plan.draw(rng, n)
     phrasings = plan.held_out if held_out else plan.phrasings
+    if training:
+        phrasings = (*phrasings, *plan.trained)
     phrasing = rng.integers(len(phrasings), size=n)
     target = drawn.target
-    if noisy and plan.noise:
+    if training and plan.noise:
         target = _wrong(rng, drawn, plan.noise)
     rows = np.flatnonzero(drawn.good)
     prompts = [polished(phrasings[phrasing[row]].format(**_words(drawn, row))) for row in rows]

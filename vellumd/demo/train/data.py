@@ -69,7 +69,7 @@ class Pool:
         prompts: list[str] = []
         for kind, count in zip(self.kinds, counts, strict=True):
             for start in range(0, int(count), CHUNK):
-                edits = world.draw(kind, min(CHUNK, int(count) - start), rng, noisy=True)
+                edits = world.draw(kind, min(CHUNK, int(count) - start), rng, training=True)
                 prompts += edits.prompts
                 parts.append(codec.encode_edits(edits))
         return self._take(parts, prompts)

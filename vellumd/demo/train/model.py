@@ -181,7 +181,7 @@ def sentences() -> list[str]:
     names = ("shape", "other", "colour", "way")
     found: dict[str, None] = {}
     for kind in world.KINDS.values():
-        for phrasing in (*kind.phrasings, *kind.held_out):
+        for phrasing in (*kind.phrasings, *kind.trained, *kind.held_out):
             for chosen in itertools.product(*lists):
                 sentence = phrasing.format(**dict(zip(names, chosen, strict=True)))
                 found[world.polished(sentence)] = None
