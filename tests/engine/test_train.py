@@ -16,13 +16,14 @@ from vellumd import model_card
 from vellumd.demo.painter import to_bytes
 from vellumd.demo.scenes import draw_scenes
 from vellumd.demo.train import __main__ as command
-from vellumd.demo.train import base, forward, lora, model
+from vellumd.demo.train import base, forward, lora, model, vae
 from vellumd.demo.train.data import Pool, _shrink, painter
 from vellumd.demo.train.optimizer import Optimizer, orthogonal
 from vellumd.demo.train.run import UNTIMED, Run
 from vellumd.engine import loading
 from vellumd.engine.encode import PREFIX_TOKENS, TEMPLATE, Encoder
 from vellumd.engine.lora import Loras
+from vellumd.model_card import DEMO_FOLDER
 from vellumd.models import LoraRef
 
 CPU = torch.device("cpu")
@@ -195,6 +196,16 @@ def test_branches_are_a_lora_of_the_real_key_names(parts: model.Components, tmp_
     Loras(loaded, tmp_path, card, {}).use([LoraRef(name="lightning-8")])
     difference = (velocity(loaded.transformer) - without) - (adapted - plain)
     assert difference.norm() < 0.05 * (adapted - plain).norm()
+
+
+def test_a_vae_is_taken_over() -> None:
+    """With its weights and its latents' statistics."""
+    made, loaded = model.components(seed=1).vae, loading.load(DEMO_FOLDER, CPU, lambda *_: None).vae
+    vae.take(made, DEMO_FOLDER)
+    for name, weight in loaded.named_parameters():
+        assert torch.equal(made.get_parameter(name), weight)
+    assert made.config.latents_mean == loaded.config.latents_mean
+    assert made.config.latents_std == loaded.config.latents_std
 
 
 @pytest.mark.timeout(400)

@@ -31,7 +31,10 @@ GUIDANCE = 1.0, 1.3, 1.5, 1.8, 3.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training costs: minutes of its stages, and the share of the usual data."""
+    """What a training costs: minutes of its stages, and the share of the usual data.
+
+    `vae_of` is a demo model whose VAE is taken over in place of training one.
+    """
 
     vae: float
     base: float
@@ -39,6 +42,7 @@ class Plan:
     share: float
     check: int
     until: str
+    vae_of: Path | None = None
 
     def part(self, sizes: dict[int, int]) -> dict[int, int]:
         """The plan's share of `sizes`."""
@@ -54,14 +58,16 @@ def main() -> None:
     parser.add_argument("--lora-minutes", type=float, default=2.5)
     parser.add_argument("--share", type=float, default=1.0, help="of the usual data and batches")
     parser.add_argument("--check", type=int, default=100, help="edits of a kind in a check")
+    parser.add_argument("--vae-of", type=Path, metavar="MODEL", help="take over its VAE")
     parser.add_argument("--until", choices=["vae", "base", "lora"], default="lora")
     parser.add_argument("--seed", type=int, default=model.SEED)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     plan = Plan(
-        args.vae_minutes, args.base_minutes, args.lora_minutes, args.share, args.check, args.until
-    )
+        args.vae_minutes, args.base_minutes, args.lora_minutes, args.share, args.check, args.until,
+        args.vae_of,
+    )  # fmt: skip
     command = ["python", "-m", "vellumd.demo.train", *sys.argv[1:]]
     note(args.folder, command=command, torch=torch.__version__, seed=args.seed)
     train(args.folder, plan, args.seed, torch.device(args.device))
@@ -76,7 +82,10 @@ def train(folder: Path, plan: Plan, seed: int, device: torch.device) -> None:
         part.to(device)
     parts.vae.to(memory_format=torch.channels_last)
     size = plan.part({0: vae.BATCH})[0]
-    vae.train(parts.vae, folder, plan.vae, seed, device, size)
+    if plan.vae_of is not None:
+        vae.take(parts.vae, plan.vae_of)
+    else:
+        vae.train(parts.vae, folder, plan.vae, seed, device, size)
     save(parts, folder, parts.vae)
     if plan.until == "vae":
         return

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vellumd.demo.scenes import SIDE, Scenes, draw_scenes
@@ -85,6 +87,13 @@ def train(
     rng = np.random.default_rng([seed, 0, 0])
     measure(vae, paint(pictures(rng, 64 * batch)))
     run.tell(psnr=round(psnr(_error(vae, paint(pictures(rng, 16 * batch)))), 2))
+
+
+def take(vae: Any, model: Path) -> None:
+    """Give `vae` the weights and the latents' statistics of a demo `model`'s."""
+    config = json.loads((model / "vae" / "config.json").read_text())
+    vae.load_state_dict(load_file(model / "vae" / "diffusion_pytorch_model.safetensors"))
+    vae.register_to_config(**{name: config[name] for name in ("latents_mean", "latents_std")})
 
 
 def pictures(rng: np.random.Generator, n: int) -> Scenes:
