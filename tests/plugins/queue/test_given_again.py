@@ -7,13 +7,12 @@ import json
 import logging
 import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.plugins.queue.conftest import QUICK, OpenDoor, job, until
+from tests.plugins.queue.conftest import OpenDoor, job, until
 from tests.plugins.queue.old_server import EMPTY, Call, OldServer
 from vellumd import JobFilter
 from vellumd.daemon import Daemon
@@ -21,8 +20,6 @@ from vellumd_queue.journal import Journal
 from vellumd_queue.plugin import ONLY
 
 RESULT = "POST /api/queue/result"
-PATIENT = replace(QUICK, silence_s=60, total_s=60)
-"""For servers whose answer is held: the door waits for it as long as the test does."""
 GOOD, BAD = job(1), job(1, image="QUJD")
 
 
@@ -113,7 +110,7 @@ async def test_while_its_answer_is_sent(
     """The server has decided to take it and has not said so yet: it gets the same once more."""
     old.offer(given)
     held = old.holds[RESULT] = threading.Event()
-    async with open_door(url=old.url, bounds=PATIENT) as daemon:
+    async with open_door(url=old.url) as daemon:
         await until(old.results)
         await again(given)
         assert len(old.results()) == 1
@@ -186,7 +183,7 @@ async def test_while_its_answer_is_not_wanted_any_more(
     old.rules[RESULT] = lambda call: next(answers)
     held = old.holds[RESULT] = threading.Event()
     old.offer(GOOD)
-    async with open_door(url=old.url, bounds=PATIENT) as daemon:
+    async with open_door(url=old.url) as daemon:
         await until(old.results)
         await again()
         held.set()
