@@ -145,7 +145,7 @@ def _put(
         pool, number = torch.full((max(1, count),), value, dtype=torch.bfloat16), 0
     data = memoryview(pool.view(torch.uint8).numpy())  # type: ignore[arg-type]
     # Primes apart, so that no two tensors begin alike.
-    left, begin = 2 * count, 2 * (number * 1_000_003 % max(1, len(pool) - count))
+    left, begin = 2 * count, 2 * (number * 1_000_003 % len(pool))
     while left:
         done = os.pwrite(file, data[begin : min(len(data), begin + min(left, 32 << 20))], at)
         at, left, begin = at + done, left - done, (begin + done) % len(data)

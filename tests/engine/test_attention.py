@@ -99,6 +99,33 @@ def test_a_lost_card_is_no_missing_kernel(monkeypatch: pytest.MonkeyPatch) -> No
         attention.choose("auto", CPU, torch.float32)
 
 
+def test_a_kernel_that_is_not_for_this_card_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the card still answers after the error, the next kernel runs."""
+
+    def no_image(*_: Tensor) -> Tensor:
+        raise torch.AcceleratorError("CUDA error: no kernel image is available for execution")
+
+    monkeypatch.setitem(attention.KINDS, "fa3", no_image)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    choice = attention.choose("auto", CPU, torch.float32)
+    assert choice.name == "flash" and "no kernel image" in choice.refused["fa3"]
+
+
+@pytest.mark.parametrize(("major", "asked"), [(8, True), (9, True), (10, False), (12, False)])
+def test_fa3_is_not_asked_where_it_would_end_the_process(
+    major: int, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has kernels for SM8x and SM90, and calls `exit` on any other card."""
+    monkeypatch.setitem(sys.modules, "fa3_fwd_interface", package(scaled=True))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (major, 0))
+    try:
+        attention._fa3(torch.device("cuda", 0))
+    except RuntimeError:
+        assert not asked
+    else:
+        assert asked
+
+
 def package(scaled: bool) -> ModuleType:
     """In place of fa3-fwd's CUDA: its interface in plain arithmetic, with or without scales."""
 
