@@ -27,11 +27,12 @@ def model(demo: Path) -> Any:
     """The demo loaded in this process, with canvas and pictures of 64x64 for speed."""
     import torch
 
-    from vellumd.engine import loading, lora, pipeline
+    from vellumd.engine import loading, lora
+    from vellumd.engine.model import Model
 
     card = model_card.read("demo").model_copy(update={"canvas_area": 4096, "vision_area": 4096})
     parts = loading.load(demo, torch.device("cpu"), lambda *_: None)
-    return pipeline.Model(parts, lora.Loras(parts, demo, card, {}), card)
+    return Model(parts, lora.Loras(parts, demo, card, {}), card)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from PIL import Image
 
 from tests.engine.support import Told, encoded, picture, reference, resolved
 from vellumd.engine.content import Store, digest, size_of
-from vellumd.engine.pipeline import Model, Run
+from vellumd.engine.model import Model
+from vellumd.engine.run import Run
 
 KB = torch.zeros(1000, dtype=torch.uint8)
 

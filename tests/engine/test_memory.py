@@ -23,6 +23,8 @@ from vellumd.engine import (
     streaming,
     tables,
 )
+from vellumd.engine.model import Model
+from vellumd.engine.run import Run
 from vellumd.memory_plan import GB, Machine, Plan, Sizes
 from vellumd.models import LoraRef
 from vellumd.settings import EngineSettings
@@ -255,7 +257,7 @@ def edits(parts: loading.Parts, tmp_path: Path, tiled: bool = False) -> list[byt
     """An edit, one with a LoRA, and the first again."""
     card = model_card.read("demo").model_copy(update={"canvas_area": 4096, "vision_area": 4096})
     loras = lora.Loras(parts, DEMO, card, {})
-    model = pipeline.Model(parts, loras, card, tiled=tiled)
+    model = Model(parts, loras, card, tiled=tiled)
     file = tmp_path / "input.png"
     file.write_bytes(encoded(picture(80, 60)))
     image = reference(file.read_bytes())
@@ -263,7 +265,7 @@ def edits(parts: loading.Parts, tmp_path: Path, tiled: bool = False) -> list[byt
     made = []
     for wanted in ((), (role,), ()):
         edit = resolved([image], loras=wanted, true_cfg_scale=2.0)
-        (result,) = pipeline.Run(model, edit, Told(), lambda: False).pictures([file])
+        (result,) = Run(model, edit, Told(), lambda: False).pictures([file])
         made.append(result.tobytes())
     return made
 

@@ -17,7 +17,8 @@ from PIL import Image
 from tests.engine.support import Told, encoded, picture, reference, resolved
 from vellumd import errors
 from vellumd.engine import latents, memory
-from vellumd.engine.pipeline import Model, Run
+from vellumd.engine.model import Model
+from vellumd.engine.run import Run
 from vellumd.models import LoraRef, ResolvedEdit
 
 PICTURES = [encoded(picture(80, 60, seed)) for seed in (1, 2)]

@@ -13,7 +13,9 @@ import torch
 from tests.engine.support import Told, encoded, picture, reference, resolved
 from vellumd import errors
 from vellumd.engine import attention
-from vellumd.engine.pipeline import Model, QwenEngine, Run
+from vellumd.engine.model import Model
+from vellumd.engine.pipeline import QwenEngine
+from vellumd.engine.run import Run
 from vellumd.engine.tiers import Forwards
 from vellumd.engine.transformer import Own, Stock
 from vellumd.protocol import Init
