@@ -208,7 +208,9 @@ class TransportContext:
         `engine`
         (`state` loading | ready | restarting | failed | unloaded, `ready` bool: a job that
         comes now is edited, `loaded` bool: at once, `reason`, `phase`, `done`, `of`,
-        `restarts`, `capabilities` or null), `queue` (`queued`, `running`, `held`: why no job
+        `warming` bool: loaded but not warmed up, so that the first edit takes longer,
+        `warm_up_s`: seconds the warm-up took, null before its end, `restarts`, `capabilities`
+        or null), `queue` (`queued`, `running`, `held`: why no job
         is started, empty | paused | storage_full | stopping), `transports` (name → `{ok, text,
         urls, crashes}`), `store` (`open` bool, `writable` bool, `reason`, `used_bytes`,
         `limit_bytes`, `free_bytes`, `reserve_bytes`), `warnings` (list of `{code, message}`),

@@ -415,7 +415,8 @@ class Jobs:
         """A running job has its results on disk."""
         await self._store.done(job_id, results, elapsed_s, warnings)
         self._spool.usage.add(sum(result.bytes for result in results))
-        self._durations.append(elapsed_s)
+        if "engine_cold" not in (warning.code for warning in warnings):
+            self._durations.append(elapsed_s)
 
     async def failed(
         self, job_id: str, error: errors.VellumError, warnings: tuple[Notice, ...] = ()

@@ -176,6 +176,10 @@ def _engine(engine: Info) -> Iterator[Metric]:
     states = {state: engine["state"] == state for state in ENGINE_STATES}
     yield _gauges("vellumd_engine_state", "1 for the state the engine is in.", "state", states)
     yield _gauge("vellumd_engine_loaded", "Whether the engine is in memory.", engine["loaded"])
+    text = "Whether a loaded engine has yet to warm up; edits do not wait for it."
+    yield _gauge("vellumd_engine_warming", text, engine["warming"])
+    text = "Seconds that the engine's last warm-up took; 0 before one has ended."
+    yield _gauge("vellumd_engine_warm_up_seconds", text, engine["warm_up_s"] or 0)
     text = "Engine processes replaced."
     yield CounterMetricFamily("vellumd_engine_restarts", text, value=engine["restarts"])
 

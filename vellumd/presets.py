@@ -249,10 +249,9 @@ def _applied(preset: Preset) -> tuple[LoraRef, ...]:
     return tuple(lora for lora in preset.loras or () if lora.scale != 0)
 
 
-def expected(engine: EngineSettings, card: ModelCard) -> tuple[LoraRef, ...]:
-    """The LoRAs of the preset that requests without one get, as far as the engine knows it."""
-    preset = SHIPPED.get(engine.preset or card.preset or "balanced", SHIPPED["balanced"])
-    return preset.loras or ()
+def expected(engine: EngineSettings, card: ModelCard) -> Preset:
+    """The preset that requests without one get, as far as the engine knows it."""
+    return SHIPPED.get(engine.preset or card.preset or "balanced", SHIPPED["balanced"])
 
 
 def scheduler_for(loras: tuple[LoraRef, ...], card: ModelCard) -> Literal["base", "lightning"]:

@@ -110,6 +110,12 @@ class EngineSettings(Group):
         description="Have torch compile the blocks in place of `kernels`: the first edit of each "
         "size then takes some seconds more.",
     )
+    warm_up: bool | None = Field(
+        None,
+        description="Whether the engine makes a small edit for itself once it is loaded, so that "
+        "the first job finds kernels chosen and compiled; jobs do not wait for it. Unset, on "
+        "a card and with `compile`.",
+    )
     turbo_every: int = Field(
         2,
         ge=1,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,15 @@ from vellumd.engine.lora import Loras
 from vellumd.engine.model import Model
 from vellumd.engine.run import Run
 from vellumd.engine.shelf import Shelf
-from vellumd.models import LoraRef, ResolvedEdit
+from vellumd.models import ImageRef, LoraRef, ResolvedEdit
 from vellumd.protocol import Capabilities, Init, Report
 from vellumd.settings import EngineSettings, Limits
 from vellumd.weights import model as weights
 
 log = logging.getLogger(__name__)
+
+WARM_STEPS = 2
+"""Of a warm-up: in turbo the second one uses keys and values again."""
 
 
 def create(init: Init) -> QwenEngine:
@@ -36,7 +41,7 @@ def create(init: Init) -> QwenEngine:
 
 
 class QwenEngine:
-    """Edits with one Qwen-Image-Edit model. Implements `protocol.Engine`."""
+    """Edits with one Qwen-Image-Edit model. Implements `protocol.WarmEngine`."""
 
     def __init__(self, init: Init) -> None:
         self._settings = EngineSettings.model_validate(init.settings)
@@ -63,7 +68,7 @@ class QwenEngine:
         choice = self._choose(opened.configs["transformer"], report)
         self._recipe = choice.recipe
         self._shelf = Shelf(settings, self._card, opened.transformer.files, choice.recipe)
-        ready = self._shelf.best(presets.expected(settings, self._card))
+        ready = self._shelf.best(presets.expected(settings, self._card).loras or ())
         memory.limit(self._device, settings.vram_budget_gb)
         plan = self._planned(opened, ready)
         log.info("memory plan: %s", plan)
@@ -80,7 +85,13 @@ class QwenEngine:
             loras=loras.names(),
             load_s=round(time.monotonic() - started, 3),
             notes=tuple(self._notes(parts)),
+            warms_up=self._warms_up,
         )
+
+    @property
+    def _warms_up(self) -> bool:
+        wanted = self._settings.warm_up
+        return self._device.type == "cuda" or self._settings.compile if wanted is None else wanted
 
     def _choose(self, config: dict[str, Any], report: Report) -> precision.Choice:
         """The recipe; on a card's first start it is timed, which is told."""
@@ -158,6 +169,37 @@ class QwenEngine:
             yield "demo_model"
         if self._model.forwards.lowers(edit.tier):
             yield "tier_lowered"
+
+    def warm_up(self, report: Report, cancelled: Callable[[], bool]) -> None:
+        """See `protocol.WarmEngine`: two steps of the edit that is expected, of a grey picture."""
+        assert self._model is not None
+        side = isqrt(self._card.canvas_area)
+        with tempfile.TemporaryDirectory(prefix="vellumd-") as folder:
+            file = Path(folder) / "grey.png"
+            Image.new("RGB", (side, side), "grey").save(file)
+            edit = self._expected(side)
+            for _ in Run(self._model, edit, report, cancelled).pictures([file]):
+                pass
+
+    def _expected(self, side: int) -> ResolvedEdit:
+        """A short edit as requests that choose nothing get it, of one square picture."""
+        assert self._model is not None
+        preset, there = presets.expected(self._settings, self._card), self._model.loras.names()
+        loras = tuple(lora for lora in preset.loras or () if lora.name in there)
+        if self._card.fused:
+            loras = presets.with_fused((), self._card)
+        return ResolvedEdit(
+            model=self._card.name,
+            images=(ImageRef(sha256="0" * 64, width=side, height=side),),
+            prompt="warm up",
+            negative_prompt=presets.NEGATIVE,
+            steps=WARM_STEPS,
+            true_cfg_scale=preset.true_cfg_scale or 1,
+            seed=0,
+            tier=self._settings.tier,
+            loras=loras,
+            scheduler=presets.scheduler_for(loras, self._card),
+        )
 
     def unload(self) -> None:
         """Let go of the weights and of the card's memory."""
