@@ -174,15 +174,19 @@ class QwenEngine:
         """See `protocol.WarmEngine`: two steps of the edit that is expected, of a grey picture."""
         assert self._model is not None
         side = isqrt(self._card.canvas_area)
+        sizes = [(side, side)]
+        if self._settings.compile:
+            # What torch compiles is for one size; a second one makes it right for all.
+            sizes.append((side, side // 2))
         with tempfile.TemporaryDirectory(prefix="vellumd-") as folder:
             file = Path(folder) / "grey.png"
-            Image.new("RGB", (side, side), "grey").save(file)
-            edit = self._expected(side)
-            for _ in Run(self._model, edit, report, cancelled).pictures([file]):
-                pass
+            for size in sizes:
+                Image.new("RGB", size, "grey").save(file)
+                for _ in Run(self._model, self._expected(size), report, cancelled).pictures([file]):
+                    pass
 
-    def _expected(self, side: int) -> ResolvedEdit:
-        """A short edit as requests that choose nothing get it, of one square picture."""
+    def _expected(self, size: tuple[int, int]) -> ResolvedEdit:
+        """A short edit of one picture of `size`, as requests that choose nothing get it."""
         assert self._model is not None
         preset, there = presets.expected(self._settings, self._card), self._model.loras.names()
         loras = tuple(lora for lora in preset.loras or () if lora.name in there)
@@ -190,7 +194,7 @@ class QwenEngine:
             loras = presets.with_fused((), self._card)
         return ResolvedEdit(
             model=self._card.name,
-            images=(ImageRef(sha256="0" * 64, width=side, height=side),),
+            images=(ImageRef(sha256="0" * 64, width=size[0], height=size[1]),),
             prompt="warm up",
             negative_prompt=presets.NEGATIVE,
             steps=WARM_STEPS,
