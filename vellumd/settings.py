@@ -122,6 +122,12 @@ class EngineSettings(Group):
         description="Tier turbo computes the reference pictures anew in every so-many-th step, "
         "from the first on; the others use their keys and values again.",
     )
+    turbo_kv: Literal["auto", "whole", "int8"] = Field(
+        "auto",
+        description="How tier turbo keeps keys and values: whole, 12.6 GB a prompt with three "
+        "pictures of a megapixel, or the pictures' as int8, 4.6 GB; auto takes whole where the "
+        "memory plan has room, then int8. An edit that has room for neither is made without.",
+    )
     turbo_guided: tuple[float, float] = Field(
         (0.0, 1.0),
         description="Shares of the steps between which tier turbo is guided by the negative "

@@ -25,10 +25,11 @@ from tests.engine.support import Told, encoded, reference, resolved
 from vellumd import model_card
 from vellumd.demo import exam
 from vellumd.demo.verdict import Judge
-from vellumd.engine import loading, lora, precision
+from vellumd.engine import attention, loading, lora, precision, rooms
 from vellumd.engine.model import Model
 from vellumd.engine.plan import Plan
 from vellumd.engine.run import Run
+from vellumd.memory_plan import Kept
 from vellumd.settings import EngineSettings
 
 STEPS = 8
@@ -217,8 +218,43 @@ def recipe(name: str, *, small: bool = False) -> Tamper:
     return lambda model: held(model, precision.RECIPES[name], small=small)
 
 
+@contextlib.contextmanager
+def turbo(model: Model, kept: Kept) -> Iterator[None]:
+    """Every edit is of tier turbo with its default, which keeps keys and values as `kept`."""
+    usual = model.settings
+    model.settings = EngineSettings(turbo_kv=kept)
+    try:
+        with planned(model, Plan.of(STEPS, every=usual.turbo_every)):
+            yield
+    finally:
+        model.settings = usual
+
+
+class ByHead(rooms.Rounded):
+    """As e4m3 with a scale for each head: what int8 is compared with."""
+
+    @classmethod
+    def of(cls, rows: Tensor) -> ByHead:
+        """`rows` rounded."""
+        small, scale = attention.by_head(rows)
+        return cls(small, scale[:, :, None])
+
+
+@contextlib.contextmanager
+def by_head(model: Model) -> Iterator[None]:
+    """Turbo, with keys and values kept as e4m3."""
+    usual = rooms.Rounded
+    rooms.Rounded = ByHead  # type: ignore[misc]
+    try:
+        with turbo(model, "int8"):
+            yield
+    finally:
+        rooms.Rounded = usual  # type: ignore[misc]
+
+
 ACCEPTED: dict[str, Tamper] = {
-    "turbo": lambda model: planned(model, Plan.of(STEPS, every=EngineSettings().turbo_every)),
+    "turbo": lambda model: turbo(model, "whole"),
+    "turbo, keys and values as int8": lambda model: turbo(model, "int8"),
     "rescaled by 1/16, fp8-rows": recipe("fp8-rows", small=True),
     "rescaled by 1/16, fp8-weights": recipe("fp8-weights", small=True),
 }
@@ -229,6 +265,7 @@ REJECTED: dict[str, Tamper] = {
     "reference keys and values of the first step": fresh(0),
 }
 SHOWN: dict[str, Tamper] = {
+    "turbo, keys and values as FP8 by head": by_head,
     "fp8-tensor": recipe("fp8-tensor"),
     "fp8-weights": recipe("fp8-weights"),
     "fp8-rows": recipe("fp8-rows"),

@@ -6,11 +6,13 @@ from PIL import Image
 from torch import Tensor
 
 from vellumd import model_card
-from vellumd.engine import latents, loading
+from vellumd.engine import latents, loading, placing
 from vellumd.engine.content import Store, digest, size_of
 from vellumd.engine.encode import Encoder
 from vellumd.engine.lora import Loras
 from vellumd.engine.tiers import Forwards
+from vellumd.memory_plan import PROMPTS, Kept, KeysValues, Plan
+from vellumd.models import Tier
 from vellumd.settings import EngineSettings, Limits
 
 MB = 10**6
@@ -27,14 +29,15 @@ class Model:
         limits: Limits | None = None,
         settings: EngineSettings | None = None,
         store: Store | None = None,
-        *,
-        tiled: bool = False,
+        plan: Plan | None = None,
     ) -> None:
         """`limits` are those of inputs; limits and `settings` are the defaults if left out.
 
-        `store` is one that was filled by the same encoder and VAE. `tiled`: the VAE always is.
+        `store` is one that was filled by the same encoder and VAE. `plan` is what `parts` were
+        placed by; left out, memory is no concern.
         """
-        if tiled:
+        self.plan = plan or Plan()
+        if self.plan.tiled:
             parts.vae.enable_tiling()
         self.limits = limits or Limits()
         self.settings = settings or EngineSettings()
@@ -47,6 +50,32 @@ class Model:
             parts.processor, parts.text_encoder, card.vision_area, card.prompt_tokens, self.store
         )
         self.forwards = Forwards.of(parts, self.settings)
+
+    @property
+    def keys_values(self) -> KeysValues:
+        """What a token's keys and values take."""
+        blocks = self.parts.transformer.transformer_blocks
+        heads = blocks[0].attn.heads
+        head = self.parts.transformer.inner_dim // heads
+        return placing.keys_values(heads, head, len(blocks), self.parts.dtype.itemsize)
+
+    def kept(self, tokens: int, references: int, prompts: int) -> Kept | None:
+        """How turbo keeps the keys and values of such an edit; None if they do not fit."""
+        kinds = placing.KINDS[self.settings.turbo_kv]
+        return self.keys_values.fitting(self.plan.room, tokens, references, prompts, kinds)
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """The tiers that are what they stand for here; turbo with one picture at least."""
+        if self.settings.tier == "reference":
+            return ("reference",)
+        named: tuple[Tier, ...] = ("standard", "swift", "turbo")
+        tiers = [tier for tier in named if not self.forwards.lowers(tier)]
+        picture = self.card.canvas_area // latents.PATCH**2
+        rows = 2 * picture + self.card.prompt_tokens
+        if self.kept(rows, picture, PROMPTS) is None:
+            tiers = [tier for tier in tiers if tier != "turbo"]
+        return tuple(tiers)
 
     def packed(self, picture: Image.Image) -> Tensor:
         """The tokens [1, tokens, 64] of a reference `picture`."""

@@ -80,6 +80,7 @@ class QwenEngine:
         return Capabilities(
             model=self._card.name,
             device=_name_of(self._device),
+            tiers=self._model.tiers,
             recipe=choice.recipe.name,
             memory_plan=str(plan),
             loras=loras.names(),
@@ -114,9 +115,7 @@ class QwenEngine:
         settings = self._settings
         path = model_card.folder(settings.model)
         loras = Loras(parts, path, self._card, settings.loras, settings.base)
-        return Model(
-            parts, loras, self._card, self._limits, settings, store, tiled=self._plan.tiled
-        )
+        return Model(parts, loras, self._card, self._limits, settings, store, self._plan)
 
     def _exchange(self, loras: Sequence[LoraRef], report: Report) -> Model:
         """The model with the transformer that `loras` run best on, exchanged if need be."""

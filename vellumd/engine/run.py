@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -57,6 +59,7 @@ class Run:
         self._model.loras.use(self._edit.loras)
         with memory.Ladder(tuple(self._rungs()), self._report) as ladder:
             conditioning = ladder.climb(partial(self.encode, inputs, canvas))
+            self._plan = self.fitting(conditioning)
             for number in range(self._edit.n):
                 tokens = ladder.climb(partial(self.denoise, conditioning, canvas, number))
                 yield canvas.finish(ladder.climb(partial(self.decode, tokens, canvas)))
@@ -133,11 +136,24 @@ class Run:
             return Plan.full(steps)
         return Plan.of(steps, settings.turbo_every, settings.turbo_guided)
 
+    def fitting(self, conditioning: Conditioning) -> Plan:
+        """The plan with keys and values kept as they fit; where they do not, a full one."""
+        plan, references = self._plan, conditioning.references.shape[1]
+        if not plan.reuses:
+            return plan
+        text = max(prompt.shape[1] for prompt in conditioning.prompts)
+        rows = text + math.prod(conditioning.shapes[0]) + references
+        kept = self._model.kept(rows, references, len(conditioning.prompts))
+        if kept is None:
+            self._report.warn("tier_lowered")
+            return Plan.full(plan.steps)
+        return replace(plan, kept=kept)
+
     def _rungs(self) -> Iterator[memory.Rung]:
         """What this edit can do when memory runs out."""
         freed, *others = memory.rungs(self._parts, self._model.store.clear)
         yield freed
-        if self._plan.reuses:  # keeps 12 GB a prompt, with three references
+        if self._plan.reuses:
             yield memory.Rung("tier_lowered", self._without_reuse)
         yield from others
 
