@@ -55,6 +55,13 @@ class EngineSettings(Group):
         "Qwen-Image-Edit-2511, false for older ones. Unset, config.json or a mark in the file "
         "tells; a wrong value makes worse edits, silently.",
     )
+    causal: bool | None = Field(
+        None,
+        description="Whether the model was trained so that each reference picture looks at "
+        "nothing but itself, as Qwen-Image-Edit-Causal: then pictures are computed once an edit, "
+        "exactly. Unset, the class in the transformer's config.json tells; a wrong value makes "
+        "worse edits, silently.",
+    )
     tier: Tier = Field(
         "standard", description="Precision of edits: reference, standard, swift or turbo."
     )

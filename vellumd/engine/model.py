@@ -59,9 +59,14 @@ class Model:
         head = self.parts.transformer.inner_dim // heads
         return placing.keys_values(heads, head, len(blocks), self.parts.dtype.itemsize)
 
-    def kept(self, tokens: int, references: int, prompts: int) -> Kept | None:
-        """How turbo keeps the keys and values of such an edit; None if they do not fit."""
-        kinds = placing.KINDS[self.settings.turbo_kv]
+    def kept(
+        self, tokens: int, references: int, prompts: int, *, exact: bool = False
+    ) -> Kept | None:
+        """How keys and values of such an edit outlast a step; None if they do not fit.
+
+        `exact`: to the bit, else as tier turbo may keep them.
+        """
+        kinds = placing.KINDS["whole" if exact else self.settings.turbo_kv]
         return self.keys_values.fitting(self.plan.room, tokens, references, prompts, kinds)
 
     @property

@@ -132,9 +132,10 @@ class Run:
     def plan(self) -> Plan:
         """Which steps do all the work in this edit."""
         settings, steps = self._model.settings, self._edit.steps
-        if self._edit.tier != "turbo" or not self._forward.reuses:
-            return Plan.full(steps)
-        return Plan.of(steps, settings.turbo_every, settings.turbo_guided)
+        turbo = self._edit.tier == "turbo" and self._forward.reuses
+        every = settings.turbo_every if turbo else 1
+        guided = settings.turbo_guided if turbo else (0.0, 1.0)
+        return Plan.of(steps, steps if self._forward.causal else every, guided)
 
     def fitting(self, conditioning: Conditioning) -> Plan:
         """The plan with keys and values kept as they fit; where they do not, a full one."""
@@ -143,18 +144,21 @@ class Run:
             return plan
         text = max(prompt.shape[1] for prompt in conditioning.prompts)
         rows = text + math.prod(conditioning.shapes[0]) + references
-        kept = self._model.kept(rows, references, len(conditioning.prompts))
-        if kept is None:
+        exact = self._edit.tier != "turbo"
+        kept = self._model.kept(rows, references, len(conditioning.prompts), exact=exact)
+        if kept is not None:
+            return replace(plan, kept=kept)
+        if not self._forward.causal:
             self._report.warn("tier_lowered")
-            return Plan.full(plan.steps)
-        return replace(plan, kept=kept)
+        return Plan.full(plan.steps)
 
     def _rungs(self) -> Iterator[memory.Rung]:
         """What this edit can do when memory runs out."""
         freed, *others = memory.rungs(self._parts, self._model.store.clear)
         yield freed
         if self._plan.reuses:
-            yield memory.Rung("tier_lowered", self._without_reuse)
+            code = "memory_freed" if self._forward.causal else "tier_lowered"
+            yield memory.Rung(code, self._without_reuse)
         yield from others
 
     @contextlib.contextmanager

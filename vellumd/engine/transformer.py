@@ -49,9 +49,14 @@ Velocity = Callable[[int, int, Tensor], Tensor]
 
 
 class Forward(Protocol):
-    """A forward of the transformer. `reuses` tells whether it keeps to a plan's fresh steps."""
+    """A forward of the transformer. `reuses` tells whether it keeps to a plan's fresh steps.
+
+    `causal`: reference pictures look at nothing but themselves, so that using their keys and
+    values again is exact.
+    """
 
     reuses: bool
+    causal: bool
 
     @property
     def blocks(self) -> Sequence[torch.nn.Module]:
@@ -67,6 +72,7 @@ class Stock:
     """Diffusers' own forward: the reference for parity. All its steps are fresh."""
 
     reuses = False
+    causal = False
 
     def __init__(self, stock: Any) -> None:
         self._stock = stock
@@ -97,8 +103,12 @@ class Own:
 
     reuses = True
 
-    def __init__(self, stock: Any, attention: Attention, ops: Ops = PLAIN) -> None:
+    def __init__(
+        self, stock: Any, attention: Attention, ops: Ops = PLAIN, *, causal: bool = False
+    ) -> None:
+        """`causal`: each reference picture looks at nothing but itself, as it was trained."""
         self._stock = stock
+        self.causal = causal
         stocks = list(stock.transformer_blocks)
         self.blocks = [
             Block(block, attention, ops, last=block is stocks[-1]).eval() for block in stocks
@@ -112,7 +122,7 @@ class Own:
 
     def prepare(self, conditioning: Conditioning, times: Tensor, plan: Plan) -> Velocity:
         """See `Forward.prepare`."""
-        return Prepared(self._stock, self.blocks, conditioning, times, plan)
+        return Prepared(self._stock, self.blocks, conditioning, times, plan, causal=self.causal)
 
 
 class Prepared:
@@ -125,8 +135,12 @@ class Prepared:
         conditioning: Conditioning,
         times: Tensor,
         plan: Plan,
+        *,
+        causal: bool = False,
     ) -> None:
         references = conditioning.references
+        self._causal = causal
+        self._sizes = [math.prod(shape) for shape in conditioning.shapes[1:]]
         self._stock = stock
         self._blocks = blocks
         self._plan = plan
@@ -143,11 +157,14 @@ class Prepared:
         target, mods, given = tokens.shape[1], self._modulation.step(step), self._prompts[prompt]
         image, text = self._stock.img_in(tokens), given.text
         fresh = step in self._plan.fresh or not given.filled
-        if fresh:
+        alone = None
+        if fresh and self._causal:
+            alone = list(self._references.split(self._sizes, dim=1))
+        elif fresh:
             image = torch.cat([image, self._references], dim=1)
         for number, (block, block_mods) in enumerate(zip(self._blocks, mods.blocks, strict=True)):
             room = given.rooms.enter(number, fresh=fresh)
-            image, text = block(image, text, block_mods, given.rope, room, target)
+            image, text = block(image, text, block_mods, given.rope, room, target, alone)
             given.rooms.leave(number, fresh=fresh)
         given.filled = True
         ends = Need.of(self._stock.proj_out)
