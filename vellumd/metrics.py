@@ -58,6 +58,11 @@ class Metrics:
         self._ran = self._histogram(
             "vellumd_job_run_seconds", "Time from a job's last start to its end.", JOB_S, "source"
         )
+        self._cold = self._histogram(
+            "vellumd_cold_job_run_seconds",
+            "The same of jobs that a cold engine did, which are not in it.",
+            JOB_S,
+        )
         self._step = self._histogram("vellumd_step_seconds", "Time of a denoising step.", STEP_S)
         self._lag = self._histogram(
             "vellumd_loop_lag_seconds", "How late the daemon's event loop was.", LAG_S
@@ -99,7 +104,8 @@ class Metrics:
         elif event.type in ENDS:
             self._ended.labels(event.type, source).inc()
             if event.job_id in self._running:
-                self._ran.labels(source).observe(now - self._running[event.job_id])
+                ran = self._cold if event.data.get("cold") else self._ran.labels(source)
+                ran.observe(now - self._running[event.job_id])
             self._forget(event.job_id)
 
     def count(self, transport: str, event: str, times: int) -> None:
