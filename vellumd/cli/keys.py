@@ -30,8 +30,11 @@ def run(args: argparse.Namespace) -> int:
         raise Refused(f"Say which: vellumd keys {args.action} NAME.")
     if args.action == "add":
         print(ring.add(args.name))
-        note = "Shown this once; send it as `Authorization: Bearer KEY`. It opens the daemon on"
-        print(f"{note} {settings.store.dir}.", file=sys.stderr)
+        note = (
+            "Shown this once; send it as `Authorization: Bearer KEY`, or open the daemon's address "
+            f"with /#key=KEY behind it in a browser. It opens the daemon on {settings.store.dir}."
+        )
+        print(note, file=sys.stderr)
     else:
         ring.remove(args.name)
         print(f"{args.name} removed")
