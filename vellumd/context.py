@@ -127,7 +127,8 @@ class TransportPresets:
         """Keep edit options under a name, for every door; on disk when this returns.
 
         Another preset saved under that name is replaced. Raises the errors of the options,
-        `PresetFixed` for a name that ships or is configured, `PresetsFull`, `StorageFull`.
+        `PresetFixed` for a name that ships or is configured and for the default, `PresetsFull`,
+        `StorageFull`.
         """
         return await asyncio.to_thread(self._presets.save, name, options)
 
