@@ -21,7 +21,7 @@ LAYERS = (
     {
         "settings", "sources", "presets", "preset_file", "images", "platform", "protocol",
         "catalogue", "weights", "model_card", "artefact", "memory_plan", "logs", "keys",
-        "announcement", "sending",
+        "announcement", "sending", "addresses",
     },
     {"store"},
     {"events", "metrics", "deliveries", "jobs", "context"},

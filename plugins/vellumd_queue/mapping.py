@@ -129,7 +129,7 @@ def picture_url(picture: str, base: str) -> str | None:
     try:
         url = urljoin(f"{base}/", picture)
         url.encode()
-        same = origin(url) == origin(base)
+        same = origin(url) == origin(base) and "@" not in urlsplit(url).netloc
     except ValueError:
         raise errors.BadRequest("images: a URL is none.") from None
     if not same:

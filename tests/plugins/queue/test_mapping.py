@@ -121,6 +121,8 @@ def test_urls_of_the_same_server(picture: str, url: str | None) -> None:
         "http://queue.lan/x",
         "https://queue.lan:8000/x",
         "http://queue.lan:8000@evil/x",
+        "http://me:secret@queue.lan:8000/x",
+        "http://evil\\@queue.lan:8000/x",
         "//evil/x",
         "http://169.254.169.254/x",
         "http://queue.lan:99999/x",
