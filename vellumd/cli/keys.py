@@ -21,7 +21,8 @@ def run(args: argparse.Namespace) -> int:
     settings = load_settings(args).settings
     from vellumd.keys import FILE, Keyring
 
-    ring = Keyring(settings.store.dir / FILE)
+    folder = settings.store.dir
+    known, ring = folder.exists(), Keyring(folder / FILE)
     if args.action == "list":
         for key in ring.keys:
             print(f"{key.name:<24} {key.created}")
@@ -32,9 +33,10 @@ def run(args: argparse.Namespace) -> int:
         print(ring.add(args.name))
         note = (
             "Shown this once; send it as `Authorization: Bearer KEY`, or open the daemon's address "
-            f"with /#key=KEY behind it in a browser. It opens the daemon on {settings.store.dir}."
+            f"with /#key=KEY behind it in a browser. It opens the daemon on {folder}"
         )
-        print(note, file=sys.stderr)
+        unknown = ", where none has run yet; --store.dir names another folder"
+        print(f"{note}{'' if known else unknown}.", file=sys.stderr)
     else:
         ring.remove(args.name)
         print(f"{args.name} removed")
