@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.plugins.paper import paper_daemon
+from tests.plugins.paper import until as until
 from tests.plugins.queue.old_server import OldServer
 from vellumd import TransportSpec
 from vellumd.daemon import Daemon

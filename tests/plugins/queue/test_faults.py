@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.paper import until
-from tests.plugins.queue.conftest import QUICK, OpenDoor, b64, job, png
+from tests.plugins.queue.conftest import QUICK, OpenDoor, b64, job, png, until
 from tests.plugins.queue.old_server import EMPTY, Answer, Call, OldServer
 from vellumd import JobFilter, JobStatus
 from vellumd.daemon import Daemon

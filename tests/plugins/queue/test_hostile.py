@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.plugins.paper import until
-from tests.plugins.queue.conftest import OpenDoor, job, png
+from tests.plugins.queue.conftest import OpenDoor, job, png, until
 from tests.plugins.queue.old_server import OldServer
 from vellumd import EditRequest, ImageRef, errors
 from vellumd_queue import mapping

@@ -11,8 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from tests.plugins.paper import until
-from tests.plugins.queue.conftest import OpenDoor, b64, job, png
+from tests.plugins.queue.conftest import OpenDoor, b64, job, png, until
 from tests.plugins.queue.old_server import EMPTY, OK, Answer, Call, OldServer
 from vellumd import JobFilter
 

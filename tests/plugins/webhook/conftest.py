@@ -14,6 +14,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from tests.plugins.paper import paper_daemon
+from tests.plugins.paper import until as until
 from tests.plugins.webhook.receiver import SECRET, Receiver
 from vellumd import EditRequest, Job, TransportContext, TransportSpec
 from vellumd.daemon import Daemon

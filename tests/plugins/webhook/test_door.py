@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.plugins.paper import until
-from tests.plugins.webhook.conftest import OpenDoor, submit
+from tests.plugins.webhook.conftest import OpenDoor, submit, until
 from tests.plugins.webhook.receiver import OK, SECRET, Answer, Call, Receiver
 from vellumd import __version__
 from vellumd.daemon import Daemon

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.paper import until
-from tests.plugins.webhook.conftest import OpenDoor, submit
+from tests.plugins.webhook.conftest import OpenDoor, submit, until
 from tests.plugins.webhook.receiver import SECRET
 from vellumd.testing import free_port
 from vellumd_webhook import wire
