@@ -24,7 +24,7 @@ LAYERS = (
         "announcement", "sending", "addresses",
     },
     {"store"},
-    {"events", "metrics", "deliveries", "jobs", "context"},
+    {"events", "metrics", "deliveries", "staging", "jobs", "context"},
     {"circuit", "child", "supervisor", "executor"},
     {"hookspecs", "plugins", "transports", "lag", "containment"},
     {"watchdog", "daemon", "foreground", "local", "testing"},

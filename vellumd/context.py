@@ -265,7 +265,7 @@ class TransportContext:
 
         For doors that keep what they are sent in files of their own; `stage` asks itself.
         """
-        self._jobs.check_room()
+        self._jobs.staging.check_room()
 
     async def stage(self, picture: bytes | Path | AsyncIterator[bytes], name: str = "") -> ImageRef:
         """Put a picture into the spool: checked for format, limits and wholeness.
@@ -274,11 +274,11 @@ class TransportContext:
         hour, or as long as a job uses it. Raises `BadImage`, `UnsupportedFormat`,
         `ImageTooLarge` or `StorageFull`.
         """
-        return await self._jobs.stage(picture, name)
+        return await self._jobs.staging.put(picture, name)
 
     async def staged(self, sha256: str) -> ImageRef:
         """The picture staged within the last hour under this hash; raises `NotFound`."""
-        return await self._jobs.staged(sha256)
+        return await self._jobs.staging.find(sha256)
 
     def follow(self, wanted: JobFilter | None = None, *, reply: JsonValue) -> None:
         """Have each job that comes from now on delivered here, too, whoever submits it.

@@ -79,6 +79,6 @@ async def submit(daemon: Daemon, prompt: str = "invert", source: str = "http") -
     """A job that comes by a door."""
     file = io.BytesIO()
     Image.new("RGB", (48, 32), "teal").save(file, "PNG")
-    image = await daemon.jobs.stage(file.getvalue(), "")
+    image = await daemon.jobs.staging.put(file.getvalue(), "")
     request = EditRequest(images=(image,), prompt=prompt, preset="fastest", meta={"order": 7})
     return await daemon.jobs.submit(request, source)
