@@ -151,7 +151,8 @@ def decode_picture(picture: str) -> bytes:
 def origin(url: str) -> tuple[str, str | None, int]:
     """Scheme, host and port; raises `ValueError` if it has none of those."""
     parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+    usual = 443 if parts.scheme == "https" else 80
+    return parts.scheme, parts.hostname, usual if parts.port is None else parts.port
 
 
 # out: results to answers

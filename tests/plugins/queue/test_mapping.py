@@ -134,6 +134,12 @@ def test_urls_of_other_servers(picture: str) -> None:
         mapping.picture_url(picture, URL)
 
 
+def test_port_0_is_not_the_usual_port() -> None:
+    """Nobody listens there: the server would count as down, and its other jobs would wait."""
+    with pytest.raises(errors.BadRequest):
+        mapping.picture_url("http://queue.lan:0/x", "http://queue.lan")
+
+
 def test_pictures_are_decoded() -> None:
     """Base64 with and without padding, with line ends, as data: URI."""
     for text in ("QUJDRA==", "QUJDRA", "QUJD\nRA==", "data:image/png;base64,QUJDRA=="):
