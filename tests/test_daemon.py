@@ -277,7 +277,7 @@ async def test_a_delivery_is_offered_until_settled(
         await anext(deliveries)
     async with Daemon(make_settings()).running() as daemon:
         deliveries = daemon.jobs.deliveries.of("test")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             again = await anext(deliveries)
         await again.delivered()
         assert again.job.id == job.id
@@ -471,16 +471,17 @@ def with_door(settings: Settings, door: Stubborn) -> Daemon:
 
 @pytest.mark.parametrize("steady_s", [300, 0], ids=["early", "after a long good run"])
 async def test_a_crashed_transport_is_opened_again(
-    make_settings: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, steady_s: float
+    make_settings: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    steady_s: float,
 ) -> None:
     """Its crash is told and harms nobody; the first one in a row costs a second."""
     monkeypatch.setattr("vellumd.transports.STEADY_S", steady_s)
     door = Stubborn()
     async with with_door(make_settings(), door).running() as daemon:
-        assert daemon.transports.doors["stubborn"].text == (
-            "it crashed (ValueError); opened again in 1 s"
-        )
-        async with asyncio.timeout(10):
+        assert "it crashed (ValueError); opened again in 1 s" in caplog.text
+        async with asyncio.timeout(20):
             while not daemon.transports.doors["stubborn"].ok:
                 await asyncio.sleep(0.05)
         assert door.runs == 2

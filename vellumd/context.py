@@ -40,7 +40,8 @@ class TransportJobs:
         the same job, with another request raises `IdempotencyMismatch`. `job_id` is a
         UUIDv7 made beforehand (`vellumd.new_job_id`), deduplicating likewise. `reply`
         (≤ 4 KiB of JSON, private) asks for a `Delivery` when the job has ended; for a job
-        that is known already, too: another reply is owed as well, the same one again.
+        that is known already, too: another reply is owed as well, the same one again, also
+        while its delivery is out.
         Raises the errors of the request, `QueueFull` and `StorageFull`.
         """
         return await self._jobs.submit(request, self._source, key=key, job_id=job_id, reply=reply)

@@ -321,7 +321,7 @@ async def test_a_clients_time_out_is_one_job(open_door: OpenDoor) -> None:
         got = await call(
             door,
             lambda client: client.images.edit(image=("a.png", PNG), prompt="x", timeout=0.4),
-            max_retries=4,
+            max_retries=8,
         )
         assert got.model_extra and len(await jobs_of(door)) == 2
 

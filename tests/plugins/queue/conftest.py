@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from vellumd_queue.client import Bounds
 from vellumd_queue.plugin import QueueSettings
 from vellumd_queue.transport import QueueTransport
 
-QUICK = Bounds(connect_s=1, silence_s=0.5, total_s=1, fetch_s=0.3, job=1 << 20, picture=1 << 20)
+PATIENT = Bounds(silence_s=60, total_s=60, fetch_s=60, job=1 << 20, picture=1 << 20)
+"""Small, and longer than any test waits: on a busy machine an answer may take its time."""
+QUICK = replace(PATIENT, silence_s=0.5, total_s=1)
 """For servers that are silent on purpose."""
 HASTE = Pace(idle_s=0.05, idle_max_s=0.2, patience=5, failed_max_s=0.2)
 """Pauses a twentieth as long, so that tests need not wait."""
@@ -64,7 +67,7 @@ def open_door(tmp_path: Path, paper_engine: None) -> OpenDoor:
     async def opened(
         core: dict[str, Any] | None = None,
         engine: dict[str, Any] | None = None,
-        bounds: Bounds = QUICK,
+        bounds: Bounds = PATIENT,
         pace: Pace = HASTE,
         **queue: Any,
     ) -> AsyncIterator[Daemon]:

@@ -258,8 +258,8 @@ def test_change_and_run_again(house: House, page: Page) -> None:
 def test_what_the_form_has_no_field_for_is_kept(house: House, page: Page) -> None:
     """Tier, LoRAs and file format of the job that is changed, until another preset is chosen."""
     odd = {"tier": "swift", "output": {"format": "webp", "quality": 71}, "preset": "original"}
-    first = house.submit("at first", **odd)["request"]
-    page.locator("#list .row", has_text="at first").click()
+    first = house.submit("an odd one", **odd)["request"]
+    page.locator("#list .row", has_text="an odd one").click()
     page.wait_for_selector(".job.done")
     page.get_by_role("button", name="Change and run again").click()
     expect(page.locator("#kept")).to_have_text(
