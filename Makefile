@@ -76,7 +76,8 @@ test: lint mosquitto chromium $(AXE_READY) $(NODE_RED_READY)  ## everything, wit
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 trust: $(TESTS_READY) mosquitto chromium $(AXE_READY) $(NODE_RED_READY) $(NODE_RED_5_READY)  ## the fault tests with full counts; results in tests/trust/results
-	$(BIN)/python -m pytest tests/trust tests/plugins/mqtt/test_faults.py tests/e2e --full
+	$(BIN)/python -m pytest tests/trust tests/plugins/mqtt/test_faults.py tests/e2e \
+		tests/engine/test_parity.py --full
 
 bench: $(TESTS_READY)  ## speed of what needs no card
 	$(BIN)/python -m tests.bench

@@ -113,6 +113,25 @@ async def test_telling_a_follower_is_no_delivery_to_the_sender(
             await disk.jobs.get(job.id)
 
 
+async def test_an_answer_is_out_once_at_a_time(tmp_path: Path, picture: Picture) -> None:
+    """Who asks again meanwhile gets one more when it is settled, however often they asked."""
+    async with opened(tmp_path) as disk, asyncio.timeout(15):
+        job = await finish(disk, picture(), reply="own", key="k")
+        async with aclosing(disk.jobs.deliveries.of("mqtt")) as deliveries:
+            first = await anext(deliveries)
+            for _ in range(3):
+                await disk.jobs.submit(
+                    await ask(disk.jobs, picture(), 1), "mqtt", key="k", reply="own"
+                )
+            other = await finish(disk, picture(), reply="own")
+            assert (await anext(deliveries)).job.id == other.id
+            await first.delivered()
+            again = await anext(deliveries)
+            assert (again.job.id, again.reply, again.attempts) == (job.id, "own", 0)
+            await again.delivered()
+        assert await owed(disk, "mqtt") == [(other.id, "own")]
+
+
 class Section(BaseModel):
     """No settings."""
 

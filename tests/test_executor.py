@@ -19,7 +19,7 @@ Ledger = Callable[[], list[str]]
 
 
 async def submit(daemon: Daemon, picture: bytes, prompt: str = "invert", **fields: Any) -> Job:
-    image = await daemon.jobs.stage(picture, "photo.png")
+    image = await daemon.jobs.staging.put(picture, "photo.png")
     request = EditRequest.parse({"images": [image], "prompt": prompt, **fields})
     return await daemon.jobs.submit(request, "test")
 
@@ -54,14 +54,15 @@ async def test_an_executor_waits_for_its_own_lane(run_daemon: Run, picture: Pict
 
 
 async def test_a_pause_holds_what_waits_and_not_what_runs(
-    run_daemon: Run, picture: Picture, ledger: Ledger
+    run_daemon: Run, picture: Picture, ledger: Ledger, tmp_path: Path
 ) -> None:
     """The running job ends as ever, no other begins until resumed; accepting goes on."""
-    async with run_daemon(paper={"step_s": 0.02}) as daemon:
-        running = await submit(daemon, picture(1), steps=10)
+    async with run_daemon() as daemon:
+        running = await submit(daemon, picture(1), "wait")
         waiting = await submit(daemon, picture(2), steps=1)
         await first_step(daemon, running)
         await daemon.executor.pause()
+        (tmp_path / "go").touch()
         assert (await finish(daemon, running)).status is JobStatus.DONE
         late = await submit(daemon, picture(3), steps=1)
         assert daemon.info()["queue"] == {"queued": 2, "running": 0, "held": "paused"}
@@ -125,7 +126,7 @@ async def test_a_pause_takes_the_engine_from_who_waits_for_it(
     run_daemon: Run, picture: Picture
 ) -> None:
     """Paused while a job waits for a loading engine, unloading sticks."""
-    async with run_daemon(paper={"load_s": 0.5}) as daemon:
+    async with run_daemon(paper={"load_s": 1.0}) as daemon:
         job = await submit(daemon, picture())
         await daemon.executor.pause()
         await daemon.executor.unload()

@@ -88,12 +88,12 @@ async def test_a_cold_job_is_counted_apart(run_daemon: Run, picture: Picture) ->
     assert total(figures, "vellumd_jobs_ended_total") == 3
 
 
-async def test_the_queue_is_seen(run_daemon: Run, picture: Picture) -> None:
+async def test_the_queue_is_seen(run_daemon: Run, picture: Picture, tmp_path: Path) -> None:
     """Depth, what runs, how long the oldest waits, and why nothing is started."""
-    async with run_daemon(paper={"step_s": 0.02}) as daemon:
+    async with run_daemon() as daemon:
         await daemon.executor.pause()
         began = time.monotonic()
-        jobs = [await submit(daemon, picture(n)) for n in range(3)]
+        jobs = [await submit(daemon, picture(n), "wait") for n in range(3)]
         waiting = await read(daemon)
         assert waiting["vellumd_queue_jobs"] == 3 and waiting["vellumd_running_jobs"] == 0
         assert waiting['vellumd_queue_held{reason="paused"}'] == 1
@@ -103,6 +103,7 @@ async def test_the_queue_is_seen(run_daemon: Run, picture: Picture) -> None:
         await daemon.executor.resume()
         await until(daemon, "vellumd_running_jobs", 1)
         await daemon.jobs.cancel(jobs[2].id)
+        (tmp_path / "go").touch()
         await finish(daemon, jobs[1])
         empty = await read(daemon)
     assert empty["vellumd_queue_oldest_seconds"] == empty["vellumd_queue_jobs"] == 0
@@ -119,9 +120,10 @@ async def test_the_oldest_is_known_over_a_restart(run_daemon: Run, picture: Pict
             await asyncio.sleep(0.01)
     began = time.monotonic()
     async with run_daemon() as daemon:
+        opened_s = time.monotonic() - began
         figures = await read(daemon)
         age_s = figures["vellumd_queue_oldest_seconds"]
-        assert age_s > time.monotonic() - began + 0.04
+        assert age_s > opened_s + 0.04
         assert total(figures, "vellumd_jobs_accepted_total") == 0
         await daemon.executor.resume()
         await finish(daemon, job)
@@ -150,7 +152,7 @@ async def test_a_late_loop_is_seen(run_daemon: Run) -> None:
     async with run_daemon() as daemon:
         before = (await read(daemon))["vellumd_loop_lag_seconds_count"]
         time.sleep(0.5)  # noqa: ASYNC251 - the fault
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while (await read(daemon))["vellumd_loop_lag_seconds_count"] == before:
                 await asyncio.sleep(0.01)
         figures = await read(daemon)

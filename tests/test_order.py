@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
+import statistics
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -203,15 +204,20 @@ async def test_a_queue_of_an_older_version_takes_turns_too(tmp_path: Path) -> No
 async def test_a_claim_from_ten_thousand_is_quick(store: Store, clients: int, full: bool) -> None:
     """At most 10 ms, commit included: for 99 of 100 claims on a machine left alone.
 
-    When not full, for half of them: other tests may have the disk.
+    When not full, for half of them, or as long as three commits of next to nothing take: other
+    tests may have the disk.
     """
     for start in range(0, 10_000, 500):
         await asyncio.gather(
             *(store.add(new(f"{(start + k) % clients}"), LIMIT) for k in range(500))
         )
-    seconds = []
+    seconds, commits = [], []
     for _ in range(200):
         began = time.perf_counter()
         assert (await claimed(store)).status is JobStatus.RUNNING
         seconds.append(time.perf_counter() - began)
-    assert sorted(seconds)[197 if full else 100] <= 0.010
+        began = time.perf_counter()
+        await store.set_paused(1, True)
+        commits.append(time.perf_counter() - began)
+    most = 0.010 if full else max(0.010, 3 * statistics.median(commits))
+    assert sorted(seconds)[197 if full else 100] <= most

@@ -266,6 +266,32 @@ async def test_who_asks_again_is_owed_again(store: Store) -> None:
         await store.find("elsewhere", "k")
 
 
+@pytest.mark.parametrize("ended", ["delivered", "undeliverable", "pending"])
+async def test_who_asks_while_the_answer_is_sent_is_owed_again(store: Store, ended: str) -> None:
+    """However the sending ends that was under way; and at once, also if that is put off."""
+    job = (await store.add(new(reply="here", key="k"), LIMIT))[0]
+    await store.claim(0)
+    await store.done(job.id, (RESULT,), 1.0, ())
+    (out,) = await store.pending_deliveries("http")
+    await store.accepted(new(reply="here", key="k"))
+    await store.settle_delivery(out.number, ended, None, 2**50)
+    (row,) = await store.pending_deliveries("http")
+    assert row.address == out.address and row.due == 0
+    await store.settle_delivery(row.number, "delivered", None, 0)
+    assert await store.pending_deliveries("http") == []
+
+
+async def test_who_asks_before_the_end_is_owed_once(store: Store) -> None:
+    """While it waits and while it runs: one answer comes after all of these askings."""
+    job = (await store.add(new(reply="here", key="k"), LIMIT))[0]
+    await store.accepted(new(reply="here", key="k"))
+    await store.claim(0)
+    await store.accepted(new(reply="here", key="k"))
+    assert await store.pending_deliveries("http") == []
+    await store.done(job.id, (RESULT,), 1.0, ())
+    assert [row.reply for row in await store.pending_deliveries("http")] == ["here"]
+
+
 async def test_all_is_there_after_a_reopen(tmp_path: Path) -> None:
     """What was acknowledged is read back by the next process; seq goes on counting."""
     store = await Store.open(tmp_path / "jobs.sqlite", lambda events: None)

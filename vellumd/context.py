@@ -40,7 +40,8 @@ class TransportJobs:
         the same job, with another request raises `IdempotencyMismatch`. `job_id` is a
         UUIDv7 made beforehand (`vellumd.new_job_id`), deduplicating likewise. `reply`
         (≤ 4 KiB of JSON, private) asks for a `Delivery` when the job has ended; for a job
-        that is known already, too: another reply is owed as well, the same one again.
+        that is known already, too: another reply is owed as well, the same one again, also
+        while its delivery is out.
         Raises the errors of the request, `QueueFull` and `StorageFull`.
         """
         return await self._jobs.submit(request, self._source, key=key, job_id=job_id, reply=reply)
@@ -127,7 +128,8 @@ class TransportPresets:
         """Keep edit options under a name, for every door; on disk when this returns.
 
         Another preset saved under that name is replaced. Raises the errors of the options,
-        `PresetFixed` for a name that ships or is configured, `PresetsFull`, `StorageFull`.
+        `PresetFixed` for a name that ships or is configured and for the default, `PresetsFull`,
+        `StorageFull`.
         """
         return await asyncio.to_thread(self._presets.save, name, options)
 
@@ -266,7 +268,7 @@ class TransportContext:
 
         For doors that keep what they are sent in files of their own; `stage` asks itself.
         """
-        self._jobs.check_room()
+        self._jobs.staging.check_room()
 
     async def stage(self, picture: bytes | Path | AsyncIterator[bytes], name: str = "") -> ImageRef:
         """Put a picture into the spool: checked for format, limits and wholeness.
@@ -275,11 +277,11 @@ class TransportContext:
         hour, or as long as a job uses it. Raises `BadImage`, `UnsupportedFormat`,
         `ImageTooLarge` or `StorageFull`.
         """
-        return await self._jobs.stage(picture, name)
+        return await self._jobs.staging.put(picture, name)
 
     async def staged(self, sha256: str) -> ImageRef:
         """The picture staged within the last hour under this hash; raises `NotFound`."""
-        return await self._jobs.staged(sha256)
+        return await self._jobs.staging.find(sha256)
 
     def follow(self, wanted: JobFilter | None = None, *, reply: JsonValue) -> None:
         """Have each job that comes from now on delivered here, too, whoever submits it.

@@ -53,8 +53,8 @@ class Deliveries:
         return tuple((source, json.loads(reply)) for source, reply in owed)
 
     async def of(self, source: str) -> AsyncGenerator[Delivery, None]:
-        """See `TransportContext.deliveries`: a pending row is out once at a time."""
-        out: set[int] = set()
+        """See `TransportContext.deliveries`: for each address one is out at a time."""
+        out: set[tuple[str, str]] = set()
         woken = asyncio.Event()
         self._waiting.add(woken)
         try:
@@ -62,10 +62,10 @@ class Deliveries:
                 woken.clear()
                 # What is out may never be settled, and must not stand before the others.
                 rows = await self._store.pending_deliveries(source, PAGE + len(out))
-                waiting = [row for row in rows if row.number not in out]
+                waiting = [row for row in rows if row.address not in out]
                 due = [row for row in waiting if row.due <= now_ms()]
                 for row in due:
-                    out.add(row.number)
+                    out.add(row.address)
                     if delivery := await self._offer(row, out):
                         yield delivery
                 if not due:
@@ -73,7 +73,7 @@ class Deliveries:
         finally:
             self._waiting.discard(woken)
 
-    async def _offer(self, row: DeliveryRow, out: set[int]) -> Delivery | None:
+    async def _offer(self, row: DeliveryRow, out: set[tuple[str, str]]) -> Delivery | None:
         """The delivery; None if retention gave it up since the row was read."""
 
         async def settle(state: str, code: str | None, after: float) -> None:
@@ -81,7 +81,7 @@ class Deliveries:
             try:
                 await self._store.settle_delivery(row.number, state, code, due)
             finally:
-                out.discard(row.number)
+                out.discard(row.address)
                 self.wake()
             self.on_settled()
 

@@ -127,14 +127,17 @@ class Presets:
 
         Raises `NotFound`, `PresetFixed`.
         """
-        file = self._changeable(name)
-        if name == self.default and name in file.named:
-            raise errors.PresetFixed("Requests without a preset use this one.")
-        file.delete(name)
+        self._changeable(name).delete(name)
 
     def _changeable(self, name: str) -> PresetFile:
+        """The file, where it may change `name`; raises `PresetFixed`.
+
+        Of the default one the configuration says that it counts for everybody.
+        """
         if self._file is None or name in self._fixed:
             raise errors.PresetFixed(f"The preset {name!r} cannot be changed here.")
+        if name == self.default and name in self._file.named:
+            raise errors.PresetFixed("Requests without a preset use this one.")
         return self._file
 
     def _described(self, name: str, preset: Preset) -> NamedPreset:

@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from tests.bench import crowd, listeners, serving
+from vellumd.testing import free_port
 
 JOBS = 10_000
 CLIENTS = 16
@@ -67,7 +68,7 @@ def help_start() -> dict[str, Any]:
 def idle_daemon() -> dict[str, Any]:
     """Start and size of a daemon with the demo model."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        port = serving.free_port()
+        port = free_port()
         with serving.process(*serving.daemon(Path(folder), port, engine="demo")) as process:
             health = serving.until_answer(port)
             ready = serving.until_answer(port, "/readyz")
@@ -86,7 +87,7 @@ def idle_daemon() -> dict[str, Any]:
 def first_step() -> dict[str, Any]:
     """Accepted until the engine starts, idle, milliseconds."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        port, ledger = serving.free_port(), Path(folder) / "ledger"
+        port, ledger = free_port(), Path(folder) / "ledger"
         extra = ["--plugins.paper.ledger", str(ledger)]
         with serving.process(*serving.daemon(Path(folder) / "data", port, *extra)):
             serving.until_answer(port, "/readyz")
@@ -119,7 +120,7 @@ def until_lines(file: Path, count: int) -> None:
 def slow_crowd() -> dict[str, Any]:
     """Uploads beside idle sockets, slow bodies and slow readers, against uploads alone."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        port = serving.free_port()
+        port = free_port()
         command = serving.daemon(Path(folder), port, "--plugins.paper.step_s", "0.05")
         with serving.process(*command):
             serving.until_answer(port, "/readyz")
@@ -135,7 +136,7 @@ def slow_crowd() -> dict[str, Any]:
 def event_listeners() -> dict[str, Any]:
     """200 streams of all events beside 10 steps and 5 uploads a second."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        port = serving.free_port()
+        port = free_port()
         command = serving.daemon(Path(folder), port, "--plugins.paper.step_s", "0.1")
         with serving.process(*command) as process:
             serving.until_answer(port, "/readyz")
@@ -159,7 +160,7 @@ def intake_and_restart(jobs: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         bare = measure_bare(folder, photos, min(jobs, 4000))
-        port = serving.free_port()
+        port = free_port()
         command = serving.daemon(
             folder / "data", port, "--limits.queue", "1000000", "--plugins.paper.step_s", "0.05"
         )
@@ -191,7 +192,7 @@ def intake_and_restart(jobs: int) -> dict[str, Any]:
 
 def measure_bare(folder: Path, photos: list[bytes], total: int) -> dict[str, float]:
     """The baseline's rate and p99."""
-    port = serving.free_port()
+    port = free_port()
     (folder / "bare").mkdir()
     with serving.process("-m", "tests.bench.bare", str(port), str(folder / "bare")):
         serving.until_answer(port)

@@ -13,7 +13,6 @@ import argparse
 import json
 import shutil
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from tests.bench import record
 from vellumd.demo.train import model as demo
 from vellumd.engine import pipeline
 from vellumd.engine.report import PipeReport
@@ -45,15 +45,10 @@ def main() -> None:
     began = time.monotonic()
     build(args.folder)
     figures: dict[str, Any] = {
-        "at": datetime.now().astimezone().isoformat(),
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
         "built_s": round(time.monotonic() - began, 1),
         **measure(args.folder),
     }
-    print(json.dumps(figures, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+    record.keep(figures, args.out)
 
 
 def build(folder: Path) -> None:

@@ -16,19 +16,18 @@ from __future__ import annotations
 import argparse
 import gc
 import hashlib
-import json
 import shutil
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
+from tests.bench import record
 from vellumd import model_card
 from vellumd.engine import convert, loading, pipeline
 from vellumd.engine.report import PipeReport
@@ -55,9 +54,6 @@ def main() -> None:
         build(args.folder, args.demo)
     bench = Bench(args.folder, args.demo)
     figures: dict[str, Any] = {
-        "at": datetime.now().astimezone().isoformat(),
-        "device": torch.cuda.get_device_name() if bench.cuda else "cpu",
-        "torch": torch.__version__,
         "convert": bench.convert(args.blocks),
         "predecessor": None if args.demo else bench.predecessor(),
         "resident": bench.ours(),
@@ -70,10 +66,7 @@ def main() -> None:
     found = bench.ours(vram_budget_gb=0.001 if args.demo else 12, ram_budget_gb=8)
     compare(found["edits"], resident)
     figures["12 GB, 8 GB of the host"] = found
-    text = json.dumps(figures, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    record.keep(figures, args.out)
 
 
 def build(folder: Path, demo: bool) -> None:

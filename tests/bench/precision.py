@@ -14,12 +14,10 @@ pictures; the demo's gate does (docs/demo.md).
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from accelerate import init_empty_weights
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
+from tests.bench import record
 from tests.engine import numerics
 from vellumd import model_card
 from vellumd.engine import convert, linears, loading, precision
@@ -53,19 +52,13 @@ def main() -> None:
     transformer, feed = demo() if args.demo else real(args.blocks, device)
     tokens = feed["hidden_states"].shape[1]
     figures: dict[str, Any] = {
-        "at": datetime.now().astimezone().isoformat(),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
         "recipes": recipes(device),
         "linears": [each(name, *shape, tokens, device) for name, shape in shapes(args.demo)],
         "blocks": errors(numerics.by_block, transformer, feed),
         "whole": errors(numerics.whole, transformer, feed),
         "convert": converting(args.demo),
     }
-    text = json.dumps(figures, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    record.keep(figures, args.out)
 
 
 def recipes(device: torch.device) -> dict[str, Any]:

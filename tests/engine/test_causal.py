@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from tests.engine import random_transformer as small
-from tests.engine.support import Told, encoded, picture, reference, resolved
+from tests.engine.support import PICTURES, Told, encoded, picture, reference, resolved
 from vellumd import errors, memory_plan
 from vellumd.engine import attention
 from vellumd.engine.model import Model
@@ -30,7 +30,6 @@ from vellumd.weights.model import CAUSAL, open_model
 
 TIMES = torch.tensor([1000.0, 700.0, 700.0, 300.0])
 STEPS = range(len(TIMES))
-PICTURES = [encoded(picture(80, 60, seed)) for seed in (1, 2)]
 
 
 class Recorded:

@@ -281,9 +281,7 @@ def test_a_file_that_is_lost_is_told(tmp_path: Path) -> None:
 # edits by every plan
 
 PLANS = {
-    "tabled": Plan(tabled=True),
     "encoder offloaded": Plan(tabled=True, encoder="offloaded"),
-    "encoder streamed": Plan(tabled=True, encoder="streamed"),
     "some blocks streamed": Plan(tabled=True, encoder="streamed", streamed=3),
     "all streamed, VAE in tiles": Plan(tabled=True, encoder="streamed", streamed=5, tiled=True),
 }

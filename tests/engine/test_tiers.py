@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.support import Told, encoded, picture, reference, resolved
+from tests.engine.support import PICTURES, Told, encoded, picture, reference, resolved
 from vellumd import errors, memory_plan
 from vellumd.engine import attention
 from vellumd.engine.model import Model
@@ -22,15 +22,6 @@ from vellumd.protocol import Init
 from vellumd.settings import EngineSettings
 
 STEPS = 4
-PICTURES = [encoded(picture(80, 60, seed)) for seed in (1, 2)]
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
-    paths = [tmp_path / f"{number}.png" for number in (1, 2)]
-    for path, data in zip(paths, PICTURES, strict=True):
-        path.write_bytes(data)
-    return paths
 
 
 def run(model: Model, told: Told | None = None, **fields: Any) -> Run:

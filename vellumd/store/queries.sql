@@ -144,9 +144,10 @@ SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'events';
 INSERT OR IGNORE INTO deliveries (job_id, source, reply, state) VALUES (?, ?, ?, ?);
 
 -- name: owe_again
-INSERT INTO deliveries (job_id, source, reply, state) VALUES (:job_id, :source, :reply, :state)
-ON CONFLICT (job_id, source, reply) DO UPDATE SET state = 'pending', code = NULL, due = 0
-WHERE state IN ('delivered', 'undeliverable');
+-- A row with a number of its own: what is still being sent for the asking before settles nothing
+-- of this one.
+INSERT OR REPLACE INTO deliveries (job_id, source, reply, state)
+VALUES (:job_id, :source, :reply, :state);
 
 -- name: release_deliveries
 UPDATE deliveries SET state = 'pending' WHERE job_id = ? AND state = 'waiting';

@@ -58,13 +58,21 @@ class NewJob:
 
 @dataclass(frozen=True)
 class DeliveryRow:
-    """A delivery that is due at `due` (milliseconds since the epoch), put off `attempts` times."""
+    """A delivery that is due at `due` (milliseconds since the epoch), put off `attempts` times.
+
+    `number` is the asking's own: one more for the same `address` has another.
+    """
 
     number: int
     job_id: str
     reply: JsonValue
     due: int
     attempts: int
+
+    @property
+    def address(self) -> tuple[str, str]:
+        """What goes where."""
+        return self.job_id, json.dumps(self.reply)
 
 
 def insert(tx: Transaction, new: NewJob) -> sqlite3.Row | None:
@@ -80,7 +88,11 @@ def insert(tx: Transaction, new: NewJob) -> sqlite3.Row | None:
 
 
 def owe_again(tx: Transaction, row: sqlite3.Row, known: NewJob) -> None:
-    """A known job was asked for once more: its answer goes to that address as well, or again."""
+    """A known job was asked for once more: its answer goes to that address as well, or again.
+
+    Also if it is being sent there just now: nobody can tell whether that reached the sender
+    before it asked.
+    """
     state = "pending" if JobStatus(row["status"]).terminal else "waiting"
     fields = {"job_id": row["id"], "source": known.source, "state": state}
     tx.execute(SQL["owe_again"], {**fields, "reply": json.dumps(known.reply)})

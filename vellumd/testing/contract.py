@@ -170,7 +170,7 @@ class TransportContract(ABC):
             self.reply(key)
             if key == "confirmed":
                 self.confirm(key)
-        assert self.daemon.stop(END_S) == 0
+        assert self.daemon.stop(WAIT_S) == 0
         assert self.daemon.owed() == 1
 
     def test_a_bad_picture_is_refused(self) -> None:

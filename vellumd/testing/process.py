@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import random
 import signal
 import socket
 import sqlite3
@@ -12,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from vellumd import platform
@@ -189,8 +191,20 @@ def _text(value: object) -> str:
     return json.dumps(value) if isinstance(value, (bool, list, dict)) else str(value)
 
 
+PORTS = range(20_000, 32_000)
+"""Below what systems give to port 0 and to connections (Linux from 32768, others from 49152)."""
+_numbers = itertools.count(random.SystemRandom().randrange(len(PORTS)))
+
+
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 that nobody listens on right now.
+
+    Nor does a system give it to somebody else before it is used, or while a daemon that had it
+    is started again.
+    """
+    for number in itertools.islice(_numbers, len(PORTS)):
+        port = PORTS[number % len(PORTS)]
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")

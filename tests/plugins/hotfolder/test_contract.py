@@ -14,7 +14,7 @@ from tests.plugins.hotfolder.conftest import files_of
 from vellumd.testing import Refused, Reply, TransportContract
 from vellumd_hotfolder.__main__ import make
 
-END_S = 5.0
+END_S = 15.0
 TAKEN_S = 15.0
 PAUSE_S = 0.01
 

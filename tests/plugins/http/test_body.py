@@ -19,7 +19,8 @@ from aiohttp import ClientSession, FormData, web
 from vellumd import errors
 from vellumd_http.body import PARTS_MAX, SMALL, Bodies, Pace, parts
 
-SLOW = Pace(stall_s=0.3, total_s=1.0, progress=1024)
+STALLS = Pace(stall_s=0.3, total_s=60, progress=1024)
+ENDS = Pace(stall_s=1.5, total_s=2.0, progress=1024)
 
 
 async def count(bodies: Bodies, request: web.Request) -> int:
@@ -125,28 +126,26 @@ async def test_a_compressed_body_is_refused() -> None:
 async def test_a_body_without_progress_times_out() -> None:
     """One byte now and then is no progress, however long it is kept up."""
     async with (
-        serving(count, Bodies(1 << 20, SLOW)) as port,
+        serving(count, Bodies(1 << 20, STALLS)) as port,
         raw(port, "Content-Length: 100000\r\n") as (reader, writer),
         asyncio.TaskGroup() as tasks,
     ):
         dribble = tasks.create_task(_dribble(writer, b"x", 0.02))
-        started = asyncio.get_running_loop().time()
-        assert await answer(reader) == (408, {"code": "body_timeout"})
-        assert asyncio.get_running_loop().time() - started < 0.9
+        assert await answer(reader) == (408, {"code": "body_timeout"})  # far before the total
         dribble.cancel()
 
 
 async def test_a_body_has_an_end_even_with_progress() -> None:
     """Just fast enough for the stall limit still ends at the total."""
     async with (
-        serving(count, Bodies(1 << 20, SLOW)) as port,
+        serving(count, Bodies(1 << 20, ENDS)) as port,
         raw(port, "Content-Length: 1000000\r\n") as (reader, writer),
         asyncio.TaskGroup() as tasks,
     ):
         dribble = tasks.create_task(_dribble(writer, bytes(2048), 0.1))
         started = asyncio.get_running_loop().time()
         assert await answer(reader) == (408, {"code": "body_timeout"})
-        assert asyncio.get_running_loop().time() - started > 0.9
+        assert asyncio.get_running_loop().time() - started > 1.9
         dribble.cancel()
 
 
@@ -251,7 +250,7 @@ async def test_only_so_many_bodies_are_worked_on() -> None:
 
 async def test_the_line_has_a_deadline() -> None:
     """Who waits in line too long is told so."""
-    bodies = Bodies(1 << 20, Pace(stall_s=5, total_s=0.3), at_once=1)
+    bodies = Bodies(1 << 20, Pace(stall_s=5, total_s=1), at_once=1)
     async with (
         serving(_hold, bodies) as port,
         ClientSession() as client,

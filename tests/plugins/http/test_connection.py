@@ -73,7 +73,7 @@ async def test_without_a_request_a_connection_ends(open_door: OpenDoor, said: by
 
 async def test_after_an_answer_a_connection_ends_too(open_door: OpenDoor) -> None:
     """Kept for the next request, but not for ever."""
-    async with open_door(keep_alive_s=0.4) as door:
+    async with open_door(keep_alive_s=1) as door:
         reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
         for _ in range(2):
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")

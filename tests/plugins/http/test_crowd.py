@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from tests.bench import crowd, serving
+from vellumd.testing import free_port
 
 
 async def test_a_crowd_of_slow_ones_slows_nobody(tmp_path: Path) -> None:
@@ -13,7 +14,7 @@ async def test_a_crowd_of_slow_ones_slows_nobody(tmp_path: Path) -> None:
 
     In the best of some tries, since others use the machine too; `make bench` has the figure.
     """
-    port = serving.free_port()
+    port = free_port()
     command = serving.daemon(tmp_path / "data", port, "--plugins.paper.step_s", "0.05")
     ratios: list[float] = []
     with serving.process(*command):

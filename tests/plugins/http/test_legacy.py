@@ -116,7 +116,8 @@ async def jobs(door: Door) -> list[str]:
 
 
 async def leave_early(door: Door, edit: dict[str, Any]) -> str:
-    """Send an edit, hang up as soon as it is a job, and name the job."""
+    """Send an edit, hang up as soon as it is a job, and name the job, which starts then."""
+    await door.json("POST", "/v1/queue/pause")
     before = set(await jobs(door))
     body = json.dumps(edit).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
@@ -127,6 +128,7 @@ async def leave_early(door: Door, edit: dict[str, Any]) -> str:
             await asyncio.sleep(0.01)
     writer.transport.abort()
     del reader
+    await door.json("POST", "/v1/queue/resume")
     return new.pop()
 
 
@@ -162,9 +164,15 @@ async def test_a_restart_forgets_no_unreceived_answer(open_door: OpenDoor) -> No
 
 async def test_equal_bodies_at_once_share_a_job(open_door: OpenDoor) -> None:
     """Retrying clients do not multiply the work."""
-    async with open_door(engine={"step_s": 0.05}) as door:
+    async with open_door() as door, asyncio.timeout(30):
+        await door.json("POST", "/v1/queue/pause")
+        listeners = door.daemon.bus._listeners
+        before = len(listeners)
         async with asyncio.TaskGroup() as tasks:
             asked = [tasks.create_task(door.json("POST", "/generate", json=EDIT)) for _ in range(8)]
+            while len(listeners) < before + len(asked):  # until all wait for the job
+                await asyncio.sleep(0.01)
+            await door.json("POST", "/v1/queue/resume")
         assert len({task.result()["job_id"] for task in asked}) == 1
 
 

@@ -53,7 +53,7 @@ async def test_the_default_address_is_both_loopbacks(door: Door) -> None:
 
 async def test_probes(open_door: OpenDoor) -> None:
     """Alive from the start; ready once the engine has loaded; not when it cannot."""
-    async with open_door(engine={"load_s": 0.5}) as door:
+    async with open_door(engine={"load_s": 1.5}) as door:
         assert await door.json("GET", "/healthz") == {"status": "alive"}
         waiting = await door.json("GET", "/readyz", 503)
         assert waiting["status"] == "not ready"

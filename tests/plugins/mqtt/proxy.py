@@ -9,8 +9,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from vellumd.testing import free_port
-
 PUBLISH, PUBACK = 3, 4
 
 
@@ -62,13 +60,13 @@ class Proxy:
     """
 
     def __init__(self, broker_port: int) -> None:
-        self.port = free_port()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
         self.up: Callable[[Packet], bool] = lambda packet: True
         self.down: Callable[[Packet], bool] = lambda packet: True
         self.delay_s = 0.0
         self._broker_port = broker_port
         self._sockets: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", self.port))
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:

@@ -17,7 +17,7 @@ from tests.plugins.mqtt.proxy import PUBACK, PUBLISH, Packet, Proxy
 from tests.plugins.mqtt.sender import Got, Sender, b64
 from vellumd.testing import Refused, Reply, TransportContract
 
-ACCEPTED_S = 2.0
+ACCEPTED_S = 15.0
 
 
 class Contract(TransportContract):

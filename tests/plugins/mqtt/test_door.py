@@ -133,7 +133,7 @@ def test_presence(house: House) -> None:
     assert info["max_payload"] == 1_990_000 and info["limits"]["max_images"] == 4
     assert {"version", "model", "presets", "default_preset"} <= info.keys()
     assert late.next("queue").json["paused"] is False
-    assert house.daemon.stop(5) == 0
+    assert house.daemon.stop(15) == 0
     assert late.next("state").payload == b"offline"
     house.daemon.start()
     assert late.next("state").payload == b"online"

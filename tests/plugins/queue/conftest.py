@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import importlib
 import io
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from tests.plugins.paper import paper_daemon
+from tests.plugins.paper import until as until
 from tests.plugins.queue.old_server import OldServer
-from vellumd import EngineSpec, TransportSpec
+from vellumd import TransportSpec
 from vellumd.daemon import Daemon
-from vellumd.plugins import Plugins
-from vellumd.settings import Settings
 from vellumd_queue.backoff import Pace
 from vellumd_queue.client import Bounds
 from vellumd_queue.plugin import QueueSettings
 from vellumd_queue.transport import QueueTransport
 
-QUICK = Bounds(connect_s=1, silence_s=0.5, total_s=1, fetch_s=0.3, job=1 << 20, picture=1 << 20)
+PATIENT = Bounds(silence_s=60, total_s=60, fetch_s=60, job=1 << 20, picture=1 << 20)
+"""Small, and longer than any test waits: on a busy machine an answer may take its time."""
+QUICK = replace(PATIENT, silence_s=0.5, total_s=1)
 """For servers that are silent on purpose."""
 HASTE = Pace(idle_s=0.05, idle_max_s=0.2, patience=5, failed_max_s=0.2)
 """Pauses a twentieth as long, so that tests need not wait."""
@@ -61,37 +62,20 @@ OpenDoor = Callable[..., AbstractAsyncContextManager[Daemon]]
 @pytest.fixture
 def open_door(tmp_path: Path, paper_engine: None) -> OpenDoor:
     """Open a door; keywords are its settings, `engine` the engine's, `core` other sections."""
-    paper: EngineSpec = importlib.import_module("paper_engine").vellumd_engines()[0]
 
     @asynccontextmanager
     async def opened(
         core: dict[str, Any] | None = None,
         engine: dict[str, Any] | None = None,
-        bounds: Bounds = QUICK,
+        bounds: Bounds = PATIENT,
         pace: Pace = HASTE,
         **queue: Any,
     ) -> AsyncIterator[Daemon]:
-        settings = Settings.model_validate(
-            {
-                "engine": {"name": paper.name},
-                "store": {"dir": tmp_path / "data"},
-                "daemon": {"stop_s": 0.5},
-                "plugins": {"queue": queue, paper.name: engine or {}},
-                **(core or {}),
-            }
-        )
         spec = TransportSpec(
             "queue", QueueSettings, lambda context: QueueTransport(context, bounds, pace)
         )
-        plugins = Plugins((), {spec.name: spec}, {paper.name: paper}, ())
-        async with Daemon(settings, plugins).running() as daemon:
+        made = paper_daemon(tmp_path, [spec], {"queue": queue}, engine=engine, core=core)
+        async with made.running() as daemon:
             yield daemon
 
     return opened
-
-
-async def until(happened: Callable[[], Any], seconds: float = 15) -> None:
-    """Wait until something is so."""
-    async with asyncio.timeout(seconds):
-        while not happened():
-            await asyncio.sleep(0.01)

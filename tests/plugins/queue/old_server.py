@@ -37,11 +37,15 @@ class Call:
 
 @dataclass
 class OldServer:
-    """`jobs` are given one by one; `rules` answer other paths, by method and path."""
+    """`jobs` are given one by one; `rules` answer other paths, by method and path.
+
+    A call of `holds` is noted and decided, but answered only when its event is set.
+    """
 
     jobs: deque[Any] = field(default_factory=deque)
     calls: list[Call] = field(default_factory=list)
     rules: dict[str, Callable[[Call], Answer]] = field(default_factory=dict)
+    holds: dict[str, threading.Event] = field(default_factory=dict)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def __post_init__(self) -> None:
@@ -81,6 +85,8 @@ class OldServer:
             self.calls.append(call)
             status, headers, body = rule(call)
             self.changed.notify_all()
+        if held := self.holds.get(f"{call.method} {call.path}"):
+            held.wait()
         handler.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             handler.send_header(name, value)
@@ -112,6 +118,8 @@ class OldServer:
 
     def close(self) -> None:
         """Answer nothing more."""
+        for held in self.holds.values():
+            held.set()
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()

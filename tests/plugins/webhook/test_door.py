@@ -9,7 +9,6 @@ import logging
 import sqlite3
 import ssl
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,7 +156,7 @@ async def test_a_target_that_is_gone_is_told_nothing_more(
         await until(lambda: len(deliveries(tmp_path)) == 6)
         await until(lambda: not any(s == "pending" for s, _ in deliveries(tmp_path)))
         assert not door_of(daemon)["ok"] and "old at 127.0.0.1 is gone" in str(door_of(daemon))
-        assert len(gone.calls) < 3 or len(jobs) <= 4
+        assert len(gone.calls) <= len(jobs)
     states = deliveries(tmp_path)
     assert states.count(("undeliverable", "gone")) == states.count(("delivered", None)) == 3
     before = len(gone.calls)
@@ -172,20 +171,19 @@ async def test_a_bad_target_delays_nobody(open_door: OpenDoor, receiver: Receive
     release = threading.Event()
 
     def silence(call: Call) -> Answer:
-        release.wait(20)
+        release.wait()
         return OK
 
     silent = Receiver(silence)
     down = Receiver()
     down.close()
-    async with open_door(silent=silent.url, down=down.url, shop=receiver.url) as daemon:
-        began = time.monotonic()
+    targets = {"silent": silent.url, "down": down.url, "shop": receiver.url}
+    async with open_door(timeout_s=600, **targets) as daemon:  # more than `until` would wait
         for _ in range(8):
             await submit(daemon)
         await until(lambda: len(receiver.calls) == 8)
-        assert time.monotonic() - began < 5, "as long as the silent target's time"
         assert daemon.jobs.queue() == {"queued": 0, "running": 0}
-        assert len(silent.calls) == 4
+        await until(lambda: len(silent.calls) == 4)
         await until(lambda: not door_of(daemon)["ok"])
         assert "down at 127.0.0.1 cannot be reached" in str(door_of(daemon)["text"])
         release.set()

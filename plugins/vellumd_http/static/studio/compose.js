@@ -7,8 +7,10 @@ import { select, keep, on, state } from "./store.js";
 
 const FIELDS = ["prompt", "preset", "n", "size", "seed", "steps", "true_cfg_scale", "negative_prompt", "batch"];
 const MORE = ["size", "seed", "steps", "true_cfg_scale", "negative_prompt", "batch"];
+const UNSEEN = ["tier", "loras", "output"]; // what a job has and the form has no field for
 const CUSTOM = "custom";
 const form = $("edit");
+let kept = null; // of the job whose change this is, while its preset is the chosen one
 let attempt = null; // the edit that is being sent, and the key it is sent under
 
 /** What the fields ask for, without pictures; empty ones are left to the preset. */
@@ -19,11 +21,12 @@ export function fields() {
     if (value) given[name] = value;
   }
   if (given.size === CUSTOM) given.size = `${$("width").value}x${$("height").value}`;
-  return given;
+  return { ...given, ...kept };
 }
 
 /** Fill the fields; those that `given` lacks become empty. */
 export function fill(given) {
+  kept = null;
   for (const name of FIELDS) form.elements[name].value = given[name] ?? "";
   const { size, preset } = given;
   if (!form.elements.preset.value) form.elements.preset.value = state.capabilities?.default_preset ?? "";
@@ -36,6 +39,20 @@ export function fill(given) {
   }
   $("more").open = MORE.some((name) => given[name]);
   changed();
+}
+
+/** Keep what the form has no field for, and say so. */
+function keepUnseen(request) {
+  if (form.elements.preset.value !== request.preset) return;
+  kept = Object.fromEntries(UNSEEN.map((name) => [name, request[name]]));
+  changed();
+}
+
+/** What is kept, in words. */
+function keptText({ tier, loras, output }) {
+  const files = loras.map(({ name, scale }) => (scale === 1 ? name : `${name} at ${scale}`));
+  const lora = files.length ? `with ${files.join(" and ")}` : "without a LoRA";
+  return `As in that job: ${tier}, ${lora}, ${output.format === "same" ? "the format of picture 1" : output.format.toUpperCase()}. Another preset begins anew.`;
 }
 
 /** Take over what a job was made of, to change it and run it again. */
@@ -52,6 +69,7 @@ export async function fillFrom(job) {
     ...Object.fromEntries(["prompt", "preset", "size", "seed", "steps", "n"].map((name) => [name, request[name]])),
     true_cfg_scale, negative_prompt: negative_prompt.trim(), batch: job.batch, n: request.n > 1 ? request.n : "",
   });
+  keepUnseen(request);
   show();
 }
 
@@ -124,6 +142,8 @@ function refuse(text) {
 /** Show what the preset leaves open, and only what is asked for. */
 function changed() {
   const { preset, size } = form.elements;
+  $("kept").hidden = !kept;
+  if (kept) $("kept").textContent = keptText(kept);
   const chosen = state.capabilities?.presets[preset.value] ?? {};
   for (const name of ["steps", "true_cfg_scale"]) form.elements[name].placeholder = chosen[name] ?? "";
   $("custom").hidden = size.value !== CUSTOM;
@@ -138,6 +158,7 @@ export function start() {
     event.preventDefault();
     send();
   });
+  form.elements.preset.addEventListener("input", () => { kept = null; });
   form.addEventListener("input", changed);
   form.elements.prompt.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) send();

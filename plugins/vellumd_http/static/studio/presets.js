@@ -5,7 +5,7 @@ import { $, dialog, h, sure, toast } from "./dom.js";
 import { fields } from "./compose.js";
 import { look, on, state } from "./store.js";
 
-const SHARED = ["steps", "true_cfg_scale", "size", "n", "seed", "negative_prompt"];
+const SHARED = ["steps", "true_cfg_scale", "size", "n", "seed", "negative_prompt", "tier", "loras", "output"];
 const select = $("preset");
 let own = new Set(); // those that a page may change
 

@@ -1,9 +1,8 @@
 // What the stage shows while there is nothing else: what the model knows, and edits to try.
 
 import * as api from "./api.js";
-import { crisp, h } from "./dom.js";
+import { crisp, h, toast } from "./dom.js";
 import { trySample } from "./compose.js";
-import { toast } from "./dom.js";
 import { state } from "./store.js";
 
 /** The view without a job. */

@@ -7,6 +7,7 @@ const TOGETHER = 4; // more changed jobs than these are read as a page
 const PAUSE_MS = 100; // between two readings of changed jobs
 const LOOK_MS = 4000; // between two looks at the engine, which sends no events
 const HURRY_MS = 6000; // in which a switch that was turned shows
+const MOST = 2000; // jobs that are remembered: a page left open for weeks begins its list anew
 
 export const state = {
   jobs: new Map(),
@@ -50,16 +51,33 @@ export function select(id) {
   emit("selected");
 }
 
-/** Take a job as the daemon told it. */
+const asked = new Map(); // job id → when what is held of it was asked for
+
+/** Take jobs as they were told when asked at `at`: an answer may overtake an older one. */
+function hold(jobs, at) {
+  for (const job of jobs) {
+    if (at < (asked.get(job.id) ?? 0)) continue;
+    asked.set(job.id, at);
+    state.jobs.set(job.id, job);
+  }
+  emit("jobs");
+}
+
+function drop(id) {
+  for (const map of [state.jobs, state.previews, asked]) map.delete(id);
+}
+
+/** Show a job as the answer to a deed told it; its events may have been faster, so it is read again. */
 export function keep(job) {
   state.jobs.set(job.id, job);
   emit("jobs");
+  dirty.add(job.id);
+  pump();
 }
 
 /** Forget a job that is gone. */
 export function forget(id) {
-  state.jobs.delete(id);
-  state.previews.delete(id);
+  drop(id);
   if (state.selected === id) select(null);
   emit("jobs");
 }
@@ -68,10 +86,11 @@ export function forget(id) {
 export async function loadJobs({ more = false, filters = state.filters } = {}) {
   const known = filters === state.filters && state.loaded ? shown() : [];
   state.filters = filters;
+  const at = performance.now();
   const page = await api.listJobs(filters, more ? state.next : null);
   const there = new Set(page.jobs.map((job) => job.id));
+  hold(page.jobs, at);
   if (filters !== state.filters) return there; // another filter was chosen meanwhile
-  page.jobs.forEach((job) => state.jobs.set(job.id, job));
   const last = page.next ? page.jobs.at(-1).id : "";
   if (!more) {
     // What we show from here on and the page has not may be gone, or another status by now.
@@ -84,9 +103,18 @@ export async function loadJobs({ more = false, filters = state.filters } = {}) {
     state.next = page.next;
     state.floor = last;
   }
+  if (!more && state.jobs.size > MOST) trim(page);
   state.loaded = true;
   emit("jobs");
   return there;
+}
+
+/** Keep no more than the newest page, and the job on the stage. */
+function trim(newest) {
+  const kept = new Set([...newest.jobs.map((job) => job.id), state.selected]);
+  [...state.jobs.keys()].filter((id) => !kept.has(id)).forEach(drop);
+  state.next = newest.next;
+  state.floor = newest.next ? newest.jobs.at(-1).id : "";
 }
 
 /** Look at engine, queue and presets. */
@@ -137,7 +165,7 @@ async function pump() {
     const ids = [...dirty];
     dirty.clear();
     try {
-      const told = ids.length > TOGETHER ? await loadJobs() : null;
+      const told = ids.length > TOGETHER || state.jobs.size > MOST ? await loadJobs() : null;
       // What the page of a filter leaves out matters where it is still shown.
       const left = ids.filter((id) => !told || (!told.has(id) && state.jobs.has(id)));
       left.forEach((id) => dirty.delete(id));
@@ -151,8 +179,9 @@ async function pump() {
 }
 
 async function readOne(id) {
+  const at = performance.now();
   try {
-    keep(await api.readJob(id));
+    hold([await api.readJob(id)], at);
   } catch (failure) {
     if (failure.code !== "not_found" && failure.code !== "expired") throw failure;
     forget(id);
@@ -197,6 +226,7 @@ export function start() {
       state.linked = false;
       emit("link");
     },
+    needed: () => selectedJob() && !ended(selectedJob()), // the tab's title tells how far it is
   });
   document.addEventListener("visibilitychange", () => document.hidden || soon(0));
 }

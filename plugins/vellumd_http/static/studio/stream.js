@@ -5,18 +5,22 @@
 
 const SILENCE_MS = 40_000; // the daemon sends a comment every 15 s
 const PAUSES_MS = [300, 1000, 2000, 4000];
+const UNSEEN_MS = 60_000; // browsers open six connections to a host: a tab that nobody sees gives its own back
 
 /**
  * Call `onEvent(type, data)` for each event, `onOpen()` each time the stream is open again,
- * `onLost()` when it breaks.
+ * `onLost()` when it breaks. While the page is not seen it rests, unless `needed()`.
  */
-export function follow({ onEvent, onOpen, onLost }) {
+export function follow({ onEvent, onOpen, onLost, needed }) {
   let last = null;
   let tries = 0;
   let wake = () => {};
+  let rest = () => {};
+  const unseen = () => document.hidden && !needed();
 
   async function read() {
     const ending = new AbortController();
+    rest = () => ending.abort();
     let timer;
     const alive = () => {
       clearTimeout(timer);
@@ -31,13 +35,13 @@ export function follow({ onEvent, onOpen, onLost }) {
       tries = 0;
       onOpen();
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-      let rest = "";
+      let unread = "";
       for (;;) {
         const { value, done } = await reader.read();
         if (done) return;
         alive();
-        const blocks = (rest + value).split("\n\n");
-        rest = blocks.pop();
+        const blocks = (unread + value).split("\n\n");
+        unread = blocks.pop();
         blocks.forEach(take);
       }
     } finally {
@@ -58,16 +62,18 @@ export function follow({ onEvent, onOpen, onLost }) {
   async function run() {
     for (;;) {
       await read().catch(() => {});
-      onLost();
+      const resting = unseen();
+      if (!resting) onLost();
       const pause = PAUSES_MS[Math.min(tries++, PAUSES_MS.length - 1)];
       await new Promise((resolve) => {
         wake = resolve;
-        setTimeout(resolve, pause);
+        if (!resting) setTimeout(resolve, pause);
       });
     }
   }
 
   addEventListener("online", () => wake());
   document.addEventListener("visibilitychange", () => document.hidden || wake());
+  setInterval(() => unseen() && rest(), UNSEEN_MS);
   run();
 }

@@ -255,6 +255,26 @@ def test_change_and_run_again(house: House, page: Page) -> None:
     assert (second["seed"], second["prompt"]) == (7, "and then")
 
 
+def test_what_the_form_has_no_field_for_is_kept(house: House, page: Page) -> None:
+    """Tier, LoRAs and file format of the job that is changed, until another preset is chosen."""
+    odd = {"tier": "swift", "output": {"format": "webp", "quality": 71}, "preset": "original"}
+    first = house.submit("an odd one", **odd)["request"]
+    page.locator("#list .row", has_text="an odd one").click()
+    page.wait_for_selector(".job.done")
+    page.get_by_role("button", name="Change and run again").click()
+    expect(page.locator("#kept")).to_have_text(
+        "As in that job: swift, without a LoRA, WEBP. Another preset begins anew."
+    )
+    second = house.json(f"/v1/jobs/{send(page, 'and then')}")["request"]
+    assert [second[name] for name in ("tier", "loras", "output")] == [
+        first[name] for name in ("tier", "loras", "output")
+    ]
+    page.select_option("#preset", "balanced")
+    expect(page.locator("#kept")).to_be_hidden()
+    third = house.json(f"/v1/jobs/{send(page, 'at last')}")["request"]
+    assert (third["tier"], third["output"]["format"]) == ("standard", "png")
+
+
 def test_go_on_from_a_result(house: House, page: Page) -> None:
     """The result is the next edit's picture."""
     first = send(page, "once", photo())
@@ -286,7 +306,7 @@ def test_a_preset_is_saved_used_and_deleted(house: House, page: Page) -> None:
     request = house.json(f"/v1/jobs/{send(page, 'as saved')}")["request"]
     assert (request["preset"], request["steps"]) == ("five steps", 5)
     page.get_by_role("button", name="Delete this preset").click()
-    page.get_by_role("button", name="Delete", exact=True).click()
+    page.locator("dialog").get_by_role("button", name="Delete", exact=True).click()
     expect(page.locator("#preset")).to_have_value("fastest")
     assert "five steps" not in [one["name"] for one in house.json("/v1/presets")["presets"]]
 

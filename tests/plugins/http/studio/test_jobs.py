@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image, ImageChops
-from playwright.sync_api import Page, expect
+from playwright.sync_api import APIResponse, Page, Route, expect
 
 from tests.e2e.node_red import NodeRed
 
@@ -69,6 +69,60 @@ def test_older_jobs_are_a_page_away(house: House, page: Page) -> None:
     assert jobs.count() >= 60
     house.rest()
     page.get_by_label("Status").select_option("queued")
+    expect(jobs).to_have_count(0)
+
+
+class Late:
+    """Answers to `pattern` that the daemon has given and the page does not have yet."""
+
+    def __init__(self, page: Page, pattern: str | re.Pattern[str]) -> None:
+        self._page, self._pattern = page, pattern
+        self._held: list[tuple[Route, APIResponse]] = []
+        page.route(pattern, lambda route: self._held.append((route, route.fetch())))
+
+    def wait(self) -> None:
+        """Until there is one."""
+        until(lambda: not self._page.wait_for_timeout(10) and bool(self._held))
+
+    def come(self) -> None:
+        """Let them come, and the page draw what they say."""
+        for route, answer in self._held:
+            route.fulfill(response=answer)
+        self._page.unroute(self._pattern)
+        drawn = "new Promise((done) => setTimeout(() => requestAnimationFrame(() => done()), 50))"
+        self._page.evaluate(drawn)
+
+
+def test_an_old_answer_changes_nothing(house: House, page: Page) -> None:
+    """A page of jobs that was asked for earlier and comes later is not taken for the newer."""
+    house.json("/v1/queue/pause", "POST")
+    waiting = house.submit("overtaken")["id"]
+    row = page.locator("#list li", has_text="overtaken")
+    expect(row).to_contain_text("Waiting")
+    late = Late(page, "**/v1/jobs?*")
+    page.get_by_label("Status").select_option("queued")
+    late.wait()
+    with page.expect_response(f"**/v1/jobs/{waiting}"):
+        house.rest()
+    expect(row).to_have_count(0)
+    late.come()
+    assert row.count() == 0
+
+
+def test_an_answer_to_another_filter_is_heard(house: House, page: Page) -> None:
+    """What changed while a filter was chosen is known, whichever question told it."""
+    house.json("/v1/queue/pause", "POST")
+    for n in range(8):
+        house.submit(f"heard {n}")
+    jobs = page.locator("#list li")
+    expect(jobs.filter(has_text="heard")).to_have_count(8)
+    late, first = (Late(page, re.compile(rf"/v1/jobs{end}")) for end in (r"\?$", "/[^/]+$"))
+    house.rest()
+    first.wait()
+    first.come()  # seven wait for it, and are read as a page
+    late.wait()
+    page.get_by_label("Status").select_option("queued")
+    late.come()
     expect(jobs).to_have_count(0)
 
 

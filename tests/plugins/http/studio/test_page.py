@@ -278,6 +278,29 @@ def test_where_no_phone_can_come_in(house: House, page: Page) -> None:
     expect(page.locator("dialog")).to_contain_text("--plugins.http.host 0.0.0.0")
 
 
+def test_a_tab_that_nobody_sees_gives_its_connection_back(
+    house: House, open_page: OpenPage
+) -> None:
+    """Browsers open six to a host, so a seventh tab would wait for ever; seen again, it goes on."""
+    page = open_page("about:blank")
+    page.clock.install()
+    page.add_init_script(
+        "Object.defineProperty(document, 'hidden', { get: () => window.unseen ?? false });"
+    )
+    page.goto(house.url)
+    expect(page.locator("#queue-text")).to_have_text("Nothing waits.")
+    look = "document.dispatchEvent(new Event('visibilitychange'))"
+    page.evaluate(f"window.unseen = true; {look}")
+    with page.expect_event("requestfailed", lambda request: "/v1/events" in request.url):
+        page.clock.fast_forward(61_000)
+    house.submit("while nobody looked")
+    page.clock.fast_forward(61_000)
+    assert page.locator("#banner").is_hidden()
+    with page.expect_request("**/v1/events?*"):
+        page.evaluate(f"window.unseen = false; {look}")
+    expect(page.locator("#list li", has_text="while nobody looked")).to_contain_text("Done")
+
+
 def test_codes_of_every_size_are_read(page: Page) -> None:
     """As another program reads them; versions 1 to 10."""
     for length in (1, 14, 15, 40, 60, 83, 100, 120, 151, 180, 213):
@@ -286,7 +309,8 @@ def test_codes_of_every_size_are_read(page: Page) -> None:
         page.evaluate(
             """async (text) => {
                 const { qr } = await import("/static/qr.js");
-                document.body.replaceChildren(qr(text, "code"));
+                document.querySelector(".qr")?.remove();
+                document.body.append(qr(text, "code"));
             }""",
             text,
         )
