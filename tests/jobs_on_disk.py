@@ -77,7 +77,7 @@ async def opened(
 
 async def ask(jobs: Jobs, picture: bytes, n: int) -> EditRequest:
     """Request number `n`."""
-    image = await jobs.stage(picture, f"photo {n}.png")
+    image = await jobs.staging.put(picture, f"photo {n}.png")
     return EditRequest.parse(
         {
             "images": [image],

@@ -21,10 +21,10 @@ LAYERS = (
     {
         "settings", "sources", "presets", "preset_file", "images", "platform", "protocol",
         "catalogue", "weights", "model_card", "artefact", "memory_plan", "logs", "keys",
-        "announcement", "sending",
+        "announcement", "sending", "addresses",
     },
     {"store"},
-    {"events", "metrics", "deliveries", "jobs", "context"},
+    {"events", "metrics", "deliveries", "staging", "jobs", "context"},
     {"circuit", "child", "supervisor", "executor"},
     {"hookspecs", "plugins", "transports", "lag", "containment"},
     {"watchdog", "daemon", "foreground", "local", "testing"},

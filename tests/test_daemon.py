@@ -41,7 +41,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def submit(daemon: Daemon, picture: bytes, prompt: str = "invert", **fields: Any) -> Job:
     keywords = {name: fields.pop(name) for name in ("key", "job_id", "reply") if name in fields}
-    image = await daemon.jobs.stage(picture, "photo.png")
+    image = await daemon.jobs.staging.put(picture, "photo.png")
     request = EditRequest.parse({"images": [image], "prompt": prompt, **fields})
     return await daemon.jobs.submit(request, "test", **keywords)
 
@@ -555,5 +555,5 @@ async def test_a_picture_that_cannot_be_read_leaves_nothing(
     """A file that is gone is told by a coded error, and no half upload stays on the disk."""
     async with run_daemon() as daemon:
         with pytest.raises(errors.VellumError):
-            await daemon.jobs.stage(tmp_path / "gone.png", "gone.png")
+            await daemon.jobs.staging.put(tmp_path / "gone.png", "gone.png")
         assert list((daemon.settings.store.dir / "spool" / "staged").iterdir()) == []

@@ -8,6 +8,7 @@ import re
 import textwrap
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,20 +46,50 @@ def test_the_tables_hold_every_code_and_key() -> None:
             assert f"| `{key.partition('.')[2]}` |" in rows
 
 
-def test_the_configuration_is_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+NEEDED: dict[str, dict[str, Any]] = {
+    "queue": {"url": "http://queue.lan"},
+    "webhook": {
+        "targets": {"a": {"url": "https://a.example", "secret": f"whsec_{'A' * 32}"}},
+    },
+}
+"""What plugins cannot do without, so that it has no default."""
+
+
+def uncommented(text: str) -> str:
+    """The configuration with the # in front of sections and of keys removed."""
+    return re.sub(r"^#(?=\[|[\w.]+ = )", "", text, flags=re.MULTILINE)
+
+
+def test_the_configuration_is_the_defaults(tmp_path: Path) -> None:
     """With every # removed, config/vellumd.toml loads to exactly the defaults."""
-    text = re.sub(r"^#(\w+ = )", r"\1", reference.toml(), flags=re.MULTILINE)
-    assert text.count("\n#") < reference.toml().count("\n#")
     (tmp_path / "config").mkdir()
-    (tmp_path / "config/vellumd.toml").write_text(text, "utf-8")
+    (tmp_path / "config/vellumd.toml").write_text(uncommented(reference.toml()), "utf-8")
     settings = sources.load(cwd=tmp_path, environ={}).settings
     assert settings.model_copy(update={"plugins": {}}) == Settings()
     from vellumd import plugins
 
-    for name, spec in plugins.load(settings.enabled_plugins()).transports.items():
-        section = settings.plugins[name]
+    transports = plugins.load(settings.enabled_plugins()).transports
+    assert transports.keys() == settings.plugins.keys()
+    for name, spec in transports.items():
+        needed = NEEDED.get(name, {})
+        section = {**settings.plugins[name], **needed}
         found = sources.validate_section(spec.settings_model, section, f"plugins.{name}")
-        assert found == spec.settings_model()
+        assert found == spec.settings_model(**needed)
+
+
+def test_the_configuration_names_every_key() -> None:
+    """Each section of a bundled plugin has each of its keys, and no other; http alone runs."""
+    from vellumd import plugins
+
+    text = reference.toml()
+    assert tomllib.loads(text)["plugins"].keys() == {"http"}
+    transports = plugins.load(reference.bundled()).transports
+    assert transports.keys() >= {"http", "mqtt", "hotfolder", "queue", "webhook"}
+    for name, spec in transports.items():
+        part = re.split(r"^#?\[", text.partition(f"[plugins.{name}]")[2], flags=re.MULTILINE)[0]
+        named = re.findall(r"^#(?:([\w.]+) = .*| ([\w.]+) = \.\.\.)$", part, re.MULTILINE)
+        keys = [key for key, _ in sources.keys(spec.settings_model)]
+        assert ["".join(pair) for pair in named] == keys
 
 
 @pytest.mark.parametrize("name", [n for n in vars(hookspecs) if n.startswith("vellumd_")])

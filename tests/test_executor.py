@@ -19,7 +19,7 @@ Ledger = Callable[[], list[str]]
 
 
 async def submit(daemon: Daemon, picture: bytes, prompt: str = "invert", **fields: Any) -> Job:
-    image = await daemon.jobs.stage(picture, "photo.png")
+    image = await daemon.jobs.staging.put(picture, "photo.png")
     request = EditRequest.parse({"images": [image], "prompt": prompt, **fields})
     return await daemon.jobs.submit(request, "test")
 

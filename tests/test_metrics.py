@@ -77,6 +77,17 @@ async def test_figures_move_with_jobs(run_daemon: Run, picture: Picture) -> None
     assert after["vellumd_disk_free_bytes"] > after["vellumd_disk_reserve_bytes"] == 2e9
 
 
+async def test_a_cold_job_is_counted_apart(run_daemon: Run, picture: Picture) -> None:
+    """What the first edit takes says nothing of the others."""
+    async with run_daemon(paper={"warm_up_s": 60}) as daemon:
+        for tone in (1, 2, 3):
+            await finish(daemon, await submit(daemon, picture(tone), steps=1))
+        figures = await read(daemon)
+    assert figures["vellumd_cold_job_run_seconds_count"] == 1
+    assert figures['vellumd_job_run_seconds_count{source="test"}'] == 2
+    assert total(figures, "vellumd_jobs_ended_total") == 3
+
+
 async def test_the_queue_is_seen(run_daemon: Run, picture: Picture, tmp_path: Path) -> None:
     """Depth, what runs, how long the oldest waits, and why nothing is started."""
     async with run_daemon() as daemon:

@@ -194,14 +194,19 @@ def test_what_cannot_be_saved(
     assert not (tmp_path / FILE).exists()
 
 
-def test_what_cannot_be_deleted(tmp_path: Path) -> None:
-    """Shipped and configured ones, the one that requests fall back on, one that is not there."""
+def test_what_cannot_be_changed(tmp_path: Path) -> None:
+    """Shipped and configured ones, the one that requests fall back on, one that is not there.
+
+    The default may be saved once where it is missing, but not rewritten for everybody.
+    """
     presets = saved_in(tmp_path, {"presets": {"mine": {}}, "engine": {"preset": "base"}})
     presets.save("base", {"steps": 3})
-    assert presets.resolve(EditRequest.parse({"images": [PICTURE], "prompt": "x"}))[0].steps == 3
     for name in ("fastest", "mine", "base"):
         with pytest.raises(errors.PresetFixed):
             presets.delete(name)
+        with pytest.raises(errors.PresetFixed):
+            presets.save(name, {"steps": 5})
+    assert presets.resolve(EditRequest.parse({"images": [PICTURE], "prompt": "x"}))[0].steps == 3
     with pytest.raises(errors.NotFound):
         presets.delete("other")
 

@@ -179,12 +179,12 @@ async def test_what_was_sent_can_be_named_for_an_hour(tmp_path: Path, picture: P
         requests.append(await ask(disk.jobs, picture(3, size, "BMP"), 3))
         await disk.retention().once()
         with pytest.raises(errors.StorageFull):
-            await disk.jobs.stage(picture(4, size, "BMP"), "a.bmp")
+            await disk.jobs.staging.put(picture(4, size, "BMP"), "a.bmp")
         for request in requests:
-            assert await disk.jobs.staged(request.images[0].sha256)
+            assert await disk.jobs.staging.find(request.images[0].sha256)
         an_hour_passes(disk)
         await disk.retention().once()
-        assert await disk.jobs.stage(picture(4, size, "BMP"), "a.bmp")
+        assert await disk.jobs.staging.put(picture(4, size, "BMP"), "a.bmp")
 
 
 async def test_a_job_is_deleted_while_room_is_made(
@@ -250,7 +250,7 @@ async def test_uploads_and_strays(tmp_path: Path, picture: Picture) -> None:
     What has no job's name is not ours, and stays.
     """
     async with opened(tmp_path) as disk:
-        image = await disk.jobs.stage(picture(), "a.png")
+        image = await disk.jobs.staging.put(picture(), "a.png")
         old, young, foreign = (
             disk.spool.root / name for name in (new_job_id(), new_job_id(), "holiday")
         )
@@ -261,12 +261,12 @@ async def test_uploads_and_strays(tmp_path: Path, picture: Picture) -> None:
             os.utime(folder, (past, past))
         await disk.retention().once()
         await disk.retention().tidy()
-        assert await disk.jobs.staged(image.sha256)
+        assert await disk.jobs.staging.find(image.sha256)
         assert young.exists() and foreign.exists() and not old.exists()
         os.utime(disk.spool.root / "staged" / image.sha256, (past, past))
         await disk.retention().once()
         with pytest.raises(errors.NotFound):
-            await disk.jobs.staged(image.sha256)
+            await disk.jobs.staging.find(image.sha256)
 
 
 async def test_a_folder_that_is_not_ours_to_read(

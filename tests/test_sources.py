@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,23 @@ def test_toml_is_looked_for_in_order(tmp_path: Path) -> None:
     write(tmp_path / "d.toml", "[limits]\nqueue=4")
     named = load(tmp_path, config=Path("d.toml"), VELLUMD_CONFIG="c.toml")
     assert named.settings.limits.queue == 4
+
+
+def test_a_folder_that_may_not_be_entered_has_no_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `sudo -u vellumd vellumd keys` in somebody's home: nothing is read there."""
+    write(tmp_path / ".env", "VELLUMD_STORE__MAX_GB=7")
+    write(tmp_path / "config/vellumd.toml", "[store]\nmax_gb = 8")
+    real = os.stat
+
+    def look(path: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(str(tmp_path)):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", look)
+    assert load(tmp_path).settings == Settings()
 
 
 def test_a_named_file_that_is_missing_is_an_error(tmp_path: Path) -> None:

@@ -394,3 +394,46 @@ async def test_a_lost_cuda_context_ends_the_engine(tmp_path: Path, job: str) -> 
             await collect(supervisor, job, edit("sticky"))
         await supervisor.ready()
         assert isinstance((await collect(supervisor, job, edit()))[-1], Done)
+
+
+async def test_an_edit_does_not_wait_for_the_warm_up(tmp_path: Path, job: str) -> None:
+    """Ready from the load on, warming told; the first edit breaks in and says that it is the
+    first, the second does not; the warm-up ends later and tells its seconds."""
+    async with supervised(tmp_path, warm_up_s=1.5) as supervisor:
+        await supervisor.ready()
+        async with asyncio.timeout(1):
+            while supervisor.state.phase != "warm up":
+                await asyncio.sleep(0.01)
+        assert supervisor.state.ready and supervisor.state.warming
+        async with asyncio.timeout(1):
+            first = (await collect(supervisor, job, edit()))[-1]
+            second = (await collect(supervisor, job, edit()))[-1]
+        assert [notice.code for notice in first.warnings] == ["engine_cold"]
+        assert second.warnings == () and supervisor.state.warming
+        async with asyncio.timeout(20):
+            while supervisor.state.warming:
+                await asyncio.sleep(0.02)
+        assert supervisor.state.warm_up_s is not None and supervisor.state.warm_up_s >= 1.5
+        assert supervisor.state.phase == "idle" and supervisor.state.restarts == 0
+
+
+async def test_silence_while_warming_up_is_no_hang(tmp_path: Path) -> None:
+    """Compiling says nothing: only the patience of a load counts."""
+    async with supervised(tmp_path, stall_s=0.4, warm_up_s=1.2) as supervisor:
+        await supervisor.ready()
+        async with asyncio.timeout(20):
+            while supervisor.state.warm_up_s is None:
+                await asyncio.sleep(0.02)
+        assert supervisor.state.restarts == 0
+
+
+async def test_who_dies_of_warming_up_is_spared_it(tmp_path: Path, job: str) -> None:
+    """The next process does without, and is ready for good; its first edit is told apart."""
+    async with supervised(tmp_path, warm_up_dies=True) as supervisor:
+        async with asyncio.timeout(20):
+            while supervisor.state.restarts < 1:
+                await asyncio.sleep(0.02)
+        await supervisor.ready()
+        done = (await collect(supervisor, job, edit()))[-1]
+        assert [notice.code for notice in done.warnings] == ["engine_cold"]
+        assert supervisor.state.restarts == 1 and not supervisor.state.warming

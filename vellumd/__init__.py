@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vellumd import addresses as addresses
     from vellumd import errors as errors
     from vellumd import images as images
     from vellumd import models as models
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("errors", "images", "models", "platform", "sending")
+_MODULES = ("addresses", "errors", "images", "models", "platform", "sending")
 _FACE = {
     "context": ("TransportContext",),
     "engine.library": ("QwenImageEditEngine",),

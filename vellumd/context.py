@@ -128,7 +128,8 @@ class TransportPresets:
         """Keep edit options under a name, for every door; on disk when this returns.
 
         Another preset saved under that name is replaced. Raises the errors of the options,
-        `PresetFixed` for a name that ships or is configured, `PresetsFull`, `StorageFull`.
+        `PresetFixed` for a name that ships or is configured and for the default, `PresetsFull`,
+        `StorageFull`.
         """
         return await asyncio.to_thread(self._presets.save, name, options)
 
@@ -209,7 +210,9 @@ class TransportContext:
         `engine`
         (`state` loading | ready | restarting | failed | unloaded, `ready` bool: a job that
         comes now is edited, `loaded` bool: at once, `reason`, `phase`, `done`, `of`,
-        `restarts`, `capabilities` or null), `queue` (`queued`, `running`, `held`: why no job
+        `warming` bool: loaded but not warmed up, so that the first edit takes longer,
+        `warm_up_s`: seconds the warm-up took, null before its end, `restarts`, `capabilities`
+        or null), `queue` (`queued`, `running`, `held`: why no job
         is started, empty | paused | storage_full | stopping), `transports` (name → `{ok, text,
         urls, crashes}`), `store` (`open` bool, `writable` bool, `reason`, `used_bytes`,
         `limit_bytes`, `free_bytes`, `reserve_bytes`), `warnings` (list of `{code, message}`),
@@ -265,7 +268,7 @@ class TransportContext:
 
         For doors that keep what they are sent in files of their own; `stage` asks itself.
         """
-        self._jobs.check_room()
+        self._jobs.staging.check_room()
 
     async def stage(self, picture: bytes | Path | AsyncIterator[bytes], name: str = "") -> ImageRef:
         """Put a picture into the spool: checked for format, limits and wholeness.
@@ -274,11 +277,11 @@ class TransportContext:
         hour, or as long as a job uses it. Raises `BadImage`, `UnsupportedFormat`,
         `ImageTooLarge` or `StorageFull`.
         """
-        return await self._jobs.stage(picture, name)
+        return await self._jobs.staging.put(picture, name)
 
     async def staged(self, sha256: str) -> ImageRef:
         """The picture staged within the last hour under this hash; raises `NotFound`."""
-        return await self._jobs.staged(sha256)
+        return await self._jobs.staging.find(sha256)
 
     def follow(self, wanted: JobFilter | None = None, *, reply: JsonValue) -> None:
         """Have each job that comes from now on delivered here, too, whoever submits it.

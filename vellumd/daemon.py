@@ -264,6 +264,8 @@ class Daemon:
                 "phase": engine.phase,
                 "done": engine.done,
                 "of": engine.of,
+                "warming": engine.warming,
+                "warm_up_s": engine.warm_up_s,
                 "restarts": engine.restarts,
                 "capabilities": capabilities.model_dump(mode="json") if capabilities else None,
             },

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,6 @@ from vellumd.models import (
     META_BYTES,
     EditRequest,
     EventType,
-    ImageRef,
     Job,
     JobEvent,
     JobStatus,
@@ -41,13 +39,12 @@ from vellumd.models import (
 from vellumd.preset_file import FILE, PresetFile
 from vellumd.presets import Presets
 from vellumd.settings import Settings
+from vellumd.staging import Staging
 from vellumd.store.room import Room
 from vellumd.store.rows import NewJob
 from vellumd.store.spool import Spool
 from vellumd.store.store import Store
 
-PIECE = 1 << 20
-"""Bytes of an upload held in memory before they go to the disk."""
 PAGE = 50
 """Jobs in one page of a list."""
 
@@ -97,6 +94,7 @@ class Jobs:
         self._store = store
         self._spool = spool
         self._room = room or Room(spool.root, spool.usage, settings.store)
+        self.staging = Staging(spool, self._room)
         self._bus = bus
         self._accepting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._taking: set[asyncio.Task[Job]] = set()
@@ -108,55 +106,6 @@ class Jobs:
         self.is_held: Callable[[], bool] = lambda: False
         self.deliveries = Deliveries(store, bus, self.get)
         bus.observers.append(self._observe)
-
-    # pictures
-
-    def check_room(self) -> None:
-        """See `TransportContext.check_room`."""
-        self._room.check()
-
-    async def stage(self, picture: bytes | Path | AsyncIterator[bytes], name: str) -> ImageRef:
-        """See `TransportContext.stage`."""
-        self._room.check()
-        try:
-            if isinstance(picture, bytes):
-                return await asyncio.to_thread(self._spool.admit_bytes, picture, name)
-            if isinstance(picture, Path):
-                return await asyncio.to_thread(self._stage_file, picture, name)
-            return await self._stage_stream(picture, name)
-        except OSError as error:
-            raise errors.disk_error(error) from error
-
-    def _stage_file(self, picture: Path, name: str) -> ImageRef:
-        incoming, file = self._spool.open_incoming()
-        try:
-            with file, picture.open("rb") as source:
-                shutil.copyfileobj(source, file, PIECE)
-            return self._spool.admit(incoming, name)
-        finally:
-            incoming.unlink(missing_ok=True)
-
-    async def _stage_stream(self, chunks: AsyncIterator[bytes], name: str) -> ImageRef:
-        """Small pictures cost one hop to a thread; of large ones a piece is in memory."""
-        piece, ended = await _next_piece(chunks)
-        if ended:
-            return await asyncio.to_thread(self._spool.admit_bytes, bytes(piece), name)
-        incoming, file = self._spool.open_incoming()
-        try:
-            with file:
-                while piece:
-                    self._room.check()  # again: many streams at once would take the reserve
-                    await asyncio.to_thread(file.write, piece)
-                    piece, _ = await _next_piece(chunks)
-            return await asyncio.to_thread(self._spool.admit, incoming, name)
-        finally:
-            incoming.unlink(missing_ok=True)
-
-    async def staged(self, sha256: str) -> ImageRef:
-        """See `TransportContext.staged`."""
-        return await asyncio.to_thread(self._spool.staged, sha256)
-
-    # jobs
 
     async def submit(
         self,
@@ -415,7 +364,8 @@ class Jobs:
         """A running job has its results on disk."""
         await self._store.done(job_id, results, elapsed_s, warnings)
         self._spool.usage.add(sum(result.bytes for result in results))
-        self._durations.append(elapsed_s)
+        if "engine_cold" not in (warning.code for warning in warnings):
+            self._durations.append(elapsed_s)
 
     async def failed(
         self, job_id: str, error: errors.VellumError, warnings: tuple[Notice, ...] = ()
@@ -513,13 +463,3 @@ def _record(new: NewJob, request: EditRequest) -> dict[str, Any]:
         "request": request.model_dump(mode="json", exclude_none=True),
         "resolved": new.edit.model_dump(mode="json"),
     }
-
-
-async def _next_piece(chunks: AsyncIterator[bytes]) -> tuple[bytearray, bool]:
-    """The next `PIECE` bytes or a little more of a stream, and whether it ended there."""
-    piece = bytearray()
-    async for chunk in chunks:
-        piece += chunk
-        if len(piece) >= PIECE:
-            return piece, False
-    return piece, True

@@ -52,7 +52,7 @@ class Session:
 
     async def _stage(self, picture: Path) -> ImageRef:
         try:
-            return await self._jobs.stage(picture, picture.name)
+            return await self._jobs.staging.put(picture, picture.name)
         except errors.VellumError as error:
             raise errors.from_code(error.code, f"{picture}: {error.message}") from None
 

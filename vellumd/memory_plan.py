@@ -15,6 +15,10 @@ GB = 10**9
 
 TOKENS = {1: 8_430, 2: 12_729, 3: 17_066}
 """Tokens of an edit by references, at 1 megapixel and some text."""
+PICTURE = 4_104
+"""Tokens of one picture in it."""
+PROMPTS = 2
+"""A guided edit's."""
 LINEAR_FLOPS, ATTENTION_FLOPS = 13.59e9, 0.737e6
 """Of one forward: times the tokens, times their square."""
 FORWARDS = 16
@@ -40,6 +44,33 @@ RATES = {(9, 0): 406e12, (12, 0): 109e12, (8, 9): 68e12, (8, 6): 29e12}
 RTX 4090 and 3090: the H100's, by nominal bfloat16 rates; expectations, no promise."""
 
 Encoder = Literal["resident", "offloaded", "streamed"]
+Kept = Literal["whole", "int8"]
+"""How keys and values that are used again are held: all rows as they are, or the references'
+rounded to int8."""
+
+
+@dataclass(frozen=True)
+class KeysValues:
+    """Bytes of one token's keys and values in all blocks, by how they are kept.
+
+    `int8` with its scales, one for each head.
+    """
+
+    whole: int
+    int8: int
+
+    def needed(self, kept: Kept, tokens: int, references: int, prompts: int) -> int:
+        """Bytes for a forward of `tokens`, `references` of them pictures to look at."""
+        return prompts * (self.whole * tokens if kept == "whole" else self.int8 * references)
+
+    def fitting(
+        self, room: int | None, tokens: int, references: int, prompts: int, kinds: tuple[Kept, ...]
+    ) -> Kept | None:
+        """The first of `kinds` that fits into `room` bytes; without a limit the first."""
+        for kept in kinds:
+            if room is None or self.needed(kept, tokens, references, prompts) <= room:
+                return kept
+        return None
 
 
 @dataclass(frozen=True)
@@ -60,6 +91,7 @@ class Sizes:
     vae: int
     lora: int = 0
     in_files: bool = False
+    kv: KeysValues = KeysValues(0, 0)
 
 
 @dataclass(frozen=True)
@@ -83,7 +115,8 @@ class Plan:
     modulation is answered from tables. `ring`: the host holds no whole weights; they are
     read from files through a ring of pinned buffers. `tiled`: the VAE works in tiles.
     `vram` and `ram` are expected peaks in bytes, `seconds` those of an edit with 1 and 3
-    references by `balanced`.
+    references by `balanced`. `room`: bytes that tier turbo may keep keys and values in, beside
+    all else; None where nothing limits it. `kept` is what it says of that in words.
     """
 
     encoder: Encoder = "resident"
@@ -95,6 +128,8 @@ class Plan:
     ram: int = 0
     seconds: Mapping[int, float] | None = None
     fits: bool = True
+    room: int | None = None
+    kept: str = ""
 
     def __str__(self) -> str:
         """One line for the log and for capabilities."""
@@ -111,66 +146,98 @@ class Plan:
                 f"{seconds:.0f} s with {count}" for count, seconds in self.seconds.items()
             )
             parts.append(f"a balanced edit: about {times} pictures")
+        if self.kept:
+            parts.append(self.kept)
         return ", ".join(parts)
 
 
-def plan(sizes: Sizes, machine: Machine) -> Plan:
+def plan(
+    sizes: Sizes,
+    machine: Machine,
+    kinds: tuple[Kept, ...] = ("whole", "int8"),
+    *,
+    turbo: bool = False,
+) -> Plan:
     """The quickest plan that fits; if none does, the smallest one, with `fits` false.
 
     In the order of what it costs: modulation from tables, the encoder moved in for each
     edit, the encoder streamed, blocks streamed (as few as need be), the VAE in tiles.
+    `kinds`: how turbo may keep keys and values, best first. Where `turbo` is what edits are
+    unless they say otherwise, the encoder makes room for them; blocks never do.
     """
-    wanted = [
+    resident = [
         Plan(),
         Plan(tabled=True),
         Plan(tabled=True, encoder="offloaded"),
         Plan(tabled=True, encoder="streamed"),
+    ]
+    wanted = [
+        *resident,
         *(
             Plan(tabled=True, encoder="streamed", streamed=count)
             for count in range(SLOTS + 1, sizes.blocks + 1)
         ),
         Plan(tabled=True, encoder="streamed", streamed=sizes.blocks, tiled=True),
     ]
-    found = wanted[-1]
-    for one in wanted:
-        if peak(sizes, one) <= machine.vram:
-            found = one
-            break
-    return _with_figures(sizes, machine, found)
+    kept = sizes.kv.needed(kinds[-1], TOKENS[3], 3 * PICTURE, PROMPTS) if turbo else 0
+    roomy = [one for one in resident if denoising(sizes, one) + kept <= machine.vram]
+    fitting = [one for one in [*roomy, *wanted] if peak(sizes, one) <= machine.vram]
+    found = fitting[0] if fitting else wanted[-1]
+    return _with_figures(sizes, machine, found, kinds)
 
 
 def peak(sizes: Sizes, one: Plan, references: int = 3) -> int:
     """Bytes of the card that `one` needs at its fullest moment."""
-    streamed = SLOTS * sizes.block if one.streamed else 0
-    held = (
-        CONTEXT + sizes.rest + (sizes.blocks - one.streamed) * sizes.block + streamed
-        + (0 if one.tabled else sizes.modulation) + sizes.vae + sizes.lora
-    )  # fmt: skip
     resident = sizes.encoder if one.encoder == "resident" else 0
     encoding = {
         "resident": sizes.encoder,
         "offloaded": sizes.encoder,
         "streamed": SLOTS * sizes.encoder_layer,
     }[one.encoder]
-    return int(
-        held
-        + max(
-            encoding + ENCODING,
-            resident + ACTIVATIONS * TOKENS[references] / TOKENS[3],
-            resident + (DECODING_TILED if one.tiled else DECODING),
-        )
+    return max(
+        int(held(sizes, one) + encoding + ENCODING),
+        denoising(sizes, one, references),
+        int(held(sizes, one) + resident + (DECODING_TILED if one.tiled else DECODING)),
     )
 
 
-def _with_figures(sizes: Sizes, machine: Machine, one: Plan) -> Plan:
+def held(sizes: Sizes, one: Plan) -> float:
+    """Bytes that are on the card all the time, but for an encoder that is resident."""
+    streamed = SLOTS * sizes.block if one.streamed else 0
+    return (
+        CONTEXT + sizes.rest + (sizes.blocks - one.streamed) * sizes.block + streamed
+        + (0 if one.tabled else sizes.modulation) + sizes.vae + sizes.lora
+    )  # fmt: skip
+
+
+def denoising(sizes: Sizes, one: Plan, references: int = 3) -> int:
+    """Bytes while denoising; those that turbo keeps come on top."""
+    resident = sizes.encoder if one.encoder == "resident" else 0
+    return int(held(sizes, one) + resident + ACTIVATIONS * TOKENS[references] / TOKENS[3])
+
+
+def kept_words(kv: KeysValues, room: int | None, kinds: tuple[Kept, ...]) -> str:
+    """What tier turbo can do with `room` bytes, in words: guided, by references."""
+    told = []
+    for count, tokens in TOKENS.items():
+        given = tokens, count * PICTURE, PROMPTS
+        kept = kv.fitting(room, *given, kinds)
+        size = kv.needed(kept or kinds[-1], *given) / GB
+        words = {"whole": f"{size:.1f} GB", "int8": f"{size:.1f} GB as int8", None: "exact"}
+        told.append(f"{words[kept]} with {count}")
+    return f"turbo keeps keys and values: {', '.join(told)}"
+
+
+def _with_figures(sizes: Sizes, machine: Machine, one: Plan, kinds: tuple[Kept, ...]) -> Plan:
     """`one` with what the host does for it, and with what it is expected to take."""
     whole = one.streamed * sizes.block + (0 if one.encoder == "resident" else sizes.encoder)
     ring = sizes.in_files and whole > machine.ram
     ram = min(RING, whole) if ring else whole
-    vram = peak(sizes, one)
+    vram, room = peak(sizes, one), max(0, machine.vram - denoising(sizes, one))
     return Plan(
         one.encoder, one.streamed, one.tabled, ring, one.tiled, vram, int(ram),
         expected(sizes, machine, one), vram <= machine.vram and ram <= machine.ram,
+        room, kept_words(sizes.kv, room, kinds) if sizes.kv.whole else "",
     )  # fmt: skip
 
 

@@ -58,6 +58,11 @@ class Metrics:
         self._ran = self._histogram(
             "vellumd_job_run_seconds", "Time from a job's last start to its end.", JOB_S, "source"
         )
+        self._cold = self._histogram(
+            "vellumd_cold_job_run_seconds",
+            "The same of jobs that a cold engine did, which are not in it.",
+            JOB_S,
+        )
         self._step = self._histogram("vellumd_step_seconds", "Time of a denoising step.", STEP_S)
         self._lag = self._histogram(
             "vellumd_loop_lag_seconds", "How late the daemon's event loop was.", LAG_S
@@ -99,7 +104,8 @@ class Metrics:
         elif event.type in ENDS:
             self._ended.labels(event.type, source).inc()
             if event.job_id in self._running:
-                self._ran.labels(source).observe(now - self._running[event.job_id])
+                ran = self._cold if event.data.get("cold") else self._ran.labels(source)
+                ran.observe(now - self._running[event.job_id])
             self._forget(event.job_id)
 
     def count(self, transport: str, event: str, times: int) -> None:
@@ -176,6 +182,10 @@ def _engine(engine: Info) -> Iterator[Metric]:
     states = {state: engine["state"] == state for state in ENGINE_STATES}
     yield _gauges("vellumd_engine_state", "1 for the state the engine is in.", "state", states)
     yield _gauge("vellumd_engine_loaded", "Whether the engine is in memory.", engine["loaded"])
+    text = "Whether a loaded engine has yet to warm up; edits do not wait for it."
+    yield _gauge("vellumd_engine_warming", text, engine["warming"])
+    text = "Seconds that the engine's last warm-up took; 0 before one has ended."
+    yield _gauge("vellumd_engine_warm_up_seconds", text, engine["warm_up_s"] or 0)
     text = "Engine processes replaced."
     yield CounterMetricFamily("vellumd_engine_restarts", text, value=engine["restarts"])
 

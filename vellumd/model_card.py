@@ -110,7 +110,7 @@ def home(engine: EngineSettings) -> Path:
 def opened(engine: EngineSettings) -> Model:
     """The model that is configured, known by its headers; raises as `open_model` does."""
     base = folder(engine.base) if engine.base else None
-    return open_model(folder(engine.model), base, engine.zero_cond_t)
+    return open_model(folder(engine.model), base, engine.zero_cond_t, engine.causal)
 
 
 def of(engine: EngineSettings) -> ModelCard:

@@ -127,14 +127,17 @@ class Presets:
 
         Raises `NotFound`, `PresetFixed`.
         """
-        file = self._changeable(name)
-        if name == self.default and name in file.named:
-            raise errors.PresetFixed("Requests without a preset use this one.")
-        file.delete(name)
+        self._changeable(name).delete(name)
 
     def _changeable(self, name: str) -> PresetFile:
+        """The file, where it may change `name`; raises `PresetFixed`.
+
+        Of the default one the configuration says that it counts for everybody.
+        """
         if self._file is None or name in self._fixed:
             raise errors.PresetFixed(f"The preset {name!r} cannot be changed here.")
+        if name == self.default and name in self._file.named:
+            raise errors.PresetFixed("Requests without a preset use this one.")
         return self._file
 
     def _described(self, name: str, preset: Preset) -> NamedPreset:
@@ -249,10 +252,9 @@ def _applied(preset: Preset) -> tuple[LoraRef, ...]:
     return tuple(lora for lora in preset.loras or () if lora.scale != 0)
 
 
-def expected(engine: EngineSettings, card: ModelCard) -> tuple[LoraRef, ...]:
-    """The LoRAs of the preset that requests without one get, as far as the engine knows it."""
-    preset = SHIPPED.get(engine.preset or card.preset or "balanced", SHIPPED["balanced"])
-    return preset.loras or ()
+def expected(engine: EngineSettings, card: ModelCard) -> Preset:
+    """The preset that requests without one get, as far as the engine knows it."""
+    return SHIPPED.get(engine.preset or card.preset or "balanced", SHIPPED["balanced"])
 
 
 def scheduler_for(loras: tuple[LoraRef, ...], card: ModelCard) -> Literal["base", "lightning"]:

@@ -24,6 +24,8 @@ FRAME_MAX = 4 << 20
 """Largest frame in bytes; a longer one means that the pipe is out of step."""
 PREVIEW_MAX = 32 << 10
 """Largest preview in bytes of JPEG."""
+WARM_UP = "warm up"
+"""Phase of beats while a loaded engine warms up."""
 
 _LENGTH = struct.Struct(">I")
 
@@ -41,6 +43,7 @@ class Init(Frozen):
     `engine` is the import string of the factory (`package.module:name`), `settings` the
     `[engine]` section, `options` the section of the plugin that brought the engine,
     `spool` the folder of job folders, `cache` a folder for what can be made again.
+    `warm_up`: whether a loaded engine may warm up.
     """
 
     type: Literal["init"] = "init"
@@ -52,6 +55,7 @@ class Init(Frozen):
     spool: Path
     cache: Path
     limits: dict[str, Any] = {}
+    warm_up: bool = True
 
 
 class Edit(Frozen):
@@ -103,7 +107,10 @@ class Beat(Frozen):
 
 
 class Capabilities(Frozen):
-    """What a loaded engine can do, as shown by /v1/capabilities."""
+    """What a loaded engine can do, as shown by /v1/capabilities.
+
+    `warms_up`: its first edits take longer than others unless it warmed up before.
+    """
 
     model: str
     device: str
@@ -113,6 +120,7 @@ class Capabilities(Frozen):
     loras: tuple[str, ...] = ()
     load_s: float = 0.0
     notes: tuple[str, ...] = ()
+    warms_up: bool = False
 
 
 class Ready(Frozen):
@@ -120,6 +128,13 @@ class Ready(Frozen):
 
     type: Literal["ready"] = "ready"
     capabilities: Capabilities
+
+
+class Warm(Frozen):
+    """The warm-up is over; the engine worked `seconds` at it. Edits came before and meanwhile."""
+
+    type: Literal["warm"] = "warm"
+    seconds: float
 
 
 class Step(Frozen):
@@ -174,7 +189,7 @@ class Fatal(Frozen):
 
 
 ToEngine = Init | Edit | Cancel | Preview | Probe
-FromEngine = Hello | Beat | Ready | Step | PreviewImage | Done | Failed | Fatal
+FromEngine = Hello | Beat | Ready | Warm | Step | PreviewImage | Done | Failed | Fatal
 
 _to_engine: TypeAdapter[ToEngine] = TypeAdapter(Annotated[ToEngine, Field(discriminator="type")])
 _from_engine: TypeAdapter[FromEngine] = TypeAdapter(
@@ -263,3 +278,15 @@ class Engine(Protocol):
 
     def unload(self) -> None:
         """Let go of the card's memory."""
+
+
+class WarmEngine(Engine, Protocol):
+    """An engine whose `Capabilities.warms_up` is true."""
+
+    def warm_up(self, report: Report, cancelled: Callable[[], bool]) -> None:
+        """Do now what the first edit would have to: compile, choose kernels, fill pools.
+
+        Called after `load`, whenever no edit is there, until it returns. `cancelled` is
+        asked at least once per transformer block; when true, an edit waits: raise
+        `errors.Cancelled`, and be called again after it.
+        """

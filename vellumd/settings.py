@@ -55,6 +55,13 @@ class EngineSettings(Group):
         "Qwen-Image-Edit-2511, false for older ones. Unset, config.json or a mark in the file "
         "tells; a wrong value makes worse edits, silently.",
     )
+    causal: bool | None = Field(
+        None,
+        description="Whether the model was trained so that each reference picture looks at "
+        "nothing but itself, as Qwen-Image-Edit-Causal: then pictures are computed once an edit, "
+        "exactly. Unset, the class in the transformer's config.json tells; a wrong value makes "
+        "worse edits, silently.",
+    )
     tier: Tier = Field(
         "standard", description="Precision of edits: reference, standard, swift or turbo."
     )
@@ -110,11 +117,23 @@ class EngineSettings(Group):
         description="Have torch compile the blocks in place of `kernels`: the first edit of each "
         "size then takes some seconds more.",
     )
+    warm_up: bool | None = Field(
+        None,
+        description="Whether the engine makes a small edit for itself once it is loaded, so that "
+        "the first job finds kernels chosen and compiled; jobs do not wait for it. Unset, on "
+        "a card and with `compile`.",
+    )
     turbo_every: int = Field(
         2,
         ge=1,
         description="Tier turbo computes the reference pictures anew in every so-many-th step, "
         "from the first on; the others use their keys and values again.",
+    )
+    turbo_kv: Literal["auto", "whole", "int8"] = Field(
+        "auto",
+        description="How tier turbo keeps keys and values: whole, 12.6 GB a prompt with three "
+        "pictures of a megapixel, or the pictures' as int8, 4.6 GB; auto takes whole where the "
+        "memory plan has room, then int8. An edit that has room for neither is made without.",
     )
     turbo_guided: tuple[float, float] = Field(
         (0.0, 1.0),

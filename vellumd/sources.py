@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import tomllib
 import types
@@ -113,7 +114,7 @@ def find_config(variables: Mapping[str, str], config: Path | None, cwd: Path) ->
             )
         return cwd / config
     candidates = (cwd / CONFIG_FILE, platform.config_dir() / CONFIG_FILE.name)
-    return next((file for file in candidates if file.is_file()), None)
+    return next((file for file in candidates if os.path.isfile(file)), None)
 
 
 def read_utf8(file: Path) -> str:
@@ -148,7 +149,7 @@ def _toml_complaint(file: Path, text: str, error: str) -> str:
 
 def read_dotenv(file: Path) -> tuple[dict[str, str], list[str]]:
     """The VELLUMD_ variables of a .env file, and a warning for each predecessor's key."""
-    if not file.is_file():
+    if not os.path.isfile(file):  # also where the folder is somebody else's, as after sudo -u
         return {}, []
     from pydantic_settings import BaseSettings, DotEnvSettingsSource
 

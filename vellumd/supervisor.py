@@ -20,6 +20,7 @@ from vellumd.child import LAST_WORDS_S, Child
 from vellumd.circuit import Circuit
 from vellumd.models import Notice, ResolvedEdit
 from vellumd.protocol import (
+    WARM_UP,
     Beat,
     Cancel,
     Capabilities,
@@ -35,6 +36,7 @@ from vellumd.protocol import (
     Ready,
     Step,
     ToEngine,
+    Warm,
 )
 
 log = logging.getLogger(__name__)
@@ -79,6 +81,8 @@ class EngineAbsentError(EngineDiedError):
 class EngineState:
     """How the engine is. `phase`, `done` and `of` are its last sign of life.
 
+    `warming`: it edits, but its warm-up is not over, so the first edit takes longer;
+    `warm_up_s`: seconds it took, none before its end.
     `failed`: it cannot load, or died too often, and is tried again now and then;
     `unloaded`: on purpose, and loaded again by the next job.
     """
@@ -90,6 +94,8 @@ class EngineState:
     of: int = 0
     restarts: int = 0
     capabilities: Capabilities | None = None
+    warming: bool = False
+    warm_up_s: float | None = None
 
     @property
     def loaded(self) -> bool:
@@ -132,6 +138,9 @@ class Supervisor:
         self._hurry = asyncio.Event()
         self._previews = False
         self._hopeless = False
+        self._warms_up = True
+        """No child died of it."""
+        self._may_warm_up = True
         self._suspects = 0
         self._last_used = 0.0
         self._frames = 0
@@ -302,7 +311,10 @@ class Supervisor:
 
     async def _attend(self, child: Child) -> None:
         """Talk with the child until it ends or is dismissed."""
-        self._send(self._init)
+        # A child on trial shall answer a probe, not try its luck.
+        self._may_warm_up = self._warms_up and not self._circuit.open
+        self._set(warm_up_s=None)
+        self._send(self._init.model_copy(update={"warm_up": self._may_warm_up}))
         self._send(Preview(on=self._previews))
         async with asyncio.TaskGroup() as tasks:
             ends = [
@@ -319,7 +331,8 @@ class Supervisor:
 
     def _patience(self) -> float:
         """Seconds without a frame after which the child counts as hung."""
-        return self._stall_s if self._ready.is_set() else self._stall_s * LOAD_FACTOR
+        compiling = self.state.phase == WARM_UP or not self._ready.is_set()
+        return self._stall_s * LOAD_FACTOR if compiling else self._stall_s
 
     async def _probe(self) -> None:
         """Have an idle child show regularly that it lives; a busy one answers later."""
@@ -348,11 +361,14 @@ class Supervisor:
                 if frame.phase == "idle":
                     self._answered()
             case Ready():
-                self._set(capabilities=frame.capabilities)
+                warming = self._may_warm_up and frame.capabilities.warms_up
+                self._set(capabilities=frame.capabilities, warming=warming)
                 if self._circuit.open:
                     self._send(Probe())  # half open: its answer closes the circuit
                 else:
                     self._begin()
+            case Warm():
+                self._set(warming=False, warm_up_s=frame.seconds)
             case Fatal():
                 error = errors.from_code(frame.code, frame.message)
                 self._hopeless = frame.code in HOPELESS
@@ -378,9 +394,13 @@ class Supervisor:
 
     def _mourn(self) -> None:
         """The child is gone, or as good as: say so, and count on it no more."""
+        if self.state.phase == WARM_UP and not self._dismissed.is_set():
+            log.warning("the engine process ended while warming up; the next one leaves it out")
+            self._warms_up = False
         if self.state.state in ("loading", "ready") and not self._dismissed.is_set():
             log.warning("the engine process ended in phase %s; a new one starts", self.state.phase)
             self._set(state="restarting", reason="The engine process ended; a new one starts.")
+        self._set(warming=False)
         self._disconnect()
 
     def _disconnect(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from vellumd import JobEvent, JobStatus, TransportContext
+from vellumd import JobEvent, TransportContext, models
 from vellumd_http import wire
 from vellumd_http.native import JOB
 from vellumd_http.streams import Streams, closing
@@ -79,7 +79,7 @@ class Events:
             async for event in events:
                 if event.seq is None or event.seq > since:
                     yield event
-                if event.type in (JobStatus.DONE, JobStatus.FAILED, JobStatus.CANCELLED):
+                if event.type in models.ENDS:
                     return
 
     async def _stream(
@@ -96,7 +96,7 @@ def _asked(request: web.Request) -> tuple[int | None, bool]:
     since = wire.query_int(query, "since")
     if "Last-Event-ID" in request.headers:
         since = wire.query_int(request.headers, "Last-Event-ID")
-    return since, query.get("preview", "0") not in ("", "0", "false")
+    return since, wire.flag(query, "preview")
 
 
 async def _replay(events: list[JobEvent]) -> AsyncIterator[JobEvent]:

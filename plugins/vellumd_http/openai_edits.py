@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
-from typing import Literal
 
 from aiohttp import web
 
@@ -136,7 +135,7 @@ class OpenAI:
 def _partial(job: Job, index: int, event: JobEvent) -> bytes:
     """A preview in the format that the finished picture will have."""
     wanted = job.request.output.format if job.request else "jpeg"
-    format: Literal["png", "jpeg", "webp"] = "jpeg" if wanted == "same" else wanted
+    format: wire.Format = "jpeg" if wanted == "same" else wanted
     picture, _ = images.derive(base64.b64decode(event.data["jpeg"]), format)
     return openai_wire.partial(job, index, int(event.at.timestamp()), picture, format)
 

@@ -39,7 +39,6 @@ QUALITIES = {
 """Presets that a quality means, the first that the model has the LoRAs for. Without one the
 default preset runs. `standard` and `hd` are of older models, `xhigh` and `max` of newer ones."""
 TOLD_QUALITY = {"fastest": "low", "balanced": "medium", "original": "high"}
-FORMATS = {"png": "png", "jpeg": "jpeg", "jpg": "jpeg", "webp": "webp"}
 BACKGROUNDS = {"transparent": "reapply", "opaque": "flatten", "auto": None}
 """What becomes of image 1's transparency."""
 PARTIALS_MAX = 3
@@ -93,7 +92,7 @@ def asked(fields: dict[str, Any], usable: Collection[str]) -> Asked:
     return Asked(
         edit=request.model_copy(update={"preset": preset}),
         warnings=wire.ignored(ignored),
-        stream=_is_true(given.get("stream")),
+        stream=wire.flag(given, "stream"),
         partials=_partials(given),
         url=_choice(given, "response_format", ("b64_json", "url")) == "url",
     )
@@ -114,10 +113,6 @@ def _choice(given: dict[str, Any], name: str, known: Collection[str]) -> str | N
     if value is not None and (not isinstance(value, str) or value.lower() not in known):
         raise errors.BadRequest(f"{name}: must be one of {', '.join(known)}.")
     return value.lower() if value else None
-
-
-def _is_true(value: Any) -> bool:
-    return value is True or str(value).lower() in ("true", "1")
 
 
 def _number(given: dict[str, Any], name: str, most: int) -> int | None:
@@ -152,13 +147,13 @@ def _output(given: dict[str, Any]) -> Any:
     output = given.get("output", {})
     if not isinstance(output, dict):
         return output  # for `EditRequest` to complain about
-    format = _choice(given, "output_format", FORMATS)
+    format = _choice(given, "output_format", wire.FORMATS)
     compression = _number(given, "output_compression", 100)
     background = _choice(given, "background", BACKGROUNDS)
     if background == "transparent" and format in ("jpeg", "jpg"):
         raise errors.BadRequest("background: transparent needs output_format png or webp.")
     said = {
-        "format": FORMATS[format] if format else None,
+        "format": wire.FORMATS[format] if format else None,
         "quality": None if compression is None else max(1, compression),
         "alpha": BACKGROUNDS[background or "auto"],
     }

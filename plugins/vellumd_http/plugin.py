@@ -22,7 +22,7 @@ _ORIGIN = re.compile(r"https?://[^/?#@\s]+/?", re.IGNORECASE)
 
 
 class HttpSettings(BaseModel):
-    """The section `[plugins.http]`."""
+    """Edits over HTTP: the studio, the API and OpenAI's dialect of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from aiohttp import web
 
@@ -15,11 +14,6 @@ from vellumd_http import wire
 
 CHUNK = 256 << 10
 """Bytes that are written at once."""
-
-Format = Literal["png", "jpeg", "webp"]
-FORMATS: dict[str, Format] = {
-    "png": "png", "jpeg": "jpeg", "jpg": "jpeg", "webp": "webp",
-}  # fmt: skip
 
 
 async def send_bytes(response: web.StreamResponse, data: bytes) -> None:
@@ -90,7 +84,7 @@ async def send_mask(
 class Derivation:
     """A result in another form, as `?format=&max_bytes=&max_side=` ask for it."""
 
-    format: Format
+    format: wire.Format
     max_bytes: int | None
     max_side: int | None
 
@@ -105,7 +99,7 @@ def _derivation(request: web.Request) -> Derivation | None:
     wire.check_query(query, {"format", "max_bytes", "max_side", "t"})
     if not {"format", "max_bytes", "max_side"} & query.keys():
         return None
-    wanted = FORMATS.get(query.get("format", "jpeg").lower())
+    wanted = wire.FORMATS.get(query.get("format", "jpeg").lower())
     if wanted is None:
         raise errors.BadRequest("format: must be png, jpeg or webp.")
     return Derivation(

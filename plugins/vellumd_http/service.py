@@ -69,6 +69,7 @@ class Service:
         shown: dict[str, Any] = {
             "state": engine["state"],
             "reason": engine["reason"] if trouble is None else trouble,
+            "warming": engine["warming"],
             "queue": info["queue"]["held"] or "open",
             "doors": {name: door["text"] for name, door in doors.items() if not door["ok"]},
             "warnings": info["warnings"],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
+from typing import TextIO
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -144,7 +146,7 @@ class HttpTransport:
         context.report(True, f"listens on port {port}")
 
     def _tell(self, port: int) -> None:
-        """Say who can come in. A new key goes to the terminal alone, never into the log."""
+        """Say who can come in. A new key goes to a terminal alone, never into a log."""
         settings, log, access = self._settings, self._context.log, self._access
         public_url = self._context.info()["public_url"]
         for network in settings.trusted_networks:
@@ -155,12 +157,17 @@ class HttpTransport:
                 "refused. Add the name to plugins.http.allowed_hosts."
             )
         if access.file and access.open_to_others:
-            log.info("others can reach this door; the key they need lies in %s", access.file)
-        if access.made:
             address = public_url or url_for_others(settings.host, port, self._tls)
-            print("Others can reach this daemon, so a key is needed. Open once in each browser:")
-            print(f"  {address.rstrip('/')}/#key={access.made}")
-            print("Programs send it as `Authorization: Bearer KEY`.", flush=True)
+            link = f"{address.rstrip('/')}/#key="
+            log.info(
+                "others can reach this door with the key in %s: browsers by %sKEY, programs send "
+                "it as `Authorization: Bearer KEY`; `vellumd keys add NAME` makes others",
+                access.file,
+                link,
+            )
+            if access.made and _is_read_by_somebody(sys.stdout):
+                print("Others can reach this daemon, so it needs a key. Open once in each browser:")
+                print(f"  {link}{access.made}", flush=True)
             access.made = None
 
     @web.middleware
@@ -188,6 +195,11 @@ class HttpTransport:
         headers = {name: error.headers[name] for name in ("Allow",) if name in error.headers}
         told = answers.of_router(request.method, error)
         return answers.of_error(request.path, told, error.status, headers)
+
+
+def _is_read_by_somebody(stream: TextIO | None) -> bool:
+    """Whether it is a terminal: a service's output is kept, by journald for ever."""
+    return stream is not None and stream.isatty()
 
 
 def _guarded(watch: Guard) -> Middleware:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, NoReturn
 
-from pydantic import AliasChoices
+from pydantic import AliasChoices, TypeAdapter, ValidationError
 
 from vellumd import EditRequest, Job, errors, models
 
@@ -37,6 +37,12 @@ HELD = {
     "stopping": "The daemon is stopping; jobs wait for the next one.",
 }
 """Why the queue starts no job, by `held` of `info`."""
+
+Format = Literal["png", "jpeg", "webp"]
+FORMATS: dict[str, Format] = {"png": "png", "jpeg": "jpeg", "jpg": "jpeg", "webp": "webp"}
+"""What pictures can leave as, by each of its names."""
+
+_FLAG = TypeAdapter(bool)
 
 JSON_FIELDS = ("loras", "output", "meta")
 """Fields that stand as JSON text in a form."""
@@ -243,6 +249,19 @@ def query_int(query: Mapping[str, str], name: str, least: int = 0) -> int | None
     if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
         raise errors.BadRequest(f"{name}: must be a whole number of at least {least}.")
     return int(text)
+
+
+def flag(fields: Mapping[str, Any], name: str) -> bool:
+    """A switch of a query or a form; False where it is absent or empty.
+
+    Forms have no booleans, so it is spelled as people do: true, yes, on, 1 and their opposites.
+    """
+    if fields.get(name) in (None, ""):
+        return False
+    try:
+        return _FLAG.validate_python(fields[name])
+    except ValidationError:
+        raise errors.BadRequest(f"{name}: must be true or false.") from None
 
 
 # out: jobs and errors to answers

@@ -23,13 +23,18 @@ async def check_servers(settings: QueueSettings) -> Iterable[Check]:
 
 
 async def _check(name: str, url: str) -> Check:
+    from vellumd import addresses
+
     parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     try:
         async with asyncio.timeout(CONNECT_S):
-            _, writer = await asyncio.open_connection(parts.hostname, port)
-    except (OSError, TimeoutError):
-        text = f"queue: {name} cannot be reached at {parts.hostname}:{port}; correct its url"
+            address = await addresses.Resolver().first(host, port)
+            _, writer = await asyncio.open_connection(address, port)
+    except (OSError, TimeoutError) as error:
+        forbidden = isinstance(error, addresses.ForbiddenAddressError)
+        why = ": its name leads where no server may be" if forbidden else ""
+        text = f"queue: {name} cannot be reached at {host}:{port}{why}; correct its url"
         return Check(False, text)
     writer.close()
-    return Check(True, f"queue: {name} takes connections at {parts.hostname}:{port}")
+    return Check(True, f"queue: {name} takes connections at {host}:{port}")

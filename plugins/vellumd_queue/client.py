@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from vellumd import errors, sending
+from vellumd import addresses, errors, sending
 from vellumd_queue.mapping import Id, with_id
 
 if TYPE_CHECKING:
@@ -118,12 +118,24 @@ class Client:
                 yield answer
         except aiohttp.InvalidURL:  # ours was checked at the start, so it is a picture's
             raise errors.BadRequest("images: a URL is none.") from None
+        except aiohttp.ClientConnectorDNSError as error:
+            forbidden = isinstance(error.os_error, addresses.ForbiddenAddressError)
+            what = "has a name that leads where no server may be" if forbidden else "is not known"
+            raise ServerDownError(what) from None
         except aiohttp.ClientConnectorError:
             raise ServerDownError("cannot be reached") from None
         except TimeoutError:
             raise ServerDownError("is silent") from None
         except (aiohttp.ClientError, OSError, ValueError):
             raise ServerDownError("breaks off its answer") from None
+
+
+def open_session() -> aiohttp.ClientSession:
+    """What all servers are asked through: no cookies, and no name leads to a cloud's secrets."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(resolver=addresses.Resolver()),
+        cookie_jar=aiohttp.DummyCookieJar(),
+    )
 
 
 def check(answer: aiohttp.ClientResponse) -> None:

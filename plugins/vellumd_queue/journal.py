@@ -10,10 +10,13 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS pulled (
@@ -41,28 +44,31 @@ class Entry:
 class Journal:
     """One SQLite file, committed to disk before each method returns.
 
-    One that is damaged when it is opened is set aside, and a new one begun.
+    One that is damaged when it is opened is set aside, and a new one begun. A thread of its
+    own does one thing after the other: what a cancelled caller leaves there ends before the
+    connection is closed, or SQLite would take the process down.
     """
 
     def __init__(self, file: Path, log: logging.Logger) -> None:
         self._file = file
         self._log = log
-        self._one_at_a_time = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="queue journal")
 
     async def __aenter__(self) -> Self:
         try:
-            self._connection = await asyncio.to_thread(_open, self._file)
+            self._connection = await self._run(_open, self._file)
         except sqlite3.OperationalError:
             raise  # locked, or out of room: that passes
         except sqlite3.DatabaseError as error:
-            aside = await asyncio.to_thread(_set_aside, self._file)
+            aside = await self._run(_set_aside, self._file)
             self._log.error("%s was damaged (%s) and is now %s", self._file.name, error, aside)
-            self._connection = await asyncio.to_thread(_open, self._file)
+            self._connection = await self._run(_open, self._file)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        async with self._one_at_a_time:
-            await asyncio.to_thread(self._connection.close)
+        closing = self._run(self._connection.close)
+        self._thread.shutdown(wait=False)  # takes nothing more, and ends with what it has
+        await closing
 
     async def keep(self, server: str, job: bytes) -> Entry:
         """Write down what was pulled just now."""
@@ -84,14 +90,15 @@ class Journal:
     async def entries(self, server: str) -> list[Entry]:
         """What is left of this server, oldest first."""
         query = "SELECT * FROM pulled WHERE server = ? ORDER BY number"
-        async with self._one_at_a_time:
-            rows = await asyncio.to_thread(_fetch, self._connection, query, (server,))
+        rows = await self._run(_fetch, self._connection, query, (server,))
         return [Entry(*row) for row in rows]
 
     async def _do(self, statement: str, values: tuple[Any, ...]) -> int:
         """Commit one statement; the number of an inserted row."""
-        async with self._one_at_a_time:
-            return await asyncio.to_thread(_commit, self._connection, statement, values)
+        return await self._run(_commit, self._connection, statement, values)
+
+    def _run(self, work: Callable[..., T], *args: object) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
 
 def _open(file: Path) -> sqlite3.Connection:

@@ -129,7 +129,7 @@ def picture_url(picture: str, base: str) -> str | None:
     try:
         url = urljoin(f"{base}/", picture)
         url.encode()
-        same = origin(url) == origin(base)
+        same = origin(url) == origin(base) and "@" not in urlsplit(url).netloc
     except ValueError:
         raise errors.BadRequest("images: a URL is none.") from None
     if not same:
@@ -151,7 +151,8 @@ def decode_picture(picture: str) -> bytes:
 def origin(url: str) -> tuple[str, str | None, int]:
     """Scheme, host and port; raises `ValueError` if it has none of those."""
     parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+    usual = 443 if parts.scheme == "https" else 80
+    return parts.scheme, parts.hostname, usual if parts.port is None else parts.port
 
 
 # out: results to answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -23,12 +24,15 @@ GIVE_UP_S = 24 * 3600.0
 
 
 def _base_url(url: str) -> str:
+    if re.search(r"[\s\\\x00-\x1f\x7f]", url):
+        raise ValueError("must hold no space, no line break and no backslash")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must begin with http:// or https:// and name a server")
     if parts.username or parts.query or parts.fragment:
         raise ValueError("must hold no user, no ? and no #; a token belongs into token_file")
-    _ = parts.port  # raises ValueError for one that is none
+    if parts.port == 0:  # a larger one than there is raises ValueError by itself
+        raise ValueError("must name a port from 1 to 65535, or none")
     return url.rstrip("/")
 
 

@@ -10,7 +10,7 @@ import aiohttp
 from vellumd import TransportContext
 from vellumd_queue import answers
 from vellumd_queue.backoff import Pace
-from vellumd_queue.client import Bounds, Client
+from vellumd_queue.client import Bounds, Client, open_session
 from vellumd_queue.gate import Gate
 from vellumd_queue.heart import beat
 from vellumd_queue.journal import Journal
@@ -43,7 +43,7 @@ class QueueTransport:
         """Work until cancelled; what is in flight then is finished, if that is quick."""
         gate = Gate(self._context)
         async with (
-            aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session,
+            open_session() as session,
             Journal(self._context.dir / "pulled.sqlite", self._context.log) as journal,
             asyncio.TaskGroup() as tasks,
         ):

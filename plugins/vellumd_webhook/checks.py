@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from contextlib import suppress
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from vellumd import Check, __version__, new_job_id
-from vellumd_webhook import address, wire
-from vellumd_webhook.client import FailedError, open_client, trust
+from vellumd import Check, __version__, addresses, new_job_id
+from vellumd_webhook import wire
+from vellumd_webhook.client import FailedError, open_client, resolver, trust
 
 if TYPE_CHECKING:
     from vellumd_webhook.plugin import TargetSettings, WebhookSettings
@@ -44,15 +42,14 @@ async def _reach(name: str, target: TargetSettings) -> Check:
     try:
         async with asyncio.timeout(CONNECT_S):
             _, writer = await asyncio.open_connection(
-                await _find(target),
+                await resolver(target).first(target.host, target.port),
                 target.port,
                 ssl=(context := await trust(target)),
                 server_hostname=target.host if context else None,
             )
     except (OSError, TimeoutError) as error:
-        why = (
-            f" ({type(error).__name__})" if isinstance(error, address.ForbiddenAddressError) else ""
-        )
+        forbidden = isinstance(error, addresses.ForbiddenAddressError)
+        why = ": its name leads where no target may be" if forbidden else ""
         text = f"{name} cannot be reached at {target.host}:{target.port}{why}; correct its url"
         return Check(False, text)
     writer.close()
@@ -61,11 +58,3 @@ async def _reach(name: str, target: TargetSettings) -> Check:
         f"{name} takes connections at {target.host}:{target.port}; --plugins.webhook.ping true "
         "sends it a signed message",
     )
-
-
-async def _find(target: TargetSettings) -> str:
-    """The address that messages would go to."""
-    with suppress(ValueError):
-        return str(ip_address(target.host))
-    only_here = target.scheme == "http" and not target.allow_plaintext
-    return (await address.lookup(target.host, target.port, only_here=only_here))[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -11,11 +10,10 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from vellumd import __version__, sending
-from vellumd_webhook import address, wire
+from vellumd import __version__, addresses, sending
+from vellumd_webhook import wire
 
 if TYPE_CHECKING:
     from vellumd_webhook.plugin import TargetSettings
@@ -65,7 +63,7 @@ class Client:
                 with suppress(TimeoutError, aiohttp.ClientError, OSError):
                     await answer.content.read(ANSWER_MAX)  # the connection is used again then
         except aiohttp.ClientConnectorDNSError as error:
-            forbidden = isinstance(error.os_error, address.ForbiddenAddressError)
+            forbidden = isinstance(error.os_error, addresses.ForbiddenAddressError)
             what = "has a name that leads where no target may be" if forbidden else "is not known"
             raise FailedError(what) from None
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError):
@@ -85,7 +83,7 @@ async def open_client(
     """A client that makes at most `posts` posts at the same time."""
     connector = aiohttp.TCPConnector(
         limit=posts,
-        resolver=_Resolver(target),
+        resolver=resolver(target),
         use_dns_cache=False,
         ssl=await trust(target) or True,
     )
@@ -98,38 +96,16 @@ async def open_client(
         yield Client(session, target, timeout_s)
 
 
+def resolver(target: TargetSettings) -> addresses.Resolver:
+    """Where the target's name may lead: without TLS, to this machine."""
+    return addresses.Resolver(only_here=target.scheme == "http" and not target.allow_plaintext)
+
+
 async def trust(target: TargetSettings) -> ssl.SSLContext | None:
     """Whose certificates count; None for http."""
     if target.scheme == "http":
         return None
     return await asyncio.to_thread(ssl.create_default_context, cafile=target.ca)
-
-
-class _Resolver(AbstractResolver):
-    """Our rules in the place where aiohttp asks for addresses, to which it then connects."""
-
-    def __init__(self, target: TargetSettings) -> None:
-        self._only_here = target.scheme == "http" and not target.allow_plaintext
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """The addresses of a name; one that is an address itself does not come here."""
-        found = await address.lookup(host, port, only_here=self._only_here)
-        return [
-            ResolveResult(
-                hostname=host,
-                host=text,
-                port=port,
-                family=socket.AF_INET6 if ":" in text else socket.AF_INET,
-                proto=0,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for text in found
-        ]
-
-    async def close(self) -> None:
-        """Nothing is held."""
 
 
 def check(answer: aiohttp.ClientResponse) -> None:

@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.bench import record
 from tests.weights import files
 from vellumd.engine import reading, weights
 from vellumd.engine.reading import Reader
@@ -205,16 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             figures["sweep_gb_s"] = sweep(case)
     finally:
         case.file.unlink(missing_ok=True)
-    name = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
-    )
-    record = {
-        "at": datetime.now().astimezone().isoformat(), "device": name,
-        "torch": torch.__version__, **figures,
-    }  # fmt: skip
-    print(json.dumps(record, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+    record.keep(figures, args.out)
 
 
 def _age() -> float:

@@ -39,3 +39,13 @@ class Record(dict[str, Any]):
             new = self._out.with_suffix(".new")
             new.write_text(json.dumps(self, indent=1) + "\n")
             new.replace(self._out)
+
+
+def keep(figures: dict[str, Any], out: Path | None) -> None:
+    """Print all of `figures` and write them, where they are known at once."""
+    record = Record(None)
+    record.update(figures)
+    text = json.dumps(record, indent=1)
+    print(text)
+    if out:
+        out.write_text(text + "\n", "utf-8")

@@ -36,6 +36,16 @@ def test_add_list_remove(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert Keyring(folder / "keys.json").keys == ()
 
 
+def test_a_folder_without_a_daemon_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A key for the wrong folder opens nothing, and nobody would know why."""
+    keys("add", "phone")
+    assert "none has run yet; --store.dir" in capsys.readouterr().err
+    keys("add", "laptop")
+    assert "none has run yet" not in capsys.readouterr().err
+
+
 def test_what_cannot_be_done_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     """No name, an unknown one, one that is taken."""
     assert keys("add") == main.FAILED

@@ -99,6 +99,14 @@ def test_zero_cond_t(folder: Path) -> None:
     assert "2509 needs it false" in faults(settings(older, zero_cond_t=True))[0]
 
 
+def test_causal(folder: Path) -> None:
+    """A model that is called causal says that it is, or somebody does."""
+    other = folder.rename(folder.with_name("Qwen-Image-Edit-Causal"))
+    (fault,) = faults(settings(other))
+    assert "set engine.causal" in fault
+    assert faults(settings(other, causal=True)) == []
+
+
 def test_a_model_before_2511(folder: Path) -> None:
     """Off is right where the name does not say otherwise, and is told."""
     configured(folder, zero_cond_t=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.support import Child
+from tests.engine.support import PICTURES, Child
 from vellumd import model_card, protocol
 
 # As the worker sets it: before torch comes up, or its idle threads fight for the cores.
@@ -27,11 +27,21 @@ def model(demo: Path) -> Any:
     """The demo loaded in this process, with canvas and pictures of 64x64 for speed."""
     import torch
 
-    from vellumd.engine import loading, lora, pipeline
+    from vellumd.engine import loading, lora
+    from vellumd.engine.model import Model
 
     card = model_card.read("demo").model_copy(update={"canvas_area": 4096, "vision_area": 4096})
     parts = loading.load(demo, torch.device("cpu"), lambda *_: None)
-    return pipeline.Model(parts, lora.Loras(parts, demo, card, {}), card)
+    return Model(parts, lora.Loras(parts, demo, card, {}), card)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """The files of `PICTURES`."""
+    paths = [tmp_path / f"input-{number}.png" for number in (1, 2)]
+    for path, data in zip(paths, PICTURES, strict=True):
+        path.write_bytes(data)
+    return paths
 
 
 @pytest.fixture(scope="session")

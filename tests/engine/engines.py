@@ -106,6 +106,25 @@ class Plain:
         raise OSError(errno.ENOSPC, "No space left on device", "/secret/path")
 
 
+class Warming(Plain):
+    """Warms up as the setting `warm` says: `short`, `long`, or until something breaks."""
+
+    def __init__(self, init: Init) -> None:
+        self._warm = init.settings["warm"]
+
+    def load(self, report: Report) -> Capabilities:
+        return super().load(report).model_copy(update={"warms_up": True})
+
+    def warm_up(self, report: Report, cancelled: Callable[[], bool]) -> None:
+        report.beat("compile")
+        if self._warm == "long":
+            self._wait(report, cancelled)
+        elif self._warm == "fail":
+            raise KeyError("/secret/path")
+        elif self._warm == "sticky":
+            self._sticky()
+
+
 def fill_disk(name: str) -> None:
     """Have the next result file of this name find no room."""
     store = platform.replace_durably
@@ -127,6 +146,10 @@ def _torch() -> Iterator[str]:
 
 def create(init: Init) -> Plain:
     return Plain()
+
+
+def warming(init: Init) -> Warming:
+    return Warming(init)
 
 
 def missing(init: Init) -> Plain:

@@ -25,8 +25,11 @@ from tests.engine.support import Told, encoded, reference, resolved
 from vellumd import model_card
 from vellumd.demo import exam
 from vellumd.demo.verdict import Judge
-from vellumd.engine import loading, lora, pipeline, precision
+from vellumd.engine import attention, loading, lora, precision, rooms
+from vellumd.engine.model import Model
 from vellumd.engine.plan import Plan
+from vellumd.engine.run import Run
+from vellumd.memory_plan import Kept
 from vellumd.settings import EngineSettings
 
 STEPS = 8
@@ -47,7 +50,7 @@ LEAST = 0.93
 
 FP8 = torch.float8_e4m3fn
 
-Tamper = Callable[[pipeline.Model], contextlib.AbstractContextManager[None]]
+Tamper = Callable[[Model], contextlib.AbstractContextManager[None]]
 
 
 def complaints(untouched: exam.Sitting, tampered: exam.Sitting) -> list[str]:
@@ -72,7 +75,7 @@ def complaints(untouched: exam.Sitting, tampered: exam.Sitting) -> list[str]:
 class Gate:
     """The demo, loaded, and the exam that every recipe sits with it."""
 
-    model: pipeline.Model
+    model: Model
     questions: Sequence[exam.Question]
     untouched: exam.Sitting
 
@@ -83,7 +86,7 @@ class Gate:
         card = model_card.read(model_card.DEMO)
         parts = loading.load(model_card.DEMO_FOLDER, torch.device("cpu"), lambda *_: None)
         loras = lora.Loras(parts, model_card.DEMO_FOLDER, card, {})
-        model = pipeline.Model(parts, loras, card)
+        model = Model(parts, loras, card)
         questions = exam.draw(n, seed)
         return cls(model, questions, exam.sit(questions, editing(model)))
 
@@ -93,7 +96,7 @@ class Gate:
             return exam.sit(self.questions, editing(self.model))
 
 
-def editing(model: pipeline.Model) -> exam.Edit:
+def editing(model: Model) -> exam.Edit:
     """The engine's own edit with base weights, as the model's card says but of 8 steps."""
 
     def edit(pictures: list[Image.Image], prompt: str, seed: int) -> Image.Image:
@@ -106,7 +109,7 @@ def editing(model: pipeline.Model) -> exam.Edit:
                 [reference(content) for content in data], prompt=prompt, seed=seed, steps=STEPS,
                 true_cfg_scale=model.card.true_cfg_scale,
             )  # fmt: skip
-            return next(pipeline.Run(model, asked, Told(), lambda: False).pictures(files))
+            return next(Run(model, asked, Told(), lambda: False).pictures(files))
 
     return edit
 
@@ -156,7 +159,7 @@ def rescaled(blocks: Any) -> None:
 
 @contextlib.contextmanager
 def quantised(
-    model: pipeline.Model, quantise: Callable[[Tensor], Tensor], *, small: bool = False
+    model: Model, quantise: Callable[[Tensor], Tensor], *, small: bool = False
 ) -> Iterator[None]:
     """The weights of all the blocks' linears run through `quantise`; `small`: rescaled before."""
     blocks = model.parts.transformer.transformer_blocks
@@ -174,14 +177,14 @@ def quantised(
 
 
 @contextlib.contextmanager
-def planned(model: pipeline.Model, plan: Plan) -> Iterator[None]:
+def planned(model: Model, plan: Plan) -> Iterator[None]:
     """Every edit of `STEPS` steps goes by `plan`."""
-    usual = pipeline.Run.plan
-    pipeline.Run.plan = lambda run: plan  # type: ignore[method-assign]
+    usual = Run.plan
+    Run.plan = lambda run: plan  # type: ignore[method-assign]
     try:
         yield
     finally:
-        pipeline.Run.plan = usual  # type: ignore[method-assign]
+        Run.plan = usual  # type: ignore[method-assign]
 
 
 def fresh(*steps: int) -> Tamper:
@@ -192,7 +195,7 @@ def fresh(*steps: int) -> Tamper:
 
 @contextlib.contextmanager
 def held(
-    model: pipeline.Model,
+    model: Model,
     recipe: precision.Recipe,
     keep: Sequence[str] = (),
     *,
@@ -215,8 +218,43 @@ def recipe(name: str, *, small: bool = False) -> Tamper:
     return lambda model: held(model, precision.RECIPES[name], small=small)
 
 
+@contextlib.contextmanager
+def turbo(model: Model, kept: Kept) -> Iterator[None]:
+    """Every edit is of tier turbo with its default, which keeps keys and values as `kept`."""
+    usual = model.settings
+    model.settings = EngineSettings(turbo_kv=kept)
+    try:
+        with planned(model, Plan.of(STEPS, every=usual.turbo_every)):
+            yield
+    finally:
+        model.settings = usual
+
+
+class ByHead(rooms.Rounded):
+    """As e4m3 with a scale for each head: what int8 is compared with."""
+
+    @classmethod
+    def of(cls, rows: Tensor) -> ByHead:
+        """`rows` rounded."""
+        small, scale = attention.by_head(rows)
+        return cls(small, scale[:, :, None])
+
+
+@contextlib.contextmanager
+def by_head(model: Model) -> Iterator[None]:
+    """Turbo, with keys and values kept as e4m3."""
+    usual = rooms.Rounded
+    rooms.Rounded = ByHead  # type: ignore[misc]
+    try:
+        with turbo(model, "int8"):
+            yield
+    finally:
+        rooms.Rounded = usual  # type: ignore[misc]
+
+
 ACCEPTED: dict[str, Tamper] = {
-    "turbo": lambda model: planned(model, Plan.of(STEPS, every=EngineSettings().turbo_every)),
+    "turbo": lambda model: turbo(model, "whole"),
+    "turbo, keys and values as int8": lambda model: turbo(model, "int8"),
     "rescaled by 1/16, fp8-rows": recipe("fp8-rows", small=True),
     "rescaled by 1/16, fp8-weights": recipe("fp8-weights", small=True),
 }
@@ -227,6 +265,7 @@ REJECTED: dict[str, Tamper] = {
     "reference keys and values of the first step": fresh(0),
 }
 SHOWN: dict[str, Tamper] = {
+    "turbo, keys and values as FP8 by head": by_head,
     "fp8-tensor": recipe("fp8-tensor"),
     "fp8-weights": recipe("fp8-weights"),
     "fp8-rows": recipe("fp8-rows"),

@@ -37,6 +37,10 @@ def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+PICTURES = [encoded(picture(80, 60, seed)) for seed in (1, 2)]
+"""Two small pictures, which the fixture `files` holds as files."""
+
+
 def reference(data: bytes) -> ImageRef:
     with Image.open(io.BytesIO(data)) as image:
         kind = TYPES[str(image.format)]

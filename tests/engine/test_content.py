@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.engine.support import Told, encoded, picture, reference, resolved
+from tests.engine.support import Told, reference, resolved
 from vellumd.engine.content import Store, digest, size_of
-from vellumd.engine.pipeline import Model, Run
+from vellumd.engine.model import Model
+from vellumd.engine.run import Run
 
 KB = torch.zeros(1000, dtype=torch.uint8)
 
@@ -61,14 +62,6 @@ def test_the_content_tells() -> None:
     several = [[plain], [dotted], [wide], [plain, dotted], [dotted, plain], [plain, plain], []]
     assert len({digest(pictures) for pictures in several}) == len(several)
     assert digest([plain.copy()]) == digest([plain])
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
-    paths = [tmp_path / f"{number}.png" for number in (1, 2)]
-    for seed, path in enumerate(paths):
-        path.write_bytes(encoded(picture(80, 60, seed)))
-    return paths
 
 
 def paint(model: Model, files: list[Path], told: Told | None = None, **fields: object) -> bytes:

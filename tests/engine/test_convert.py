@@ -32,6 +32,7 @@ from vellumd.engine import (
     shelf,
     tables,
 )
+from vellumd.engine.model import Model
 from vellumd.models import LoraRef
 from vellumd.settings import EngineSettings
 from vellumd.weights import shapes
@@ -138,7 +139,7 @@ def test_from_fp8_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 # tables
 
 
-def test_tables_are_exact_at_equal_row_counts(model: pipeline.Model) -> None:
+def test_tables_are_exact_at_equal_row_counts(model: Model) -> None:
     """In the place of the linears they change no bit (class B)."""
     transformer = loading.load(DEMO, CPU, lambda *_: None).transformer
     feed = {

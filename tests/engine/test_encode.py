@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.engine.support import picture
 from vellumd.engine.content import Store
 from vellumd.engine.encode import HEAD, PICTURE, PREFIX_TOKENS, TAIL, Encoder
-from vellumd.engine.pipeline import Model
+from vellumd.engine.model import Model
 
 CPU = torch.device("cpu")
 PROMPTS = [

@@ -14,7 +14,8 @@ from vellumd import artefact, model_card
 from vellumd.demo import exam
 from vellumd.demo.scenes import Array
 from vellumd.demo.world import KINDS
-from vellumd.engine import convert, loading, lora, pipeline, precision
+from vellumd.engine import convert, loading, lora, precision
+from vellumd.engine.model import Model
 from vellumd.weights.model import open_model
 
 
@@ -48,7 +49,7 @@ def test_an_artefact_is_accepted(opened: gate.Gate, tmp_path: Path) -> None:
     (ready,) = artefact.found(target.parent)
     cpu = torch.device("cpu")
     parts = loading.load(home, cpu, lambda *_: None, precision.ROWS, ready=ready)
-    other = pipeline.Model(parts, lora.Loras(parts, home, card, {}), card)
+    other = Model(parts, lora.Loras(parts, home, card, {}), card)
     sitting = exam.sit(opened.questions, gate.editing(other))
     assert gate.complaints(opened.untouched, sitting) == []
 

@@ -15,7 +15,9 @@ from tests.engine import layouts
 from tests.engine.layouts import Made
 from tests.engine.support import Told, encoded, reference, resolved
 from vellumd import errors, model_card
-from vellumd.engine import loading, lora, pipeline
+from vellumd.engine import loading, lora
+from vellumd.engine.model import Model
+from vellumd.engine.run import Run
 from vellumd.models import LoraRef
 from vellumd.weights.checkpoint import Layout
 from vellumd.weights.model import open_model
@@ -26,20 +28,20 @@ STRENGTH = 3
 """Of the LoRA, where it is to show: the demo's own is too good to be seen in a picture."""
 
 
-def bring_up(made: Made) -> pipeline.Model:
+def bring_up(made: Made) -> Model:
     """The model as the engine has it."""
     base = str(made.base) if made.base else None
     card = model_card.read(str(made.model), base)
     parts = loading.load(open_model(made.model, made.base), CPU, lambda *_: None)
-    return pipeline.Model(parts, lora.Loras(parts, made.model, card, {}, base), card)
+    return Model(parts, lora.Loras(parts, made.model, card, {}, base), card)
 
 
-def edited(model: pipeline.Model, folder: Path, **fields: object) -> Image.Image:
+def edited(model: Model, folder: Path, **fields: object) -> Image.Image:
     """One edit of the demo's picture, always the same."""
     data = encoded(Image.open(model_card.DEMO_FOLDER / "samples/shapes.png").convert("RGB"))
     (folder / "input.png").write_bytes(data)
     asked = resolved([reference(data)], prompt="make the circle blue", seed=3, steps=4, **fields)
-    run = pipeline.Run(model, asked, Told(), lambda: False)
+    run = Run(model, asked, Told(), lambda: False)
     return next(run.pictures([folder / "input.png"]))
 
 
@@ -50,18 +52,18 @@ def psnr(one: Image.Image, other: Image.Image) -> float:
 
 
 @pytest.fixture(scope="module")
-def demo_model() -> pipeline.Model:
+def demo_model() -> Model:
     return bring_up(Made(model_card.DEMO_FOLDER))
 
 
 @pytest.fixture(scope="module")
-def plain(demo_model: pipeline.Model, tmp_path_factory: pytest.TempPathFactory) -> Image.Image:
+def plain(demo_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Image.Image:
     """The reference: bfloat16 weights, no LoRA."""
     return edited(demo_model, tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture(scope="module")
-def lightning(demo_model: pipeline.Model, tmp_path_factory: pytest.TempPathFactory) -> Image.Image:
+def lightning(demo_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Image.Image:
     """The reference with the Lightning LoRA beside the weights, so strong that it shows."""
     loras = (LoraRef(name="lightning-8", scale=STRENGTH),)
     folder = tmp_path_factory.mktemp("lightning")
@@ -131,5 +133,5 @@ def test_zero_cond_t_matters(tmp_path: Path, plain: Image.Image) -> None:
     opened = open_model(model_card.DEMO_FOLDER, zero_cond_t=False)
     card = model_card.read("demo")
     parts = loading.load(opened, CPU, lambda *_: None)
-    model = pipeline.Model(parts, lora.Loras(parts, opened.base, card, {}), card)
+    model = Model(parts, lora.Loras(parts, opened.base, card, {}), card)
     assert psnr(edited(model, tmp_path), plain) < PLAIN_FP8

@@ -13,7 +13,7 @@ import torch
 from vellumd import errors
 from vellumd.engine import loading
 from vellumd.engine.encode import PREFIX_TOKENS, TEMPLATE
-from vellumd.engine.pipeline import Model
+from vellumd.engine.model import Model
 
 CPU = torch.device("cpu")
 

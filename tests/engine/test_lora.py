@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.engine.layouts import Tensors
 from vellumd import errors, model_card
 from vellumd.engine import lora
-from vellumd.engine.pipeline import Model
+from vellumd.engine.model import Model
 from vellumd.models import LoraRef
 from vellumd.weights.lora import PEFT_KEY
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from vellumd.engine import (
     streaming,
     tables,
 )
+from vellumd.engine.model import Model
+from vellumd.engine.run import Run
 from vellumd.memory_plan import GB, Machine, Plan, Sizes
 from vellumd.models import LoraRef
 from vellumd.settings import EngineSettings
@@ -105,6 +108,41 @@ def test_expected_seconds() -> None:
     slow = memory_plan.plan(REAL, Machine(8 * GB, ROOM, 6e9, (9, 0))).seconds
     assert slow is not None and slow[1] > 2 * streamed[1]  # an old slot: the link decides
     assert memory_plan.plan(REAL, Machine(80 * GB, ROOM, capability=(7, 5))).seconds is None
+
+
+TURBO = replace(REAL, kv=placing.keys_values(24, 128, 60, 2))
+
+
+@pytest.mark.parametrize(
+    ("vram", "kinds", "words"),
+    [
+        (80, ("whole", "int8"), "12.4 GB with 1, 18.8 GB with 2, 25.2 GB with 3"),
+        (40, ("whole", "int8"), "3.1 GB as int8 with 1, 6.1 GB as int8 with 2, exact with 3"),
+        (80, ("int8",), "3.1 GB as int8 with 1, 6.1 GB as int8 with 2, 9.2 GB as int8 with 3"),
+        (18, ("whole",), "exact with 1, exact with 2, exact with 3"),
+    ],
+)
+def test_what_turbo_keeps_is_planned(
+    vram: float, kinds: tuple[memory_plan.Kept, ...], words: str
+) -> None:
+    """Keys and values of a guided edit take what is left; the plan says how, or that not."""
+    found = memory_plan.plan(TURBO, Machine(int(vram * GB), ROOM), kinds)
+    assert found.kept == f"turbo keeps keys and values: {words}"
+    assert str(found).endswith(found.kept)
+    assert found.room == int(vram * GB) - memory_plan.denoising(TURBO, found)
+    # They lie beside all else, and change no other part of the plan.
+    bare = memory_plan.plan(REAL, Machine(int(vram * GB), ROOM))
+    assert replace(found, kept="") == replace(bare, kept="")
+
+
+def test_the_encoder_makes_room_for_turbo() -> None:
+    """Where edits are turbo by default; blocks are not streamed for it."""
+    machine = Machine(40 * GB, ROOM)
+    found = memory_plan.plan(TURBO, machine, turbo=True)
+    assert (found.encoder, found.streamed) == ("offloaded", 0)
+    assert "9.2 GB as int8 with 3" in found.kept and found.vram <= machine.vram
+    small = Machine(20 * GB, ROOM)
+    assert memory_plan.plan(TURBO, small, turbo=True) == memory_plan.plan(TURBO, small)
 
 
 def test_the_plan_in_a_line() -> None:
@@ -253,7 +291,7 @@ def edits(parts: loading.Parts, tmp_path: Path, tiled: bool = False) -> list[byt
     """An edit, one with a LoRA, and the first again."""
     card = model_card.read("demo").model_copy(update={"canvas_area": 4096, "vision_area": 4096})
     loras = lora.Loras(parts, DEMO, card, {})
-    model = pipeline.Model(parts, loras, card, tiled=tiled)
+    model = Model(parts, loras, card, plan=Plan(tiled=tiled))
     file = tmp_path / "input.png"
     file.write_bytes(encoded(picture(80, 60)))
     image = reference(file.read_bytes())
@@ -261,15 +299,23 @@ def edits(parts: loading.Parts, tmp_path: Path, tiled: bool = False) -> list[byt
     made = []
     for wanted in ((), (role,), ()):
         edit = resolved([image], loras=wanted, true_cfg_scale=2.0)
-        (result,) = pipeline.Run(model, edit, Told(), lambda: False).pictures([file])
+        (result,) = Run(model, edit, Told(), lambda: False).pictures([file])
         made.append(result.tobytes())
     return made
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    parts = loading.load(DEMO, CPU, lambda *_: None, precision.WEIGHTS)
+    parts = loading.load(DEMO, CPU, lambda *_: None, precision.WEIGHTS, plan=Plan(tabled=True))
     return edits(parts, tmp_path_factory.mktemp("resident"))
+
+
+def test_tables_paint_the_same(expected: list[bytes], tmp_path: Path) -> None:
+    """One level apart at most: products of as many rows as there are steps may round otherwise,
+    and do on one thread."""
+    parts = loading.load(DEMO, CPU, lambda *_: None, precision.WEIGHTS)
+    for made, tabled in zip(edits(parts, tmp_path), expected, strict=True):
+        assert max(abs(a - b) for a, b in zip(made, tabled, strict=True)) <= 1
 
 
 @pytest.mark.parametrize("name", PLANS)

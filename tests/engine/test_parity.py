@@ -17,7 +17,8 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as stock
 from tests.engine.support import Told, encoded, picture, reference, resolved
 from vellumd.engine import latents, schedule
 from vellumd.engine.encode import view_size
-from vellumd.engine.pipeline import Model, Run
+from vellumd.engine.model import Model
+from vellumd.engine.run import Run
 from vellumd.images import Canvas
 from vellumd.models import LoraRef, ResolvedEdit
 

@@ -14,23 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.engine.support import Told, encoded, picture, reference, resolved
+from tests.engine.support import PICTURES, Told, reference, resolved
 from vellumd import errors
 from vellumd.engine import latents, memory
-from vellumd.engine.pipeline import Model, Run
+from vellumd.engine.model import Model
+from vellumd.engine.run import Run
 from vellumd.models import LoraRef, ResolvedEdit
 
-PICTURES = [encoded(picture(80, 60, seed)) for seed in (1, 2)]
 REFERENCES = [reference(data) for data in PICTURES]
 LIGHTNING = LoraRef(name="lightning-8")
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
-    paths = [tmp_path / f"input-{number}.png" for number in (1, 2)]
-    for path, data in zip(paths, PICTURES, strict=True):
-        path.write_bytes(data)
-    return paths
 
 
 def never() -> bool:

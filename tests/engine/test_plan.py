@@ -10,6 +10,7 @@ import torch
 from tests.engine import random_transformer as small
 from vellumd.engine import attention
 from vellumd.engine.plan import Plan
+from vellumd.engine.rooms import Rounded
 from vellumd.engine.transformer import Own
 
 TIMES = torch.tensor([1000.0, 600.0, 600.0, 300.0])
@@ -69,3 +70,26 @@ def test_a_reusing_step_runs_no_reference() -> None:
         turbo(step, 0, small.noise(torch.float32))
     whole = small.TARGET + given.references.shape[1]
     assert rows == [whole, small.TARGET, small.TARGET, whole]
+
+
+@torch.inference_mode()
+def test_keys_and_values_as_int8() -> None:
+    """Each head of a row has its own scale, so small ones keep their precision; a step that
+    uses such keys and values is off by their rounding alone."""
+    sizes = torch.logspace(-3, 3, 4)[:, None] * torch.logspace(-2, 2, 60)[:, None, None]
+    rows = torch.randn(1, 60, 4, 128, generator=torch.Generator().manual_seed(1)) * sizes
+    rows[0, 7] = 0
+    again = torch.empty_like(rows)
+    Rounded.of(rows).into(again)
+    errors = (again - rows).norm(dim=-1) / rows.norm(dim=-1).clamp(min=1e-9)
+    assert errors.mean() < 0.007 and errors.max() < 0.011
+    assert not again[0, 7].any()
+    model = small.transformer(torch.float32)
+    given, tokens = small.conditioning(torch.float32, 2), small.noise(torch.float32)
+    own, full = Own(model, attention.default), Plan.full(len(TIMES))
+    turbo = own.prepare(given, TIMES, replace(full, fresh=frozenset({1}), kept="int8"))
+    whole = own.prepare(given, TIMES, replace(full, fresh=frozenset({1})))
+    for prompt in (0, 1):
+        assert torch.equal(turbo(1, prompt, tokens), whole(1, prompt, tokens))
+    for prompt in (1, 0):
+        assert 1e-5 < small.error(turbo(2, prompt, tokens), whole(2, prompt, tokens)) < 0.005

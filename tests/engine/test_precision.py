@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.engine import numerics
 from vellumd import errors
 from vellumd.engine import linears, loading, precision
-from vellumd.engine.pipeline import Model
+from vellumd.engine.model import Model
 from vellumd.engine.reading import StoredTensor
 from vellumd.weights.checkpoint import Scaling, Weight
 from vellumd.weights.header import Place
@@ -121,7 +121,7 @@ def feed(model: Model) -> dict[str, Any]:
 
     from tests.engine.support import Told, picture, reference, resolved
     from tests.engine.support import encoded as png
-    from vellumd.engine.pipeline import Run
+    from vellumd.engine.run import Run
     from vellumd.images import Canvas
 
     inputs: list[Image.Image] = [picture(80, 60, seed) for seed in (1, 2)]

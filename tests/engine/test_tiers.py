@@ -10,25 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.support import Told, encoded, picture, reference, resolved
-from vellumd import errors
+from tests.engine.support import PICTURES, Told, encoded, picture, reference, resolved
+from vellumd import errors, memory_plan
 from vellumd.engine import attention
-from vellumd.engine.pipeline import Model, QwenEngine, Run
+from vellumd.engine.model import Model
+from vellumd.engine.pipeline import QwenEngine
+from vellumd.engine.run import Run
 from vellumd.engine.tiers import Forwards
 from vellumd.engine.transformer import Own, Stock
 from vellumd.protocol import Init
 from vellumd.settings import EngineSettings
 
 STEPS = 4
-PICTURES = [encoded(picture(80, 60, seed)) for seed in (1, 2)]
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
-    paths = [tmp_path / f"{number}.png" for number in (1, 2)]
-    for path, data in zip(paths, PICTURES, strict=True):
-        path.write_bytes(data)
-    return paths
 
 
 def run(model: Model, told: Told | None = None, **fields: Any) -> Run:
@@ -89,11 +82,16 @@ def test_guidance_between_shares_of_the_steps(model: Model, files: list[Path]) -
     assert counts == [("denoise", 6 * blocks, 6 * blocks), ("denoise", 8 * blocks, 8 * blocks)]
 
 
-@pytest.mark.parametrize("after", [3, 12, 27])
+@pytest.mark.parametrize(
+    ("after", "kept"), [(3, "whole"), (12, "whole"), (27, "whole"), (12, "int8"), (27, "int8")]
+)
 @pytest.mark.parametrize("how", ["cancel", "error"])
-def test_nothing_of_turbo_passes_on(model: Model, files: list[Path], after: int, how: str) -> None:
+def test_nothing_of_turbo_passes_on(
+    model: Model, files: list[Path], after: int, kept: str, how: str
+) -> None:
     """Cancelled or failed, before or after keys and values are used again: the next edits,
     turbo or not, give the bytes they always give."""
+    model = with_settings(model, turbo_kv=kept)
     expected = paint(model, files), paint(model, files, tier="standard")
     begun = 0
 
@@ -116,6 +114,26 @@ def test_nothing_of_turbo_passes_on(model: Model, files: list[Path], after: int,
         handle.remove()
     assert begun == after
     assert (paint(model, files), paint(model, files, tier="standard")) == expected
+
+
+def test_turbo_keeps_what_there_is_room_for(model: Model, files: list[Path]) -> None:
+    """Whole if it fits, else as int8, else not at all, and the job says so; one that is forced
+    and does not fit is not made either. Two prompts of two pictures of 16 tokens, 5 blocks."""
+    exact, whole = paint(model, files, tier="standard"), paint(model, files)
+    small = paint(with_settings(model, turbo_kv="int8"), files)
+    assert len({exact, whole, small}) == 3
+    assert with_settings(model).tiers == ("standard", "turbo")
+    size = model.keys_values.needed("int8", 0, 32, 2)
+    for room, kind, expected in (
+        (size, "auto", small), (size - 1, "auto", exact), (size, "whole", exact),
+        (10**9, "auto", whole), (10**9, "int8", small),
+    ):  # fmt: skip
+        told, other = Told(), with_settings(model, turbo_kv=kind)
+        other.plan = memory_plan.Plan(room=room)
+        assert paint(other, files, told) == expected
+        assert told.warnings == ([] if expected != exact else ["tier_lowered"])
+    other.plan = memory_plan.Plan(room=0)
+    assert other.tiers == ("standard",)
 
 
 def test_short_of_memory_turbo_becomes_exact(model: Model, files: list[Path]) -> None:

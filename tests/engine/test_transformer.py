@@ -53,8 +53,8 @@ def test_each_block_is_the_stock_block(
     Stock(model).prepare(given, small.TIMES, PLAN)(1, 0, small.noise(dtype))
     (mods,) = modulate(model, small.TIMES[1:2].to(dtype) / 1000)
     ours = Own(model, attention.default).blocks
-    prompt = Prompt.of(model, given.prompt, given.shapes, rooms=1)
-    rope, room = prompt.rope, prompt.rooms[0]
+    prompt = Prompt.of(model, given.prompt, given.shapes)
+    rope, room = prompt.rope, prompt.rooms.enter(0)
     for block, block_mods, (image, text, next_image, next_text) in zip(
         ours, mods.blocks, seen, strict=True
     ):

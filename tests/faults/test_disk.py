@@ -73,7 +73,7 @@ async def test_a_folder_that_cannot_be_written(
                 await disk.jobs.submit(request, "test", key="k")
             assert str(tmp_path) not in caught.value.message
         with pytest.raises(kind):
-            await disk.jobs.stage(picture(2), "b.png")
+            await disk.jobs.staging.put(picture(2), "b.png")
         assert disk.spool.job_ids() == [] and await disk.store.ids() == []
         disk_write.error = None
         job = await disk.jobs.submit(request, "test", key="k")
@@ -161,7 +161,7 @@ async def test_a_daemon_ends_with_its_store(
     monkeypatch.setattr(daemon_module.Store, "open", partial(Store.open, commit=database.commit))
     with pytest.raises(ExceptionGroup) as caught:
         async with Daemon(make_settings()).running() as daemon:
-            image = await daemon.jobs.stage(picture(), "a.png")
+            image = await daemon.jobs.staging.put(picture(), "a.png")
             request = EditRequest.parse({"images": [image], "prompt": "invert"})
             job = await daemon.jobs.submit(request, "test")
             await daemon.jobs.wait(job.id, 30)

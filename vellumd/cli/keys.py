@@ -21,7 +21,8 @@ def run(args: argparse.Namespace) -> int:
     settings = load_settings(args).settings
     from vellumd.keys import FILE, Keyring
 
-    ring = Keyring(settings.store.dir / FILE)
+    folder = settings.store.dir
+    known, ring = folder.exists(), Keyring(folder / FILE)
     if args.action == "list":
         for key in ring.keys:
             print(f"{key.name:<24} {key.created}")
@@ -30,8 +31,12 @@ def run(args: argparse.Namespace) -> int:
         raise Refused(f"Say which: vellumd keys {args.action} NAME.")
     if args.action == "add":
         print(ring.add(args.name))
-        note = "Shown this once; send it as `Authorization: Bearer KEY`. It opens the daemon on"
-        print(f"{note} {settings.store.dir}.", file=sys.stderr)
+        note = (
+            "Shown this once; send it as `Authorization: Bearer KEY`, or open the daemon's address "
+            f"with /#key=KEY behind it in a browser. It opens the daemon on {folder}"
+        )
+        unknown = ", where none has run yet; --store.dir names another folder"
+        print(f"{note}{'' if known else unknown}.", file=sys.stderr)
     else:
         ring.remove(args.name)
         print(f"{args.name} removed")

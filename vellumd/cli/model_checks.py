@@ -46,6 +46,7 @@ def model(settings: Settings) -> Iterator[Check]:
     if found.transformer.is_plain_fp8:
         yield _plain_fp8()
     yield _zero_cond_t(found, card.name)
+    yield from _causal(found, f"{card.name} {model_card.folder(engine.model).name}")
     yield _scheduler(found.base)
     yield _room(found)
 
@@ -67,6 +68,7 @@ def _zero_cond_t(found: Model, name: str) -> Check:
         "settings": "engine.zero_cond_t",
         "config": "config.json",
         "sentinel": "the file's mark",
+        "causal": "the causal transformer",
     }
     text = f"zero_cond_t is {word}, says {told[found.told_by]}"
     if found.transformer.sentinel and not flag:
@@ -76,6 +78,15 @@ def _zero_cond_t(found: Model, name: str) -> Check:
             wanted = str(right).lower()
             return Check(False, f"{text}; {year} needs it {wanted}: set engine.zero_cond_t")
     return Check(True, text if flag else f"{text}: right for models before 2511")
+
+
+def _causal(found: Model, name: str) -> Iterator[Check]:
+    """Whether references are as the model's name says."""
+    if found.causal:
+        yield Check(True, "causal: each picture looks at itself alone, and is computed once")
+    elif "causal" in name.lower():
+        text = "the model is called causal, and its config.json does not say so: set engine.causal"
+        yield Check(False, text)
 
 
 def _scheduler(base: Path) -> Check:

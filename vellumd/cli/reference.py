@@ -24,6 +24,7 @@ from vellumd.sources import keys
 HEAD = """\
 # vellumd's configuration. Every key stands here with its default, commented out: to
 # change one, remove the # in front of it. Keys written as "# key = ..." are unset.
+# A plugin whose [section] is commented out, too, runs once that # is removed.
 # Relative paths start from this file's folder. Write paths in 'single quotes' or with
 # forward slashes. The same keys work as VELLUMD_SECTION__KEY in .env and environment,
 # and as --section.key on the command line, each over the one before.
@@ -61,8 +62,9 @@ def bundled() -> list[str]:
 def toml() -> str:
     """The text of config/vellumd.toml."""
     parts = [HEAD]
-    for name, description, fields in sections():
-        parts.append(f"\n[{name}]  # {description}\n")
+    for name, description, fields in sections(bundled()):
+        off = name.startswith("plugins.") and name.removeprefix("plugins.") not in DEFAULT_PLUGINS
+        parts.append(f"\n{'#' if off else ''}[{name}]  # {description}\n")
         for key, field in fields:
             parts.append(_comment(str(field.description)))
             default = _default(field)

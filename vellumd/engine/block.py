@@ -120,19 +120,29 @@ class Block(torch.nn.Module):
 
         Blocks have the same code, so they share what was compiled for the first of them.
         """
-        for name in ("project", "project_last", "finish_image", "finish_text"):
+        for name in ("project", "project_last", "project_alone", "finish_image", "finish_text"):
             setattr(self, name, torch.compile(getattr(self, name), fullgraph=True, **options))
 
     def forward(
-        self, image: Tensor, text: Tensor, mods: Mods, rope: Rope, room: Room, target: int
+        self,
+        image: Tensor,
+        text: Tensor,
+        mods: Mods,
+        rope: Rope,
+        room: Room,
+        target: int,
+        alone: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The next `image` [1, rows, channels] and `text` [1, tokens, channels].
 
         `image` begins with `target` rows of the target. Where it has no others, the
-        references' keys and values are those that `room` holds.
+        references' keys and values are those that `room` holds, or those of `alone`:
+        reference pictures that look at nothing but themselves. Each becomes its next.
         """
         tokens = text.shape[1]
         with called(self.stock):
+            if alone:
+                self.look_alone(alone, mods, rope, room, tokens + target)
             if self.last:
                 image, query = self.project_last(image, text, mods, rope, room, target)
                 heads = self.attention(query, room.key, room.value)
@@ -169,6 +179,32 @@ class Block(torch.nn.Module):
         y = self.modulated(two, text, mods.text, tokens)
         self.keys_values(two, y, rope.rows(0, tokens), room, 0, tokens)
         return image[:, :target], query
+
+    def look_alone(
+        self, pictures: list[Tensor], mods: Mods, rope: Rope, room: Room, start: int
+    ) -> None:
+        """Each of `pictures` past this block; keys and values are put into `room` from `start`."""
+        clean = mods._replace(image=mods.image[:, 1:])
+        for number, picture in enumerate(pictures):
+            end = start + picture.shape[1]
+            query = self.project_alone(picture, clean, rope, room, start)
+            if not self.last:
+                heads = self.attention(query, room.key[:, start:end], room.value[:, start:end])
+                pictures[number] = self.finish_image(picture, heads, clean, picture.shape[1])
+            start = end
+
+    def project_alone(
+        self, picture: Tensor, mods: Mods, rope: Rope, room: Room, start: int
+    ) -> Tensor:
+        """Put keys and values of one picture into `room` from `start` on; its queries."""
+        end = start + picture.shape[1]
+        one, turns = image_stream(self.stock), rope.rows(start, end)
+        query = room.query[:, start:end]
+        x = self.modulated(one, picture, mods.image, picture.shape[1])
+        self.keys_values(one, x, turns, room, start, end)
+        if not self.last:
+            self.queries(one, x, turns, query)
+        return query
 
     def modulated(self, stream: Stream, x: Tensor, mods: Tensor, split: int) -> Fed:
         """What queries, keys and values of `x` are made of."""

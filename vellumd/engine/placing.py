@@ -19,7 +19,7 @@ from vellumd.engine.precision import BLOCKS, KEPT, Recipe, is_small
 from vellumd.engine.reading import DTYPES, StoredTensor
 from vellumd.engine.streaming import Filed, Held, Host, Offloaded, Streamed, layout
 from vellumd.engine.weights import Fit
-from vellumd.memory_plan import GB, Machine, Plan, Sizes
+from vellumd.memory_plan import GB, Kept, KeysValues, Machine, Plan, Sizes
 from vellumd.settings import EngineSettings
 from vellumd.weights.checkpoint import Checkpoint
 from vellumd.weights.header import Place
@@ -27,6 +27,10 @@ from vellumd.weights.model import Model
 
 LAYERS, VISION = "model.language_model.layers.", "model.visual.blocks."
 EMBEDDING = "model.language_model.embed_tokens."
+KINDS: dict[str, tuple[Kept, ...]] = {
+    "auto": ("whole", "int8"), "whole": ("whole",), "int8": ("int8",),
+}  # fmt: skip
+"""What `engine.turbo_kv` allows, best first."""
 
 
 def plan(
@@ -41,7 +45,9 @@ def plan(
         return Plan(tabled=ready is not None)
     width = 2 if device.type == "cuda" else 4
     sizes = sizes_of(model, ready, recipe, settings.keep, width)
-    made = memory_plan.plan(sizes, machine(settings, device))
+    made = memory_plan.plan(
+        sizes, machine(settings, device), KINDS[settings.turbo_kv], turbo=settings.tier == "turbo"
+    )
     # An artefact has no other modulation.
     return replace(made, tabled=True) if ready is not None else made
 
@@ -77,6 +83,8 @@ def sizes_of(
             block += count + 4 * weight.place.shape[0]
         else:
             block += count * width
+    config = model.configs["transformer"]
+    heads, head = int(config["num_attention_heads"]), int(config["attention_head_dim"])
     layers = [weight for name, weight in model.text_encoder.weights.items() if LAYERS in name]
     number = int(model.configs["text_encoder"]["text_config"]["num_hidden_layers"])
     return Sizes(
@@ -88,7 +96,13 @@ def sizes_of(
         encoder=model.text_encoder.count * width,
         vae=model.vae.count * width,
         in_files=ready is not None and width == 2 and is_as_held(model.text_encoder),
+        kv=keys_values(heads, head, blocks, width),
     )
+
+
+def keys_values(heads: int, head: int, blocks: int, width: int) -> KeysValues:
+    """Bytes of a token's keys and values, `heads` of `head` channels, in all `blocks`."""
+    return KeysValues(2 * heads * head * width * blocks, 2 * heads * (head + width) * blocks)
 
 
 def is_as_held(checkpoint: Checkpoint) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vellumd.memory_plan import Kept
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -11,12 +13,14 @@ class Plan:
 
     A step that is not `fresh` uses the references' keys and values of the last fresh one:
     a third to a fifth of the work, but not the same numbers, since references look at the
-    target and the prompt too. A step that is not `guided` leaves out the negative prompt.
+    target and the prompt too. `kept` is how those outlast a step. A step that is not `guided`
+    leaves out the negative prompt.
     """
 
     steps: int
     fresh: frozenset[int]
     guided: frozenset[int]
+    kept: Kept = "whole"
 
     @classmethod
     def full(cls, steps: int) -> Plan:

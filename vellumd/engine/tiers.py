@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vellumd import errors
 from vellumd.engine import attention, loading
 from vellumd.engine.kernels import choice
 from vellumd.engine.transformer import Forward, Own, Stock
@@ -28,7 +29,10 @@ class Forwards:
 
         Raises `RecipeUnsupported` where a wanted kernel does not run.
         """
+        causal = parts.model.causal
         if settings.forward == "stock":
+            if causal:
+                raise errors.RecipeUnsupported("Diffusers' forward knows no causal references.")
             return cls(Stock(parts.transformer), None, ("diffusers",))
         width = parts.transformer.config.attention_head_dim
         best = attention.choose(settings.attention, parts.device, parts.dtype, width)
@@ -36,8 +40,8 @@ class Forwards:
 
         def own(kernel: attention.Attention) -> Forward:
             if settings.compile:
-                return Own(parts.transformer, kernel).fused()
-            return Own(parts.transformer, kernel, ops)
+                return Own(parts.transformer, kernel, causal=causal).fused()
+            return Own(parts.transformer, kernel, ops, causal=causal)
 
         exact = own(best.attention)
         small = None

@@ -6,7 +6,7 @@ prompt's, positions, and the modulation of all steps (docs/performance.md).
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from vellumd.engine.attention import Attention
-from vellumd.engine.block import Block, Room, Rope
+from vellumd.engine.block import Block, Rope
 from vellumd.engine.kernels.choice import PLAIN, Ops
 from vellumd.engine.kernels.feed import Need
 from vellumd.engine.modulation import Modulation
 from vellumd.engine.plan import Plan
+from vellumd.engine.rooms import Rooms, rooms
+from vellumd.memory_plan import Kept
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,14 @@ Velocity = Callable[[int, int, Tensor], Tensor]
 
 
 class Forward(Protocol):
-    """A forward of the transformer. `reuses` tells whether it keeps to a plan's fresh steps."""
+    """A forward of the transformer. `reuses` tells whether it keeps to a plan's fresh steps.
+
+    `causal`: reference pictures look at nothing but themselves, so that using their keys and
+    values again is exact.
+    """
 
     reuses: bool
+    causal: bool
 
     @property
     def blocks(self) -> Sequence[torch.nn.Module]:
@@ -65,6 +72,7 @@ class Stock:
     """Diffusers' own forward: the reference for parity. All its steps are fresh."""
 
     reuses = False
+    causal = False
 
     def __init__(self, stock: Any) -> None:
         self._stock = stock
@@ -95,8 +103,12 @@ class Own:
 
     reuses = True
 
-    def __init__(self, stock: Any, attention: Attention, ops: Ops = PLAIN) -> None:
+    def __init__(
+        self, stock: Any, attention: Attention, ops: Ops = PLAIN, *, causal: bool = False
+    ) -> None:
+        """`causal`: each reference picture looks at nothing but itself, as it was trained."""
         self._stock = stock
+        self.causal = causal
         stocks = list(stock.transformer_blocks)
         self.blocks = [
             Block(block, attention, ops, last=block is stocks[-1]).eval() for block in stocks
@@ -110,7 +122,7 @@ class Own:
 
     def prepare(self, conditioning: Conditioning, times: Tensor, plan: Plan) -> Velocity:
         """See `Forward.prepare`."""
-        return Prepared(self._stock, self.blocks, conditioning, times, plan)
+        return Prepared(self._stock, self.blocks, conditioning, times, plan, causal=self.causal)
 
 
 class Prepared:
@@ -123,15 +135,20 @@ class Prepared:
         conditioning: Conditioning,
         times: Tensor,
         plan: Plan,
+        *,
+        causal: bool = False,
     ) -> None:
         references = conditioning.references
+        self._causal = causal
+        self._sizes = [math.prod(shape) for shape in conditioning.shapes[1:]]
         self._stock = stock
         self._blocks = blocks
         self._plan = plan
         self._references = stock.img_in(references)
         self._modulation = Modulation(stock, times.to(references.dtype) / 1000)
+        kept = plan.kept if plan.reuses else None
         self._prompts = [
-            Prompt.of(stock, embedding, conditioning.shapes, len(blocks) if plan.reuses else 1)
+            Prompt.of(stock, embedding, conditioning.shapes, kept)
             for embedding in conditioning.prompts
         ]
 
@@ -139,13 +156,17 @@ class Prepared:
         """See `Velocity`."""
         target, mods, given = tokens.shape[1], self._modulation.step(step), self._prompts[prompt]
         image, text = self._stock.img_in(tokens), given.text
-        if step in self._plan.fresh or not given.filled:
+        fresh = step in self._plan.fresh or not given.filled
+        alone = None
+        if fresh and self._causal:
+            alone = list(self._references.split(self._sizes, dim=1))
+        elif fresh:
             image = torch.cat([image, self._references], dim=1)
-            given.filled = True
-        for block, block_mods, room in zip(
-            self._blocks, mods.blocks, itertools.cycle(given.rooms), strict=False
-        ):
-            image, text = block(image, text, block_mods, given.rope, room, target)
+        for number, (block, block_mods) in enumerate(zip(self._blocks, mods.blocks, strict=True)):
+            room = given.rooms.enter(number, fresh=fresh)
+            image, text = block(image, text, block_mods, given.rope, room, target, alone)
+            given.rooms.leave(number, fresh=fresh)
+        given.filled = True
         ends = Need.of(self._stock.proj_out)
         fed = PLAIN.norm_modulate(image, mods.shift, mods.scale, target, ends)
         return fed.to(self._stock.proj_out)
@@ -155,21 +176,24 @@ class Prepared:
 class Prompt:
     """What one prompt's forwards share.
 
-    `text` is its embedding [1, tokens, channels], `rope` the positions of all rows. `rooms`
-    are as many as there are blocks where keys and values outlast a step, else one that the
-    blocks use in turn; `filled` tells whether they hold the references'.
+    `text` is its embedding [1, tokens, channels], `rope` the positions of all rows; `filled`
+    tells whether a step has left the references' keys and values in `rooms`.
     """
 
     text: Tensor
     rope: Rope
-    rooms: list[Room]
+    rooms: Rooms
     filled: bool = False
 
     @classmethod
     def of(
-        cls, stock: Any, embedding: Tensor, shapes: list[tuple[int, int, int]], rooms: int
+        cls,
+        stock: Any,
+        embedding: Tensor,
+        shapes: list[tuple[int, int, int]],
+        kept: Kept | None = None,
     ) -> Prompt:
-        """Of the encoder's `embedding`, with room for the keys and values of `rooms` blocks."""
+        """Of the encoder's `embedding`; `kept` as of `rooms`."""
         text = stock.txt_in(stock.txt_norm(embedding))
         pictures, words = stock.pos_embed(
             [shapes], max_txt_seq_len=text.shape[1], device=text.device
@@ -178,9 +202,9 @@ class Prompt:
         turns = torch.cat([words, pictures])
         attn = stock.transformer_blocks[0].attn
         shape = (1, len(turns), attn.heads, attn.inner_dim // attn.heads)
-        query = text.new_empty(shape)
+        blocks, first = len(stock.transformer_blocks), text.shape[1] + math.prod(shapes[0])
         return cls(
             text,
             Rope(turns.real.contiguous(), turns.imag.contiguous()),
-            [Room(query, torch.empty_like(query), torch.empty_like(query)) for _ in range(rooms)],
+            rooms(text.new_empty(shape), blocks, kept, first),
         )

@@ -128,14 +128,14 @@ def measured(
         precision.hold(model, recipe)
         work = Workload.of(model, AREA, references=1)
         given, _tokens = work.inputs(model, device)
-        prompt = Prompt.of(model, given.prompt, given.shapes, rooms=1)
+        prompt = Prompt.of(model, given.prompt, given.shapes)
         (mods,) = modulate(model, torch.tensor(TIMES[-1:], device=device, dtype=dtype) / 1000)
         block = Own(model, best, ops).blocks[0]
         image = torch.randn(1, 2 * work.tokens, work.channels, device=device, dtype=dtype)
 
         def run() -> object:
             return block(  # noqa: B023 (called in this turn only)
-                image, prompt.text, mods.blocks[0], prompt.rope, prompt.rooms[0], work.tokens  # noqa: B023
+                image, prompt.text, mods.blocks[0], prompt.rope, prompt.rooms.enter(0), work.tokens  # noqa: B023
             )  # fmt: skip
 
         for _ in range(WARM):

@@ -15,11 +15,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NoReturn, cast
 
 from vellumd import errors, platform
 from vellumd.engine import faults, finish
 from vellumd.engine.report import PipeReport
+from vellumd.engine.warm_up import WarmUp
 from vellumd.protocol import (
     VERSION,
     Beat,
@@ -36,6 +37,7 @@ from vellumd.protocol import (
     Probe,
     ProtocolError,
     Ready,
+    WarmEngine,
     pack,
     read_to_engine,
 )
@@ -73,6 +75,8 @@ class Worker:
         self._frames: queue.SimpleQueue[Init | Edit | Probe] = queue.SimpleQueue()
         self._cancels: dict[str, threading.Event] = {}
         self._preview = threading.Event()
+        self._cold = False
+        self._warm_up: WarmUp | None = None
 
     def run(self) -> None:
         """Load the engine, then edit until the process ends."""
@@ -83,6 +87,8 @@ class Worker:
         self._send(Hello(pid=os.getpid()))
         engine = self._load(init)
         while True:
+            if self._warm_up and self._warm_up.pending and self._frames.empty():
+                self._warm()
             frame = self._frames.get()
             if isinstance(frame, Edit):
                 self._edit(engine, init, frame)
@@ -142,12 +148,31 @@ class Worker:
         except Exception:
             log.exception("the engine did not load")
             self._fatal(errors.Internal("The engine could not be loaded."))
+        self._cold = capabilities.warms_up
+        if capabilities.warms_up and init.warm_up:
+            self._warm_up = WarmUp(cast("WarmEngine", engine), self._send, self._awaited)
         self._send(Ready(capabilities=capabilities))
         return engine
+
+    def _awaited(self) -> bool:
+        """Whether an edit is there; each has its cancel from when it came until it is over."""
+        return bool(self._cancels)
+
+    def _warm(self) -> None:
+        """Warm up while nothing else is to be done."""
+        assert self._warm_up
+        try:
+            self._warm_up.go_on()
+        except Exception:
+            log.exception("the card is lost to this process")
+            os._exit(BROKEN)
+        self._cold = self._cold and not self._warm_up.warm
 
     def _edit(self, engine: Engine, init: Init, frame: Edit) -> None:
         """Do one edit and answer with `Done` or `Failed`, whatever happens."""
         report = PipeReport(self._send, frame.job, preview=self._preview.is_set)
+        if self._cold:
+            report.warn("engine_cold")
         try:
             answer: Done | Failed = self._work(engine, init, frame, report)
         except Exception as error:
@@ -157,6 +182,7 @@ class Worker:
                 log.exception("job %s: the card is lost to this process", frame.job)
                 os._exit(BROKEN)
             answer = _failed(frame.job, error, report)
+        self._cold = self._cold and not isinstance(answer, Done)
         del self._cancels[frame.job]
         self._send(answer)
 

@@ -173,7 +173,8 @@ class Store:
                 "elapsed_s": elapsed_s,
                 "warnings": _with_accepted(tx, job_id, warnings),
             }
-            return _ended(tx, tx.one(SQL["done"], fields), elapsed_s=elapsed_s)
+            cold = {"cold": True} if "engine_cold" in (one.code for one in warnings) else {}
+            return _ended(tx, tx.one(SQL["done"], fields), elapsed_s=elapsed_s, **cold)
 
         return await self._db.run(work)
 

@@ -22,6 +22,8 @@ COMFY_TRANSFORMERS = ("diffusion_models", "unet")
 """ComfyUI's folders of transformers."""
 COMFY_BESIDE = {names.TEXT_ENCODER: ("text_encoders", "clip"), names.VAE: ("vae",)}
 """Its folders of the other parts, beside those."""
+CAUSAL = "QwenImageTransformerCausal2DModel"
+"""Class of transformers whose references are causal (ModelTC/Qwen-Image-Edit-Causal)."""
 PROMISES = {names.TRANSFORMER: shapes.transformer, names.TEXT_ENCODER: shapes.text_encoder}
 
 
@@ -37,7 +39,9 @@ class Model:
     base: Path
     """Folder of processor, scheduler and configurations."""
     told_by: str
-    """What decided zero_cond_t: `settings`, `config` or `sentinel`."""
+    """What decided zero_cond_t: `settings`, `config`, `sentinel` or `causal`."""
+    causal: bool = False
+    """Whether each reference picture looks at nothing but itself, and so at time zero."""
 
     @property
     def parts(self) -> tuple[Checkpoint, Checkpoint, Checkpoint]:
@@ -60,11 +64,17 @@ class Model:
         return tuple(file for part in self.parts for file in part.files)
 
 
-def open_model(path: Path, base: Path | None = None, zero_cond_t: bool | None = None) -> Model:
+def open_model(
+    path: Path,
+    base: Path | None = None,
+    zero_cond_t: bool | None = None,
+    causal: bool | None = None,
+) -> Model:
     """The model at `path`, a folder or a single file, known by headers.
 
     `zero_cond_t` is what the user says of it; without that the transformer's config.json
-    tells, then ComfyUI's sentinel. Raises `ModelMissing` for what is not there and
+    tells, then ComfyUI's sentinel. `causal` likewise, without which the class that the
+    config.json names tells; it implies the other. Raises `ModelMissing` for what is not there and
     `ModelInvalid` naming the part that is damaged, incomplete or of another model, and
     where nothing tells zero_cond_t.
     """
@@ -74,7 +84,13 @@ def open_model(path: Path, base: Path | None = None, zero_cond_t: bool | None = 
     for part, promise in PROMISES.items():
         found[part].check(_promised(part, promise, configs[part]))
     own = path.is_dir()
-    flag, told_by = _zero_cond_t(found[names.TRANSFORMER], configs, own, zero_cond_t)
+    if causal is None:
+        causal = own and configs[names.TRANSFORMER].get("_class_name") == CAUSAL
+    flag, told_by = (
+        (True, "causal")
+        if causal
+        else _zero_cond_t(found[names.TRANSFORMER], configs, own, zero_cond_t)
+    )
     configs[names.TRANSFORMER]["zero_cond_t"] = flag
     for part in ("processor", "scheduler"):
         if not (home / part).is_dir():
@@ -86,6 +102,7 @@ def open_model(path: Path, base: Path | None = None, zero_cond_t: bool | None = 
         configs=configs,
         base=home,
         told_by=told_by,
+        causal=causal,
     )
 
 

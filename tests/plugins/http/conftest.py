@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import base64
-import importlib
 import io
-import os
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -17,15 +14,12 @@ import pytest
 from aiohttp import ClientResponse, ClientSession
 from PIL import Image
 
-from vellumd import EngineSpec, TransportSpec
+from tests.plugins.paper import paper_daemon
+from vellumd import TransportSpec
 from vellumd.daemon import Daemon
-from vellumd.plugins import Plugins
-from vellumd.settings import Settings
 from vellumd_http.body import Pace
 from vellumd_http.plugin import HttpSettings
 from vellumd_http.transport import KEEP_ALIVE_S, HttpTransport
-
-FIXTURES = Path(__file__).parents[2] / "fixtures" / "paper_engine"
 
 
 def png(width: int = 48, height: int = 32, color: str = "teal") -> bytes:
@@ -79,17 +73,7 @@ OpenDoor = Callable[..., AbstractAsyncContextManager[Door]]
 
 
 @pytest.fixture
-def paper(monkeypatch: pytest.MonkeyPatch) -> EngineSpec:
-    """The torch-free engine, importable here and in the engine process."""
-    monkeypatch.syspath_prepend(str(FIXTURES))
-    roots = [str(FIXTURES), *(path for path in sys.path if path)]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(roots))
-    spec: EngineSpec = importlib.import_module("paper_engine").vellumd_engines()[0]
-    return spec
-
-
-@pytest.fixture
-def open_door(tmp_path: Path, paper: EngineSpec) -> OpenDoor:
+def open_door(tmp_path: Path, paper_engine: None) -> OpenDoor:
     """Open a door; keywords are its settings, `engine` the engine's, `core` other sections."""
 
     @asynccontextmanager
@@ -100,19 +84,12 @@ def open_door(tmp_path: Path, paper: EngineSpec) -> OpenDoor:
         keep_alive_s: float = KEEP_ALIVE_S,
         **http: Any,
     ) -> AsyncIterator[Door]:
-        settings = Settings.model_validate(
-            {
-                "engine": {"name": paper.name},
-                "store": {"dir": tmp_path / "data"},
-                "plugins": {"http": {"port": 0, **http}, paper.name: engine or {}},
-                **(core or {}),
-            }
-        )
         spec = TransportSpec(
             "http", HttpSettings, lambda context: HttpTransport(context, pace, keep_alive_s)
         )
-        plugins = Plugins((), {spec.name: spec}, {paper.name: paper}, ())
-        async with Daemon(settings, plugins).running() as daemon, ClientSession() as client:
+        sections = {"http": {"port": 0, **http}}
+        made = paper_daemon(tmp_path, [spec], sections, engine=engine, core=core)
+        async with made.running() as daemon, ClientSession() as client:
             yield Door(daemon, client, daemon.urls[0])
 
     return opened

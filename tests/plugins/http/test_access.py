@@ -172,10 +172,11 @@ async def test_a_foreign_page_cannot_use_the_cookie(open_door: OpenDoor, tmp_pat
 
 async def test_an_open_address_tells_its_key_once(
     open_door: OpenDoor, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """As a link, on the terminal, not in the log; the next start says only where it lies."""
     caplog.set_level("INFO")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     networks = ["198.51.100.0/24"]
     async with open_door(host="0.0.0.0", trusted_networks=networks) as door:
         told = re.search(r"http://[\d.]+:(\d+)/#key=(\S+)", capsys.readouterr().out)
@@ -192,6 +193,21 @@ async def test_an_open_address_tells_its_key_once(
             caplog.clear()
             async with open_door(host="0.0.0.0", trusted_networks=networks):
                 assert "#key=" not in capsys.readouterr().out
+
+
+async def test_a_service_does_not_print_its_key(
+    open_door: OpenDoor, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """What is no terminal is kept, as in systemd's journal: the file and the link's form do."""
+    caplog.set_level("INFO")
+    async with open_door(host="0.0.0.0") as door:
+        file = tmp_path / "data/plugins/http/api_key"
+        told, key = capfd.readouterr(), file.read_text().strip()
+        assert key not in told.out + told.err + caplog.text
+        assert f"the key in {file}: browsers by http://" in caplog.text
+        assert f":{door.port}/#key=KEY" in caplog.text
+        await door.json("GET", "/v1/jobs", headers={"Authorization": f"Bearer {key}"})
 
 
 async def test_links_that_would_be_refused_are_told(

@@ -21,7 +21,6 @@ import pytest
 from aiohttp import ClientSession, FormData
 from PIL import Image
 
-from vellumd import EngineSpec
 from vellumd_http import openapi
 from vellumd_http.openapi import OPERATIONS
 
@@ -356,7 +355,7 @@ asyncio.run(main())
 
 
 @pytest.fixture
-def daemon_process(tmp_path: Path, paper: EngineSpec) -> Iterator[tuple[psutil.Process, str]]:
+def daemon_process(tmp_path: Path) -> Iterator[tuple[psutil.Process, str]]:
     """A daemon in its own process, and its address."""
     with subprocess.Popen(
         [sys.executable, "-c", SERVE, str(tmp_path / "data")],

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import openai
 import pytest
+from aiohttp import FormData
 from openai import AsyncOpenAI, OpenAI
 from PIL import Image, ImageChops, ImageStat
 
@@ -172,6 +173,7 @@ REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
     ({"output_compression": 101}, "bad_request", "output_compression"),
     ({"background": "transparent", "output_format": "jpeg"}, "bad_request", "background"),
     ({"partial_images": 4, "stream": True}, "bad_request", "partial_images"),
+    ({"extra_body": {"stream": "maybe"}}, "bad_request", "stream"),
     ({"image": ("a.png", b"no picture")}, "bad_image", "image"),
     ({"image": [("a.png", PNG)] * 5}, "too_many_images", "image"),
     ({"mask": ("a.png", b"no picture")}, "bad_image", "mask"),
@@ -376,6 +378,16 @@ async def test_a_stream_without_partial_pictures(door: Door) -> None:
     assert (first.quality, first.background, first.output_format) == ("low", "opaque", "png")
     assert first.usage.total_tokens == 0 and first.created_at > 1_700_000_000
     assert (first.seed + 1, first.job_id) == (second.seed, second.job_id)
+
+
+async def test_a_stream_in_a_form(door: Door) -> None:
+    """Forms hold texts: whatever people write for yes is one, and for no none."""
+    for said, kind in [("yes", "text/event-stream"), ("No", "application/json")]:
+        form = FormData({"prompt": "make it blue", "stream": said})
+        form.add_field("image", PNG, filename="a.png")
+        async with door.ask("POST", "/v1/images/edits", data=form) as got:
+            assert (got.status, got.content_type) == (200, kind)
+            assert (b"image_edit.completed" in await got.read()) == (said == "yes")
 
 
 async def test_errors_in_a_stream(door: Door) -> None:

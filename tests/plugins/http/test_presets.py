@@ -90,3 +90,12 @@ async def test_refusals(door: Door) -> None:
         told = await door.json(method, f"/v1/presets/{name}", status, data=data)
         assert told["code"] == code
         assert body != {"stepz": 3} or "the nearest is steps" in told["detail"]
+
+
+async def test_the_default_is_not_rewritten(open_door: OpenDoor) -> None:
+    """What everybody gets who names none is the configuration's to say, once it is there."""
+    async with open_door({"engine": {"name": "paper", "preset": "house"}}) as door:
+        await save(door, "house", SNOW)
+        told = await save(door, "house", {"prompt": "other"}, 403)
+        assert told["code"] == "preset_fixed"
+        assert (await door.json("GET", "/v1/presets/house"))["options"] == SNOW

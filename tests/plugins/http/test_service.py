@@ -61,6 +61,22 @@ async def test_probes(open_door: OpenDoor) -> None:
         assert (await door.json("GET", "/readyz"))["status"] == "ready"
 
 
+async def test_an_engine_that_warms_up_is_ready(open_door: OpenDoor) -> None:
+    """It edits, so it is ready; that its first edit takes longer is told beside it."""
+    async with open_door(engine={"warm_up_s": 60}) as door:
+        async with asyncio.timeout(30):
+            while not (await door.json("GET", "/v1/capabilities"))["engine"]["warming"]:
+                await asyncio.sleep(0.02)
+        told = await door.json("GET", "/readyz")
+        assert (told["status"], told["state"], told["warming"]) == ("ready", "ready", True)
+        first, second = await door.done(), await door.done()
+        assert [warning["code"] for warning in first["warnings"]] == ["demo_model", "engine_cold"]
+        assert [warning["code"] for warning in second["warnings"]] == ["demo_model"]
+        figures = await (await door.client.get(f"{door.url}/metrics")).text()
+        assert "vellumd_engine_warming 1.0" in figures
+        assert "vellumd_engine_warm_up_seconds 0.0" in figures
+
+
 async def test_an_engine_that_cannot_load_is_told(open_door: OpenDoor) -> None:
     """/readyz gives the reason; /health says it is not loaded; intake stays open."""
     async with open_door(engine={"load_error": "model_missing"}) as door:

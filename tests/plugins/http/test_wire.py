@@ -290,3 +290,15 @@ def test_a_known_wait_is_told_in_whole_seconds() -> None:
     assert wire.error_headers(errors.QueueFull("x", retry_after=0.2))["Retry-After"] == "1"
     assert wire.error_headers(errors.QueueFull("x", retry_after=2.1))["Retry-After"] == "3"
     assert wire.error_headers(errors.Unauthorized("x")) == {"WWW-Authenticate": "Bearer"}
+
+
+def test_switches() -> None:
+    """JSON's booleans, and the spellings of people; anything else is no answer."""
+    for yes in (True, 1, "true", "TRUE", "1", "yes", "on", "y", "t"):
+        assert wire.flag({"stream": yes}, "stream") is True
+    for no in (False, 0, "false", "False", "0", "no", "off", "n", "f", "", None):
+        assert wire.flag({"stream": no}, "stream") is False
+    assert wire.flag({}, "stream") is False
+    for neither in ("maybe", "2", 2, " ", [], {}, "true false"):
+        with pytest.raises(errors.BadRequest, match="stream: must be true or false"):
+            wire.flag({"stream": neither}, "stream")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import importlib
 import io
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -15,11 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.plugins.paper import paper_daemon
+from tests.plugins.paper import until as until
 from tests.plugins.queue.old_server import OldServer
-from vellumd import EngineSpec, TransportSpec
+from vellumd import TransportSpec
 from vellumd.daemon import Daemon
-from vellumd.plugins import Plugins
-from vellumd.settings import Settings
 from vellumd_queue.backoff import Pace
 from vellumd_queue.client import Bounds
 from vellumd_queue.plugin import QueueSettings
@@ -64,7 +62,6 @@ OpenDoor = Callable[..., AbstractAsyncContextManager[Daemon]]
 @pytest.fixture
 def open_door(tmp_path: Path, paper_engine: None) -> OpenDoor:
     """Open a door; keywords are its settings, `engine` the engine's, `core` other sections."""
-    paper: EngineSpec = importlib.import_module("paper_engine").vellumd_engines()[0]
 
     @asynccontextmanager
     async def opened(
@@ -74,27 +71,11 @@ def open_door(tmp_path: Path, paper_engine: None) -> OpenDoor:
         pace: Pace = HASTE,
         **queue: Any,
     ) -> AsyncIterator[Daemon]:
-        settings = Settings.model_validate(
-            {
-                "engine": {"name": paper.name},
-                "store": {"dir": tmp_path / "data"},
-                "daemon": {"stop_s": 0.5},
-                "plugins": {"queue": queue, paper.name: engine or {}},
-                **(core or {}),
-            }
-        )
         spec = TransportSpec(
             "queue", QueueSettings, lambda context: QueueTransport(context, bounds, pace)
         )
-        plugins = Plugins((), {spec.name: spec}, {paper.name: paper}, ())
-        async with Daemon(settings, plugins).running() as daemon:
+        made = paper_daemon(tmp_path, [spec], {"queue": queue}, engine=engine, core=core)
+        async with made.running() as daemon:
             yield daemon
 
     return opened
-
-
-async def until(happened: Callable[[], Any], seconds: float = 15) -> None:
-    """Wait until something is so."""
-    async with asyncio.timeout(seconds):
-        while not happened():
-            await asyncio.sleep(0.01)

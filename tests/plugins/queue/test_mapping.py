@@ -121,6 +121,8 @@ def test_urls_of_the_same_server(picture: str, url: str | None) -> None:
         "http://queue.lan/x",
         "https://queue.lan:8000/x",
         "http://queue.lan:8000@evil/x",
+        "http://me:secret@queue.lan:8000/x",
+        "http://evil\\@queue.lan:8000/x",
         "//evil/x",
         "http://169.254.169.254/x",
         "http://queue.lan:99999/x",
@@ -130,6 +132,12 @@ def test_urls_of_other_servers(picture: str) -> None:
     """A job cannot make this machine ask any other one."""
     with pytest.raises(errors.BadRequest):
         mapping.picture_url(picture, URL)
+
+
+def test_port_0_is_not_the_usual_port() -> None:
+    """Nobody listens there: the server would count as down, and its other jobs would wait."""
+    with pytest.raises(errors.BadRequest):
+        mapping.picture_url("http://queue.lan:0/x", "http://queue.lan")
 
 
 def test_pictures_are_decoded() -> None:

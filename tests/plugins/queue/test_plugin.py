@@ -12,6 +12,7 @@ from tests.plugins.queue.old_server import OldServer
 from vellumd import sources
 from vellumd.errors import ConfigError
 from vellumd_queue.checks import check_servers
+from vellumd_queue.client import Bounds, Client, ServerDownError, open_session
 from vellumd_queue.plugin import ONLY, QueueSettings
 
 URL = "http://queue.lan:8000"
@@ -50,6 +51,10 @@ def test_several_servers_have_their_own_keys(tmp_path: Path) -> None:
         ({"url": URL, "servers": {"a": {"url": URL}}}, "set either url or servers"),
         ({"url": "queue.lan:8000"}, "http:// or https://"),
         ({"url": "http://me:secret@queue.lan"}, "token_file"),
+        ({"url": "http://queue lan"}, "no space"),
+        ({"url": "http://queue.lan\\x"}, "no backslash"),
+        ({"url": "http://queue.lan\n"}, "no line break"),
+        ({"url": "http://queue.lan:0"}, "a port from 1"),
         ({"url": URL, "map": {"next": "/api"}}, "a method and a path"),
         ({"url": URL, "map": {"next": "DELETE /api"}}, "a method and a path"),
         ({"url": URL, "map": {"fields": {"promt": "x"}}}, "promt is no field"),
@@ -74,3 +79,18 @@ async def test_doctor_connects_and_asks_nothing(old: OldServer) -> None:
     assert alive.ok and "alive takes connections" in alive.text
     assert not gone.ok and "correct its url" in gone.text
     assert not old.calls
+
+
+async def test_a_name_that_leads_to_a_clouds_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever owns it: it is not connected to, and door and doctor say why."""
+    real = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *a, **o: real("169.254.169.254", *a, **o)
+    )
+    settings = section(url=URL)
+    (check,) = await check_servers(settings)
+    assert not check.ok and "its name leads where no server may be" in check.text
+    async with open_session() as session:
+        client = Client(session, settings.named()[ONLY], Bounds(total_s=5))
+        with pytest.raises(ServerDownError, match="a name that leads where no server may be"):
+            await client.next()

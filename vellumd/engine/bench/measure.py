@@ -108,7 +108,7 @@ def block_errors(
     assert isinstance(method.forward, Own)
     given, tokens = workload.inputs(base, device)
     mine = dict(zip(base.transformer_blocks, method.forward.blocks, strict=True))
-    prompt = Prompt.of(base, given.prompt, given.shapes, rooms=1)
+    prompt = Prompt.of(base, given.prompt, given.shapes)
     clock = torch.tensor(TIMES, device=device)
     (mods,) = modulate(base, clock[-1:].to(tokens.dtype) / 1000)
     by_block = dict(zip(mine.values(), mods.blocks, strict=True))
@@ -117,7 +117,9 @@ def block_errors(
     def compare(block: torch.nn.Module, _: object, asked: dict[str, Any], output: Any) -> None:
         own = mine[block]
         image, text = asked["hidden_states"], asked["encoder_hidden_states"]
-        made, _text = own(image, text, by_block[own], prompt.rope, prompt.rooms[0], workload.tokens)
+        made, _text = own(
+            image, text, by_block[own], prompt.rope, prompt.rooms.enter(0), workload.tokens
+        )
         found.append(error(made[:, : workload.tokens], output[1][:, : workload.tokens]))
 
     handles = [block.register_forward_hook(compare, with_kwargs=True) for block in mine]

@@ -33,6 +33,7 @@ function draw() {
 
 function stateText({ engine, queue }) {
   if (engine.state === "ready" && queue.running) return "Working";
+  if (engine.warming) return `${WORDS.ready}, warming up`;
   const phase = engine.state === "loading" && engine.phase ? `: ${engine.phase}` : "";
   return (WORDS[engine.state] ?? engine.state) + phase;
 }
