@@ -17,6 +17,14 @@ GOOD = Part("good", 1, "prints", ("json.tool", "--help"), prints=True)
 BAD = Part("bad", 1, "fails", ("tests.bench.no_such_script",))
 
 
+class Talking(Part):
+    """One that says something in both ways, and fails."""
+
+    def command(self, out: Path, folder: Path, *, tiny: bool) -> list[str]:
+        code = "print('first', flush=True); raise SystemExit('last')"
+        return [sys.executable, "-c", code]
+
+
 class Endless(Part):
     """One that sleeps."""
 
@@ -46,6 +54,12 @@ def test_a_part_that_fails_is_told_and_the_next_one_runs(parts: Any) -> None:
     assert found["bad"]["became"] == "failed with exit code 1"
     assert "no_such_script" in found["bad"]["said"]
     assert found["good"]["became"] == "done"
+
+
+def test_what_a_part_printed_is_kept_too(parts: Any) -> None:
+    """In the order in which it came, beside its errors."""
+    found = parts(Talking("talking", 1, "says", ()))
+    assert found["talking"]["said"].split() == ["first", "last"]
 
 
 def test_a_part_that_does_not_end_is_stopped(parts: Any) -> None:
