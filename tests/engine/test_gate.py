@@ -42,6 +42,13 @@ def test_rejected(opened: gate.Gate, name: str) -> None:
     assert gate.complaints(opened.untouched, opened.sit(gate.REJECTED[name]))
 
 
+@pytest.mark.parametrize("name", gate.SHOWN)
+def test_what_is_only_shown_runs(opened: gate.Gate, name: str) -> None:
+    """So that the tables of the docs can be made again; one edit tells that."""
+    first = replace(opened, questions=opened.questions[:1])
+    assert len(first.sit(gate.SHOWN[name]).pictures) == 1
+
+
 def test_an_artefact_is_accepted(opened: gate.Gate, tmp_path: Path) -> None:
     """Edits out of a converted model, with FP8 products and modulation from tables, pass."""
     home, card = model_card.DEMO_FOLDER, opened.model.card
