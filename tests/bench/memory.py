@@ -14,7 +14,6 @@ budget must be the resident one's to the bit. Before, converts and says what `--
 from __future__ import annotations
 
 import argparse
-import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -126,7 +125,6 @@ class Bench:
 
 def reset() -> None:
     """Nothing of the run before is left."""
-    gc.collect()
     memory.free()
     if CUDA:
         torch.cuda.set_per_process_memory_fraction(1.0)
