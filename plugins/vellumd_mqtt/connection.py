@@ -132,7 +132,7 @@ class Connection:
 
     async def open(self) -> Greeting:
         """Connect and be greeted. Raises `OSError`, `Refusal` where the broker says no."""
-        connecting = asyncio.ensure_future(asyncio.to_thread(self._connect))
+        connecting = self._loop.run_in_executor(None, self._connect)
         try:
             await asyncio.shield(connecting)
         except asyncio.CancelledError:
