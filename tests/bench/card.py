@@ -107,7 +107,7 @@ def main() -> None:
 
 def run(part: Part, out: Path, folder: Path, left: float, *, tiny: bool) -> dict[str, Any]:
     """One part in its process; what became of it, and what it said last where it failed."""
-    if not tiny and left < 0.6 * part.seconds:
+    if left <= (0 if tiny else 0.6 * part.seconds):
         return {"became": "left out", "seconds_left": round(left)}
     file, log = out / f"{part.name}.json", folder / f"{part.name}.log"
     command = part.command(file, folder, tiny=tiny)
