@@ -33,6 +33,7 @@ PLAN = Plan.full(len(small.TIMES))
 INTERPRETED = """
 import torch
 from vellumd.engine.kernels import choice, heads
+torch.manual_seed(0)
 for dtype in (torch.float32, torch.bfloat16):
     for name in {names}:
         for made, exact, tolerance in choice.tried(name, choice.TRITON, torch.device("cpu"), dtype):

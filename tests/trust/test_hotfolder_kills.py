@@ -71,8 +71,16 @@ class Life:
         return files_of(self.root / part)
 
     def over(self) -> bool:
-        """Whether all was brought to its end."""
-        return not self.names("inbox") and not list((self.root / ".work").glob("*/*"))
+        """Whether all was brought to its end.
+
+        A folder that is moved while it is listed looks empty, hence the second look, and
+        the look for what came out of it.
+        """
+        came = self.names("outbox") | self.names("failed")
+        return bool(came) and not any(self.names("inbox") or self._claimed() for _ in range(2))
+
+    def _claimed(self) -> list[Path]:
+        return list((self.root / ".work").glob("*/*"))
 
     def until_dead(self) -> None:
         self.daemon.until(lambda: not self.daemon.alive or self.over(), "the end of it")
