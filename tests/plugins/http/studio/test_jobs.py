@@ -153,9 +153,13 @@ def test_a_reading_that_fails_is_done_again(house: House, page: Page) -> None:
             refused.append(route.request.url)
             route.abort()
 
+    house.json("/v1/queue/pause", "POST")
+    job = house.submit("told in the end")["id"]
+    row = page.locator("#list li", has_text="told in the end")
+    expect(row).to_contain_text("Waiting")
     page.route(re.compile("/v1/jobs/[^/]+$"), refuse_once)
-    house.submit("told in the end")
-    expect(page.locator("#list li", has_text="told in the end")).to_contain_text("Done")
+    house.json(f"/v1/jobs/{job}/cancel", "POST")
+    expect(row).to_contain_text("Cancelled")
     assert len(refused) == 1
 
 
