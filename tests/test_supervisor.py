@@ -449,7 +449,7 @@ async def test_who_was_unloaded_while_warming_up_did_not_die_of_it(tmp_path: Pat
             first = supervisor.process_id
             supervisor.unload()
             await until(supervisor, "unloaded")
-            assert not supervisor.state.warming
+            assert not supervisor.state.warming and supervisor.state.phase == "idle"
             supervisor.load()
             while supervisor.process_id == first:
                 await asyncio.sleep(0)

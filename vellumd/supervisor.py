@@ -176,7 +176,7 @@ class Supervisor:
             if not self._wanted.is_set():
                 if not self._circuit.open:  # a broken engine is not ready for being let alone
                     reason = "The engine is unloaded; a job loads it again."
-                    self._set(state="unloaded", reason=reason)
+                    self._set(state="unloaded", reason=reason, phase="idle")
                 await self._wanted.wait()
             try:
                 await self._live_once()
