@@ -8,7 +8,7 @@ said otherwise.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 GB = 10**9
@@ -234,11 +234,16 @@ def _with_figures(sizes: Sizes, machine: Machine, one: Plan, kinds: tuple[Kept, 
     ring = sizes.in_files and whole > machine.ram
     ram = min(RING, whole) if ring else whole
     vram, room = peak(sizes, one), max(0, machine.vram - denoising(sizes, one))
-    return Plan(
-        one.encoder, one.streamed, one.tabled, ring, one.tiled, vram, int(ram),
-        expected(sizes, machine, one), vram <= machine.vram and ram <= machine.ram,
-        room, kept_words(sizes.kv, room, kinds) if sizes.kv.whole else "",
-    )  # fmt: skip
+    return replace(
+        one,
+        ring=ring,
+        vram=vram,
+        ram=int(ram),
+        seconds=expected(sizes, machine, one),
+        fits=vram <= machine.vram and ram <= machine.ram,
+        room=room,
+        kept=kept_words(sizes.kv, room, kinds) if sizes.kv.whole else "",
+    )
 
 
 def expected(sizes: Sizes, machine: Machine, one: Plan) -> dict[int, float] | None:

@@ -132,7 +132,13 @@ class Connection:
 
     async def open(self) -> Greeting:
         """Connect and be greeted. Raises `OSError`, `Refusal` where the broker says no."""
-        await asyncio.to_thread(self._connect)
+        connecting = self._loop.run_in_executor(None, self._connect)
+        try:
+            await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            # The thread goes on; what it opens would stay open until it is collected.
+            connecting.add_done_callback(lambda done: done.exception() or self._client.disconnect())
+            raise
         self._client.loop_start()
         try:
             async with asyncio.timeout(CONNECT_S):

@@ -38,6 +38,7 @@ TINY: dict[str, Any] = REAL | {
     "num_attention_heads": 2, "attention_head_dim": 32, "axes_dims_rope": (8, 12, 12),
     "joint_attention_dim": 32,
 }  # fmt: skip
+Pair = tuple[Callable[[], object], Callable[[], object]]
 
 
 class Scale:
@@ -84,9 +85,6 @@ def kernels(scale: Scale, record: Record) -> None:
             {"refused": why or "no card"} if why or not CUDA
             else {"triton_ms": milliseconds(triton, scale.rounds)}
         )  # fmt: skip
-
-
-Pair = tuple[Callable[[], object], Callable[[], object]]
 
 
 def operations(scale: Scale) -> dict[str, Pair]:
@@ -138,7 +136,8 @@ def loop(scale: Scale, record: Record) -> None:
         finally:
             if CUDA:
                 torch.cuda.set_sync_debug_mode("default")
-    record["waits"] = 0
+    # Only a card is watched: elsewhere nothing was found out.
+    record["waits"] = 0 if CUDA else None
 
 
 @torch.inference_mode()

@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,24 +34,25 @@ TOLD = 2000
 class Part:
     """A script with arguments, the seconds it takes on an H100, and what it finds.
 
-    `model`: it wants the folder of the random model; `prints`: it prints its JSON.
+    `weights`: the folder, within that for weights, in which it makes its own; None: it makes
+    none. `prints`: it prints its JSON.
     """
 
     name: str
     seconds: int
     what: str
     script: tuple[str, ...]
-    model: bool = False
+    weights: str | None = None
     prints: bool = False
 
     def command(self, out: Path, folder: Path, *, tiny: bool) -> list[str]:
-        """What is run."""
+        """What is run: it writes `out`, and has `folder` for weights."""
         command = [sys.executable, "-m", *self.script]
         if self.prints:
             size = ["--model", "demo", "--rounds", "1"] if tiny else ["--random"]
             return command + size
         command += ["--out", str(out), *(["--tiny"] if tiny else [])]
-        return command + (["--folder", str(folder)] if self.model else [])
+        return command + (["--folder", str(folder / self.weights)] if self.weights else [])
 
 
 BENCH = "vellumd.engine", "bench", "--rounds", "3"
@@ -60,10 +62,10 @@ PARTS = [
     Part("trace", 25, "where a block's time goes", ("tests.bench.blocks", "trace")),
     Part("reference", 240, "all methods, 3 references", BENCH, prints=True),
     Part("edits", 290, "whole edits, predecessor's too, VAE and encoder",
-         ("tests.bench.full_size",), model=True),
-    Part("memory", 460, "conversion, budgets", ("tests.bench.memory",), model=True),
+         ("tests.bench.full_size",), weights="model"),
+    Part("memory", 460, "conversion, budgets", ("tests.bench.memory",), weights="model"),
     Part("loading", 110, "a transformer to the card, three ways",
-         ("tests.bench.loading", "--rounds", "2"), model=True),
+         ("tests.bench.loading", "--rounds", "2"), weights="."),
     Part("precision", 120, "errors of rounding, 40 blocks",
          ("tests.bench.precision", "--blocks", "40")),
     Part("one", 100, "methods, 1 reference",
@@ -105,16 +107,12 @@ def main() -> None:
 
 def run(part: Part, out: Path, folder: Path, left: float, *, tiny: bool) -> dict[str, Any]:
     """One part in its process; what became of it, and what it said last where it failed."""
-    if not tiny and left < 0.6 * part.seconds:
+    if left <= (0 if tiny else 0.6 * part.seconds):
         return {"became": "left out", "seconds_left": round(left)}
     file, log = out / f"{part.name}.json", folder / f"{part.name}.log"
-    command = part.command(file, folder / part.script[0].rpartition(".")[2], tiny=tiny)
-    if part.model:
-        command[-1] = str(folder if part.name == "loading" else folder / "model")
+    command = part.command(file, folder, tiny=tiny)
     began = time.monotonic()
-    with log.open("wb") as said, (file if part.prints else log).open("ab") as printed:
-        if part.prints:
-            printed.truncate(0)
+    with log.open("wb") as said, file.open("wb") if part.prints else nullcontext(said) as printed:
         process = subprocess.Popen(
             command, stdout=printed, stderr=said, start_new_session=os.name == "posix"
         )

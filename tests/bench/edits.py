@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,7 @@ def timed(engine: pipeline.QwenEngine, folder: Path, wanted: Wanted) -> dict[str
 
     `new` is with nothing known of pictures and prompt, `known` with both encoded before.
     """
-    warm = Wanted(wanted.references, 2, wanted.guidance, wanted.tier, wanted.lightning, wanted.tiny)
-    once(engine, pictures(folder, "warm", wanted.references), warm, "warm up")
+    once(engine, pictures(folder, "warm", wanted.references), replace(wanted, steps=2), "warm up")
     files = pictures(folder, "new", wanted.references)
     engine._model.store.clear()  # type: ignore[union-attr]
     new = once(engine, files, wanted, PROMPT)

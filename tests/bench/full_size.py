@@ -12,7 +12,6 @@ method. Random weights prove nothing about pictures.
 from __future__ import annotations
 
 import argparse
-import gc
 import time
 from pathlib import Path
 from typing import Any
@@ -61,12 +60,12 @@ def measure(folder: Path, record: Record, *, tiny: bool) -> None:
         record[f"1 reference, {tier}"] = edits.timed(engine, folder, wanted)
     assert engine._model is not None
     record["stages"] = stages.measure(engine._model, folder)
-    unload(engine)
+    engine.unload()
     engine = load("reference load", folder, record, tier="reference")
     wanted = Wanted(1, many, 4.0, "reference", lightning=False, tiny=tiny)
     files = edits.pictures(folder, "new", 1)
     record[f"1 reference, {many} steps, bf16"] = edits.once(engine, files, wanted, edits.PROMPT)
-    unload(engine)
+    engine.unload()
 
 
 def load(name: str, folder: Path, record: Record, **settings: Any) -> Any:
@@ -82,22 +81,14 @@ def load(name: str, folder: Path, record: Record, **settings: Any) -> Any:
     return engine
 
 
-def unload(engine: Any) -> None:
-    """Let everything of `engine` go."""
-    engine.unload()
-    gc.collect()
-    memory.free()
-
-
 def before(engine: Any, folder: Path, *, tiny: bool) -> dict[str, Any]:
     """The predecessor's method on the first edit; `engine` makes room for it."""
-    unload(engine)
+    engine.unload()
     made = predecessor.pipeline(folder, tiny=tiny)
     files = edits.pictures(folder, "new", 3)
     predecessor.edit(made, files, Wanted(steps=2, tiny=tiny))
     found = predecessor.edit(made, files, Wanted(tiny=tiny))
     del made
-    gc.collect()
     memory.free()
     return found
 

@@ -4,7 +4,7 @@
     python -m tests.bench.memory --tiny --folder /tmp/demo      # does the script run?
 
 Needs 58 GB for the random model (made if it is not there), 28 GB for an artefact of it, and
-45 GB of the host's memory while blocks are taken over. One after the other: ours resident,
+35 GB of the host's memory for streamed weights. One after the other: ours resident,
 within 24, 18, 16, 12, 8 and 6 GB, and within 8 GB of the host's memory. The result within a
 budget must be the resident one's to the bit. Before, converts and says what `--blocks` of the
 60 took, scaled, with the memory that it really took. The predecessor's method:
@@ -14,7 +14,6 @@ budget must be the resident one's to the bit. Before, converts and says what `--
 from __future__ import annotations
 
 import argparse
-import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -126,7 +125,6 @@ class Bench:
 
 def reset() -> None:
     """Nothing of the run before is left."""
-    gc.collect()
     memory.free()
     if CUDA:
         torch.cuda.set_per_process_memory_fraction(1.0)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.bench.edits import CUDA, PROMPT, pictures
 from vellumd.engine import latents
-from vellumd.engine.pipeline import Model
+from vellumd.engine.model import Model
 from vellumd.images import reference_size
 
 ROUNDS = 5

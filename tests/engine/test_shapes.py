@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 
-from tests.bench import full_size
+from tests.bench import random_model
 from vellumd.weights import shapes
 
 
@@ -46,7 +46,7 @@ def test_text_encoder(demo: Path, size: str) -> None:
         kept = transformers.Qwen2_5_VLConfig.from_dict(config)
         flat = {**config["text_config"], "vision_config": config["vision_config"]}
     else:
-        kept = full_size.encoder_config(lambda token: 5)
+        kept = random_model.encoder_config(lambda token: 5)
         config = flat = {"vision_config": {"patch_size": 16}}
     with accelerate.init_empty_weights():
         model = transformers.Qwen2_5_VLForConditionalGeneration(kept)

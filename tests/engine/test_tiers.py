@@ -136,9 +136,21 @@ def test_turbo_keeps_what_there_is_room_for(model: Model, files: list[Path]) -> 
     assert other.tiers == ("standard",)
 
 
-def test_short_of_memory_turbo_becomes_exact(model: Model, files: list[Path]) -> None:
-    """Kept keys and values go before the VAE works in tiles, and the job says so."""
+@pytest.mark.parametrize(
+    ("room", "warnings"),
+    [
+        (None, ["memory_freed", "tier_lowered"]),
+        (0, ["tier_lowered", "memory_freed", "vae_tiled"]),
+    ],
+)
+def test_short_of_memory_turbo_becomes_exact(
+    model: Model, files: list[Path], room: int | None, warnings: list[str]
+) -> None:
+    """Kept keys and values go before the VAE works in tiles, and the job says so; where there
+    was no room for them from the start, nothing is tried that frees nothing."""
     exact, times = paint(model, files, tier="standard"), 0
+    model = with_settings(model)
+    model.plan = memory_plan.Plan(room=room)
 
     def full(*_: object) -> None:
         nonlocal times
@@ -150,7 +162,7 @@ def test_short_of_memory_turbo_becomes_exact(model: Model, files: list[Path]) ->
     told = Told()
     painted = paint(model, files, told)
     handle.remove()
-    assert told.warnings == ["memory_freed", "tier_lowered"]
+    assert told.warnings == warnings
     assert painted == exact
 
 

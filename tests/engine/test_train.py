@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from vellumd import model_card
+from vellumd.demo import world
 from vellumd.demo.painter import to_bytes
 from vellumd.demo.scenes import draw_scenes
 from vellumd.demo.train import __main__ as command
@@ -215,8 +216,10 @@ def test_all_stages_end_in_a_model_that_loads(
     """The whole command at a thousandth of its data: each stage steps, saves and is logged."""
     monkeypatch.setattr("vellumd.demo.train.run.UNTIMED", 2)
     monkeypatch.setattr(command, "GUIDANCE", (3.0,))
+    few = {kind: world.KINDS[kind] for kind in ("recolour", "put", "compose")}
+    monkeypatch.setattr(world, "KINDS", few)
     monkeypatch.setattr(lora, "WITHIN", 1)
-    plan = command.Plan(vae=0.01, base=0.01, lora=0.01, share=0.0005, check=1, until="lora")
+    plan = command.Plan(vae=0.01, base=0.01, lora=0.01, share=0.0002, check=1, until="lora")
     command.train(tmp_path, plan, seed=3, device=CPU)
     log = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]
     assert {"vae", "base", "lora"} <= {line.get("stage") for line in log}

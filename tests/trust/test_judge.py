@@ -93,7 +93,7 @@ def test_gate(full: bool, record: Record) -> None:
     """What the gate accepts it accepts on 1,040 edits, the VAE alone too; it rejects the rest.
 
     Damage shows sooner than its absence: a quarter of the edits does for what is rejected.
-    When not full, two edits each; tests/engine/test_gate.py asks one of every kind.
+    When not full, two edits each; tests/engine/test_gate.py asks more.
     """
     from tests.engine import gate
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -82,8 +82,8 @@ def tiled(vae: Any) -> Iterator[None]:
 class Ladder:
     """One edit's way down, each rung taken once; as a context, it undoes them all."""
 
-    def __init__(self, rungs: tuple[Rung, ...], report: Report) -> None:
-        self._left = list(rungs)
+    def __init__(self, rungs: Iterable[Rung], report: Report) -> None:
+        self._left = iter(rungs)
         self._report = report
         self._taken = contextlib.ExitStack()
 
@@ -107,9 +107,9 @@ class Ladder:
                 if not is_memory(error):
                     raise
             free()
-            if not self._left:
+            rung = next(self._left, None)
+            if rung is None:
                 raise errors.OutOfMemory("The edit does not fit in memory.")
-            rung = self._left.pop(0)
             log.warning("out of memory: once more (%s)", rung.code)
             self._report.warn(rung.code)
             self._taken.enter_context(rung.taken())

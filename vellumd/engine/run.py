@@ -57,7 +57,7 @@ class Run:
             self._report.warn("enlarged")
         self._look("lora")
         self._model.loras.use(self._edit.loras)
-        with memory.Ladder(tuple(self._rungs()), self._report) as ladder:
+        with memory.Ladder(self._rungs(), self._report) as ladder:
             conditioning = ladder.climb(partial(self.encode, inputs, canvas))
             self._plan = self.fitting(conditioning)
             for number in range(self._edit.n):
@@ -153,7 +153,7 @@ class Run:
         return Plan.full(plan.steps)
 
     def _rungs(self) -> Iterator[memory.Rung]:
-        """What this edit can do when memory runs out."""
+        """What this edit can do when memory runs out; asked for one by one, as it does."""
         freed, *others = memory.rungs(self._parts, self._model.store.clear)
         yield freed
         if self._plan.reuses:

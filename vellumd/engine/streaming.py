@@ -96,7 +96,7 @@ class Held:
     def __init__(self, blocks: Sequence[torch.nn.Module], parts: Sequence[Part], pin: bool) -> None:
         """Copies the weights of `blocks`, and takes away those on the host, one after the other.
 
-        It has no room for all of them twice: the real model's are 14 GB.
+        The host may have no room for all of them twice: the real model's are 14 GB.
         """
         self._blocks = []
         for block in blocks:

@@ -177,6 +177,32 @@ async def test_other_words_are_another_message(broker: Broker) -> None:
     assert digests[0] == digests[2] != digests[1]
 
 
+async def test_a_stop_while_it_connects_leaves_nothing_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thread that connects cannot be stopped: what it opens is closed."""
+
+    def read(server: socket.socket) -> None:
+        near, _ = server.accept()
+        with near:
+            near.settimeout(10)
+            while near.recv(4096):
+                pass
+
+    go = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        settings = MqttSettings(port=server.getsockname()[1])  # type: ignore[call-arg]
+        connection = Connection(settings, "late", None, lambda *_: None)
+        connect = connection._connect
+        monkeypatch.setattr(connection, "_connect", lambda: go.wait() and connect())
+        async with asyncio.TaskGroup() as tasks:
+            opening = tasks.create_task(connection.open())
+            await asyncio.sleep(0)
+            opening.cancel()
+        go.set()
+        await asyncio.to_thread(read, server)
+
+
 @pytest.mark.parametrize("protocol", ["5", "311"])
 def test_a_retained_request_is_refused(make_house: Callable[..., House], protocol: str) -> None:
     """It would run at every connection. Only MQTT 5 shows it the first time."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.metadata
 import json
 import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,15 +112,8 @@ def compared(
         seconds = measure.times(methods, args.rounds, device, tell)
         for method, its in zip(methods, seconds, strict=True):
             tell(f"memory and errors of {method.name}")
-            figures: dict[str, Any] = {}
             compare = exact if method.name != DIFFUSERS and not again else None
-            if why := (
-                its
-                if isinstance(its, str)
-                else refusal(partial(described, figures, base, method, its, workload, compare))
-            ):
-                figures |= {"name": method.name, "failed": why}
-            result.append(figures)
+            result.append(outcome(base, method, its, workload, compare))
         del methods, made
         memory.free()
     return result
@@ -134,19 +125,22 @@ def is_wanted(name: str, args: argparse.Namespace) -> bool:
     return any(text in name for text in only) and not any(text in name for text in skip)
 
 
-def described(
-    figures: dict[str, Any],
-    base: Any,
-    method: Method,
-    seconds: list[float],
-    workload: Workload,
-    exact: Tensor | None,
-) -> None:
-    """Put into `figures` all that is told of one method; its errors against `exact` if given."""
-    figures |= measure.figures(method, seconds)
-    figures |= measure.memory(method, base.img_in.weight.device)
-    if exact is not None:
-        figures |= errors(base, method, workload, exact)
+def outcome(
+    base: Any, method: Method, seconds: list[float] | str, workload: Workload, exact: Tensor | None
+) -> dict[str, Any]:
+    """All that is told of one method: figures, with errors against `exact` if given; or why not."""
+    if isinstance(seconds, str):
+        return {"name": method.name, "failed": seconds}
+    figures = measure.figures(method, seconds)
+
+    def measured() -> None:
+        figures.update(measure.memory(method, base.img_in.weight.device))
+        if exact is not None:
+            figures.update(errors(base, method, workload, exact))
+
+    if why := refusal(measured):
+        figures["failed"] = why
+    return figures
 
 
 @torch.inference_mode()
@@ -187,7 +181,6 @@ def stages(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
                 pass
             found[name] = report.timings()
         engine.unload()
-        gc.collect()
     return found
 
 
