@@ -133,7 +133,7 @@ def test_what_is_gone_does_not_come_back(house: House, page: Page) -> None:
     page.wait_for_selector(".job.done")
     late = Late(page, "**/v1/jobs?*")
     page.get_by_label("Status").select_option("done")
-    late.wait()
+    until(late.any)
     page.get_by_role("button", name="Delete").click()
     page.locator("dialog").get_by_role("button", name="Delete").click()
     row = page.locator("#list li", has_text="gone for good")
@@ -176,10 +176,10 @@ def test_a_list_that_began_anew_has_no_gap(house: House, page: Page) -> None:
     expect(jobs).to_have_count(50)
     older, single = Late(page, re.compile("cursor=")), Late(page, re.compile("/v1/jobs/[^/]+$"))
     more.click()
-    older.wait()
+    until(older.any)
     for n in range(55):  # the first is read alone, the others with a page that reaches no old one
         house.submit(f"new {n}", batch="gap")
-    single.wait()
+    until(single.any)
     with page.expect_response(re.compile(r"/v1/jobs\?batch=gap$")):
         single.come()
     older.come()
