@@ -59,12 +59,20 @@ SECRETS = "a9fe:a9fe"
         ("64:ff9b:1:a9fe:a9:fe00::", "64:ff9b:1:c0a8:1:500::"),  # /48
         ("64:ff9b:1:aba9:fe:a9fe::", "64:ff9b:1:abc0:a8:105::"),  # /56
         ("64:ff9b:1:abcd:a9:fea9:fe00:0", "64:ff9b:1:abcd:c0:a801:500:0"),  # /64
+        (f"2001:db8::5efe:{SECRETS}", "2001:db8::5efe:c0a8:105"),  # ISATAP
+        (f"2001:db8::200:5efe:{SECRETS}", "2001:db8::200:5efe:808:808"),
     ],
 )
 def test_no_wrapping_hides_where_a_name_leads(secret: str, harmless: str) -> None:
     """An IPv6 address that a gateway turns into an IPv4 one counts as that, too."""
     assert not addresses.is_allowed(secret)
     assert addresses.is_allowed(harmless)
+
+
+@pytest.mark.parametrize("text", ["64:ff9b:1:a:c0:a801:e600::", "64:ff9b:1:a0a:e0:102::"])
+def test_a_networks_own_division_refuses_nothing_harmless(text: str) -> None:
+    """192.168.1.230 in /64 and 10.224.1.2 in /56 only look multicast if divided otherwise."""
+    assert addresses.is_allowed(text)
 
 
 @pytest.mark.parametrize("text", ["::7f00:1", "2002:7f00:1::1", "64:ff9b::7f00:1"])

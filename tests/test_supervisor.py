@@ -437,3 +437,24 @@ async def test_who_dies_of_warming_up_is_spared_it(tmp_path: Path, job: str) -> 
         done = (await collect(supervisor, job, edit()))[-1]
         assert [notice.code for notice in done.warnings] == ["engine_cold"]
         assert supervisor.state.restarts == 1 and not supervisor.state.warming
+
+
+async def test_who_was_unloaded_while_warming_up_did_not_die_of_it(tmp_path: Path) -> None:
+    """Nor did the next process, whose start was ended before it said a word."""
+    async with supervised(tmp_path, warm_up_s=60) as supervisor:
+        await supervisor.ready()
+        async with asyncio.timeout(20):
+            while supervisor.state.phase != "warm up":
+                await asyncio.sleep(0.01)
+            first = supervisor.process_id
+            supervisor.unload()
+            await until(supervisor, "unloaded")
+            assert not supervisor.state.warming and supervisor.state.phase == "idle"
+            supervisor.load()
+            while supervisor.process_id == first:
+                await asyncio.sleep(0)
+            os.kill(supervisor.process_id, signal.SIGKILL)
+            while supervisor.state.restarts < 1:
+                await asyncio.sleep(0.01)
+            await supervisor.ready()
+        assert supervisor.state.restarts == 1 and supervisor.state.warming

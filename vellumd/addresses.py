@@ -32,6 +32,8 @@ END_IN_IPV4 = (
     IPv6Network("::ffff:0:0:0/96"),   # translated, RFC 2765 §2.1
     IPv6Network("64:ff9b::/96"),      # NAT64, RFC 6052 §2.1
 )  # fmt: skip
+ISATAP = (b"\x00\x00\x5e\xfe", b"\x02\x00\x5e\xfe")
+"""What stands between any network's prefix and an IPv4 address, RFC 5214 §6.1."""
 LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")
 """RFC 8215: each network divides it as it likes."""
 NAT64_OCTETS = ((6, 7, 9, 10), (7, 9, 10, 11), (9, 10, 11, 12), (12, 13, 14, 15))
@@ -79,14 +81,14 @@ def is_allowed(text: str, *, only_here: bool = False) -> bool:
     meant = getattr(address, "ipv4_mapped", None) or address  # the system connects by IPv4 then
     if only_here:
         return bool(meant.is_loopback)
+    if meant.is_unspecified or meant.is_multicast:
+        return False
     hidden = _hidden(meant) if isinstance(meant, IPv6Address) else ()
-    return not (meant.is_unspecified or any(map(_is_forbidden, (meant, *hidden))))
+    return not any(map(_tells_secrets, (meant, *hidden)))
 
 
-def _is_forbidden(address: IPv4Address | IPv6Address) -> bool:
-    if address.is_link_local or address.is_multicast:
-        return True
-    return any(address in network for network in METADATA)
+def _tells_secrets(address: IPv4Address | IPv6Address) -> bool:
+    return address.is_link_local or any(address in network for network in METADATA)
 
 
 def _hidden(address: IPv6Address) -> Iterator[IPv4Address]:
@@ -96,6 +98,8 @@ def _hidden(address: IPv6Address) -> Iterator[IPv4Address]:
     if address.teredo:  # its server and its client
         yield from address.teredo
     if any(address in network for network in END_IN_IPV4):
+        yield IPv4Address(address.packed[12:])
+    if address.packed[8:12] in ISATAP:
         yield IPv4Address(address.packed[12:])
     if address in LOCAL_NAT64:
         for octets in NAT64_OCTETS:

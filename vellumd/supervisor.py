@@ -176,7 +176,7 @@ class Supervisor:
             if not self._wanted.is_set():
                 if not self._circuit.open:  # a broken engine is not ready for being let alone
                     reason = "The engine is unloaded; a job loads it again."
-                    self._set(state="unloaded", reason=reason)
+                    self._set(state="unloaded", reason=reason, phase="idle")
                 await self._wanted.wait()
             try:
                 await self._live_once()
@@ -292,6 +292,7 @@ class Supervisor:
         """Start a child, follow it until it ends or is dismissed, clean up behind it."""
         self._dismissed.clear()
         self._hopeless, self._suspects = False, 0
+        self._set(phase="start", done=0, of=0)
         if self.state.state != "failed":
             self._set(state="loading", reason="The engine is loading.")
         self._child = child = await Child.start(self._command)

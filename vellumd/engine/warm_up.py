@@ -42,6 +42,7 @@ class WarmUp:
         What a failure leaves is for edits to tell. Raises errors that have lost the card.
         """
         began = time.monotonic()
+        self._send(Beat(phase=WARM_UP))  # before anything that could end the process
         try:
             self._engine.warm_up(_Signs(self._send), self._awaited)
         except errors.Cancelled:

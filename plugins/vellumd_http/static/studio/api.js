@@ -26,8 +26,11 @@ async function json(method, path, body, headers = {}) {
   const sent = body === undefined ? {} : { body: JSON.stringify(body) };
   if (body !== undefined) headers = { "Content-Type": "application/json", ...headers };
   const answer = await request(method, path, { headers, ...sent });
-  return answer.status === 204 ? null : answer.json();
+  return answer.status === 204 ? null : parse(await answer.text());
 }
+
+/** As JSON; seeds go up to 2^63, and those beyond what a number holds exactly stay text. */
+const parse = (text) => JSON.parse(text.replace(/"seed":\s*(\d{16,})/g, '"seed":"$1"'));
 
 const job = (id) => `/v1/jobs/${id}`;
 

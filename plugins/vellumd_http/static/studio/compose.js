@@ -33,9 +33,10 @@ export function fill(given) {
   if (preset && form.elements.preset.value !== preset) toast(`There is no preset ${preset} any more.`);
   if (size && form.elements.size.value !== size) {
     const [width, height] = size.split("x");
-    const known = Number(height) > 0;
-    form.elements.size.value = known ? CUSTOM : "";
-    if (known) [$("width").value, $("height").value] = [width, height];
+    const pixels = Number(height) > 0;
+    if (!pixels) form.elements.size.append(h("option", { value: size }, `${size.replace("fit:", "")} megapixels at most`));
+    form.elements.size.value = pixels ? CUSTOM : size;
+    if (pixels) [$("width").value, $("height").value] = [width, height];
   }
   $("more").open = MORE.some((name) => given[name]);
   changed();

@@ -20,13 +20,19 @@ function draw() {
   const there = [...select.options].map((option) => option.value);
   if (names.length && names.slice().sort().join() !== there.slice().sort().join()) {
     const first = state.capabilities.default_preset;
-    const chosen = names.includes(select.value) ? select.value : first;
+    const chosen = select.value;
     names.sort((a, b) => (b === first) - (a === first) || a.localeCompare(b));
     select.replaceChildren(...names.map((name) => h("option", {}, name)));
-    select.value = chosen;
+    choose(chosen, names.includes(chosen) ? chosen : first);
   }
   $("preset-save").hidden = false;
   $("preset-drop").hidden = !own.has(select.value);
+}
+
+/** Choose another preset as a hand would, so that the form hears of it. */
+function choose(before, name) {
+  select.value = name;
+  if (name !== before) select.dispatchEvent(new Event("input", { bubbles: true }));
 }
 
 /** The fields of a preset: what is chosen now over what the present one says. */
@@ -53,7 +59,7 @@ function save() {
     try {
       await api.savePreset(name.value, { ...chosen(), ...(along.checked ? { prompt } : {}) });
       await Promise.all([look(), read()]);
-      select.value = name.value;
+      choose(select.value, name.value);
       draw();
       shown.close();
       toast(`Preset ${name.value} is saved.`);

@@ -22,9 +22,14 @@ async function attempt(act) {
   }
 }
 
-function draw() {
+/** Told at once, since a tab that nobody sees paints nothing, and its title is all there is of it. */
+function title() {
   const job = selectedJob();
   document.title = job && !ended(job) ? `${progressText(job)} · vellumd` : "vellumd";
+}
+
+function draw() {
+  const job = selectedJob();
   const key = job ? [job.id, job.status, job.results.length, shownResult].join() : `none ${state.capabilities?.model}`;
   if (key !== drawn) {
     if (!drawn?.startsWith(job?.id)) shownResult = 1;
@@ -173,7 +178,8 @@ function facts(job) {
 }
 
 export function start() {
-  const soon = atNextPaint(draw);
+  const drawSoon = atNextPaint(draw);
+  const soon = () => { title(); drawSoon(); };
   for (const topic of ["jobs", "selected", "capabilities"]) on(topic, soon);
   on("step", (id) => id === state.selected && soon());
   draw();

@@ -75,9 +75,10 @@ export function keep(job) {
   pump();
 }
 
-/** Forget a job that is gone. */
+/** Forget a job that is gone, whatever an answer says that was asked for before. */
 export function forget(id) {
   drop(id);
+  asked.set(id, performance.now());
   if (state.selected === id) select(null);
   emit("jobs");
 }
@@ -87,10 +88,12 @@ export async function loadJobs({ more = false, filters = state.filters } = {}) {
   const known = filters === state.filters && state.loaded ? shown() : [];
   state.filters = filters;
   const at = performance.now();
-  const page = await api.listJobs(filters, more ? state.next : null);
+  const from = state.next;
+  const page = await api.listJobs(filters, more ? from : null);
   const there = new Set(page.jobs.map((job) => job.id));
   hold(page.jobs, at);
   if (filters !== state.filters) return there; // another filter was chosen meanwhile
+  if (more && from !== state.next) return there; // the list began anew meanwhile: it would leave a gap
   const last = page.next ? page.jobs.at(-1).id : "";
   if (!more) {
     // What we show from here on and the page has not may be gone, or another status by now.
@@ -163,6 +166,7 @@ async function pump() {
   reading = true;
   while (dirty.size) {
     const ids = [...dirty];
+    let pause = PAUSE_MS;
     dirty.clear();
     try {
       const told = ids.length > TOGETHER || state.jobs.size > MOST ? await loadJobs() : null;
@@ -171,9 +175,11 @@ async function pump() {
       left.forEach((id) => dirty.delete(id));
       while (left.length) await Promise.all(left.splice(0, TOGETHER).map(readOne));
     } catch {
-      break; // the daemon is gone: all is read again once it is back
+      ids.forEach((id) => dirty.add(id));
+      if (!state.linked) break; // once the daemon is back they are read
+      pause = LOOK_MS;
     }
-    await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
+    await new Promise((resolve) => setTimeout(resolve, pause));
   }
   reading = false;
 }

@@ -163,6 +163,7 @@ def send(page: Page, prompt: str, *pictures: bytes) -> str:
     """Make an edit with the page's form; the job's id."""
     if pictures:
         add(page, *pictures)
+    page.wait_for_selector("dialog", state="detached")  # while it closes, what is typed is lost
     page.fill("#prompt", prompt)
     with page.expect_response(lambda got: got.url.endswith("/v1/jobs")) as got:
         page.click("#submit")

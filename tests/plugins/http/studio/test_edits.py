@@ -275,6 +275,42 @@ def test_what_the_form_has_no_field_for_is_kept(house: House, page: Page) -> Non
     assert (third["tier"], third["output"]["format"]) == ("standard", "png")
 
 
+def test_what_is_kept_goes_with_its_preset(house: House, page: Page) -> None:
+    """Also where that one is deleted, here or by others, and another is chosen for want of it."""
+    house.json("/v1/presets/mine", "PUT", {"steps": 3})
+    house.submit("for a while", preset="mine", output={"format": "webp"})
+    page.locator("#list .row", has_text="for a while").click()
+    page.wait_for_selector(".job.done")
+    expect(page.locator("#preset option", has_text="mine")).to_have_count(1)
+    page.get_by_role("button", name="Change and run again").click()
+    expect(page.locator("#kept")).to_be_visible()
+    house.json("/v1/presets/mine", "DELETE")
+    expect(page.locator("#preset")).not_to_have_value("mine")
+    expect(page.locator("#kept")).to_be_hidden()
+    made = house.json(f"/v1/jobs/{send(page, 'without it')}")["request"]
+    assert made["output"]["format"] == "png"
+
+
+def test_the_largest_seed_is_kept(house: House, page: Page) -> None:
+    """To the last digit: scripts count exactly up to 2^53 only."""
+    house.submit("seeded", seed=2**63 - 1, meta={"text": '"seed": 1234567890123456789'})
+    page.locator("#list .row", has_text="seeded").click()
+    page.wait_for_selector(".job.done")
+    page.get_by_role("button", name="Change and run again").click()
+    expect(page.locator("#seed")).to_have_value(str(2**63 - 1))
+    assert house.json(f"/v1/jobs/{send(page, 'the same')}")["request"]["seed"] == 2**63 - 1
+
+
+def test_a_size_that_the_form_does_not_offer_is_kept(house: House, page: Page) -> None:
+    """As others may ask for it."""
+    house.submit("half a megapixel", size="fit:0.5")
+    page.locator("#list .row", has_text="half a megapixel").click()
+    page.wait_for_selector(".job.done")
+    page.get_by_role("button", name="Change and run again").click()
+    expect(page.locator("#size option:checked")).to_have_text("0.5 megapixels at most")
+    assert house.json(f"/v1/jobs/{send(page, 'once more')}")["request"]["size"] == "fit:0.5"
+
+
 def test_go_on_from_a_result(house: House, page: Page) -> None:
     """The result is the next edit's picture."""
     first = send(page, "once", photo())

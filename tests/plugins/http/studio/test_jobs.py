@@ -127,6 +127,71 @@ def test_an_answer_to_another_filter_is_heard(house: House, page: Page) -> None:
     expect(jobs).to_have_count(0)
 
 
+def test_what_is_gone_does_not_come_back(house: House, page: Page) -> None:
+    """A page of jobs that was asked for before a job was deleted does not bring it back."""
+    job = send(page, "gone for good", photo())
+    page.wait_for_selector(".job.done")
+    late = Late(page, "**/v1/jobs?*")
+    page.get_by_label("Status").select_option("done")
+    until(late.any)
+    page.get_by_role("button", name="Delete").click()
+    page.locator("dialog").get_by_role("button", name="Delete").click()
+    row = page.locator("#list li", has_text="gone for good")
+    expect(row).to_have_count(0)
+    late.come()
+    assert row.count() == 0
+    assert job not in [one["id"] for one in house.jobs()]
+
+
+def test_a_reading_that_fails_is_done_again(house: House, page: Page) -> None:
+    """A job whose reading broke off, while the stream went on, does not stay as it was."""
+    refused: list[str] = []
+
+    def refuse_once(route: Route) -> None:
+        if refused:
+            route.continue_()
+        else:
+            refused.append(route.request.url)
+            route.abort()
+
+    house.json("/v1/queue/pause", "POST")
+    job = house.submit("told in the end")["id"]
+    row = page.locator("#list li", has_text="told in the end")
+    expect(row).to_contain_text("Waiting")
+    page.route(re.compile("/v1/jobs/[^/]+$"), refuse_once)
+    house.json(f"/v1/jobs/{job}/cancel", "POST")
+    expect(row).to_contain_text("Cancelled")
+    assert len(refused) == 1
+
+
+def test_a_list_that_began_anew_has_no_gap(house: House, page: Page) -> None:
+    """Older jobs that were asked for before many new ones came are asked for once more."""
+    house.json("/v1/queue/pause", "POST")
+    for n in range(60):
+        house.submit(f"old {n}", batch="gap")
+    batch = page.get_by_label("Batch", exact=True).last
+    batch.fill("gap")
+    batch.press("Enter")
+    jobs, more = page.locator("#list li"), page.get_by_role("button", name="Older jobs")
+    expect(jobs).to_have_count(50)
+    older, single = Late(page, re.compile("cursor=")), Late(page, re.compile("/v1/jobs/[^/]+$"))
+    more.click()
+    until(older.any)
+    for n in range(55):  # the first is read alone, the others with a page that reaches no old one
+        house.submit(f"new {n}", batch="gap")
+    until(single.any)
+    with page.expect_response(re.compile(r"/v1/jobs\?batch=gap$")):
+        single.come()
+    older.come()
+    while more.is_visible():
+        with page.expect_response(re.compile("cursor=")):
+            more.click()
+        page.wait_for_timeout(100)
+    expect(jobs).to_have_count(115)
+    while house.jobs("?status=queued"):
+        house.rest()
+
+
 def test_the_queue_is_paused_ordered_and_goes_on(house: House, page: Page) -> None:
     """What waits says so, can be put first or taken out; then all of it is made in that order."""
     page.get_by_role("button", name="Pause").click()
@@ -171,6 +236,17 @@ def test_a_running_job_is_watched_and_cancelled(house: House, page: Page) -> Non
     page.get_by_role("button", name="Try again").click()
     page.wait_for_selector(".job.running, .job.queued, .job.done")
     assert house.jobs()[0]["retry_of"] == job
+
+
+def test_a_tab_in_the_background_tells_how_far_its_job_is(house: House, page: Page) -> None:
+    """In its title, though browsers paint nothing there."""
+    page.click("#more summary")
+    page.fill("#steps", "50")
+    page.select_option("#n", "3")
+    send(page, "behind", photo())
+    page.evaluate("window.requestAnimationFrame = () => 0")
+    expect(page).to_have_title(re.compile(r"[1-9]\d % · vellumd"))
+    expect(page).to_have_title("vellumd")
 
 
 def test_a_failure_says_why_and_what_to_do(page: Page) -> None:
