@@ -38,8 +38,8 @@ $(TESTS_READY): $(READY)
 lint: $(TESTS_READY)  ## ruff, mypy for Linux and Windows, bandit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --platform linux
-	$(BIN)/mypy --platform win32
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 & win32=$$!; \
+		$(BIN)/mypy --platform linux && wait $$win32
 	$(BIN)/bandit --quiet --recursive --severity-level high vellumd plugins
 
 mosquitto:  # the broker of the tests: Debian's where apt-get may install it
@@ -74,7 +74,7 @@ $(NODE_RED_5_READY):  # brings a newer node of its own
 
 # Tests wait a third of their time, hence three at once; torch shares no core with itself.
 test: lint mosquitto chromium $(AXE_READY) $(NODE_RED_READY)  ## everything, within 12 minutes on 2 cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 trust: $(TESTS_READY) mosquitto chromium $(AXE_READY) $(NODE_RED_READY) $(NODE_RED_5_READY)  ## the fault tests with full counts; results in tests/trust/results
 	$(BIN)/python -m pytest tests/trust tests/plugins/mqtt/test_faults.py tests/e2e \
