@@ -74,7 +74,7 @@ $(NODE_RED_5_READY):  # brings a newer node of its own
 
 # Tests wait a third of their time, hence three at once; torch shares no core with itself.
 test: lint mosquitto chromium $(AXE_READY) $(NODE_RED_READY)  ## everything, within 12 minutes on 2 cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 trust: $(TESTS_READY) mosquitto chromium $(AXE_READY) $(NODE_RED_READY) $(NODE_RED_5_READY)  ## the fault tests with full counts; results in tests/trust/results
 	$(BIN)/python -m pytest tests/trust tests/plugins/mqtt/test_faults.py tests/e2e \
