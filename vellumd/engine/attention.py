@@ -159,7 +159,9 @@ def _first_that_runs(
         why = complaint(attention, tolerance, device, dtype, width)
         if why is None:
             return Choice(name, attention, refused)
-        log.info("attention %s is left out: %s", name, why)
+        # Most kernels are for cards: that one is missing is news on a card alone.
+        level = logging.DEBUG if device.type == "cpu" else logging.INFO
+        log.log(level, "attention %s is left out: %s", name, why)
         refused[name] = why
     return None
 
