@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,27 @@ def resolved(images: Sequence[ImageRef], **fields: Any) -> ResolvedEdit:
         "model": "demo", "prompt": "make it red", "steps": 2, "true_cfg_scale": 1.0, "seed": 7,
     }  # fmt: skip
     return ResolvedEdit(**{**quick, **fields}, images=tuple(images))
+
+
+@contextlib.contextmanager
+def stopped(blocks: Iterable[Any], after: int, how: str) -> Iterator[Callable[[], bool]]:
+    """What tells a run to stop once so many of `blocks` have begun: by a cancel, or an error.
+
+    That many have begun when it ends.
+    """
+    begun = 0
+
+    def count(*_: object) -> None:
+        nonlocal begun
+        begun += 1
+        if how == "error" and begun == after:
+            raise ZeroDivisionError
+
+    handles = [block.register_forward_pre_hook(count) for block in blocks]
+    yield lambda: how == "cancel" and begun >= after
+    for handle in handles:
+        handle.remove()
+    assert begun == after
 
 
 class Told:

@@ -17,7 +17,15 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from tests.engine import random_transformer as small
-from tests.engine.support import PICTURES, Told, encoded, picture, reference, resolved
+from tests.engine.support import (
+    PICTURES,
+    Told,
+    encoded,
+    picture,
+    reference,
+    resolved,
+    stopped,
+)
 from vellumd import errors, memory_plan
 from vellumd.engine import attention
 from vellumd.engine.model import Model
@@ -196,22 +204,15 @@ def test_an_edit_computes_its_pictures_once(model: Model, tmp_path: Path) -> Non
 def test_nothing_of_an_edit_passes_on(model: Model, tmp_path: Path, after: int, how: str) -> None:
     """Cancelled or failed, while pictures are looked at or later."""
     own = causal(model)
-    expected, begun = paint(own, tmp_path), 0
-
-    def count(*_: object) -> None:
-        nonlocal begun
-        begun += 1
-        if how == "error" and begun == after:
-            raise ZeroDivisionError
-
-    handles = [block.register_forward_pre_hook(count) for block in own.forwards.exact.blocks]
+    expected = paint(own, tmp_path)
     file = tmp_path / "other.png"
     file.write_bytes(encoded(picture(60, 80, 9)))
     edit = resolved([reference(file.read_bytes())], steps=4, true_cfg_scale=3.0)
-    with pytest.raises((errors.Cancelled, ZeroDivisionError)):
-        next(Run(own, edit, Told(), lambda: how == "cancel" and begun >= after).pictures([file]))
-    for handle in handles:
-        handle.remove()
+    with (
+        stopped(own.forwards.exact.blocks, after, how) as stop,
+        pytest.raises((errors.Cancelled, ZeroDivisionError)),
+    ):
+        next(Run(own, edit, Told(), stop).pictures([file]))
     assert paint(own, tmp_path) == expected
 
 

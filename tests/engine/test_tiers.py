@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.support import PICTURES, Told, encoded, picture, reference, resolved
+from tests.engine.support import (
+    PICTURES,
+    Told,
+    encoded,
+    picture,
+    reference,
+    resolved,
+    stopped,
+)
 from vellumd import errors, memory_plan
 from vellumd.engine import attention
 from vellumd.engine.model import Model
@@ -93,26 +101,16 @@ def test_nothing_of_turbo_passes_on(
     turbo or not, give the bytes they always give."""
     model = with_settings(model, turbo_kv=kept)
     expected = paint(model, files), paint(model, files, tier="standard")
-    begun = 0
-
-    def count(*_: object) -> None:
-        nonlocal begun
-        begun += 1
-        if how == "error" and begun == after:
-            raise ZeroDivisionError
-
-    handles = [b.register_forward_pre_hook(count) for b in model.forwards.exact.blocks]
     edit = resolved(
         [reference(encoded(picture(60, 80, 9)))], steps=STEPS, true_cfg_scale=3.0, tier="turbo"
     )
     other = files[0].with_name("other.png")
     other.write_bytes(encoded(picture(60, 80, 9)))
-    stopped = Run(model, edit, Told(), lambda: how == "cancel" and begun >= after)
-    with pytest.raises((errors.Cancelled, ZeroDivisionError)):
-        next(stopped.pictures([other]))
-    for handle in handles:
-        handle.remove()
-    assert begun == after
+    with (
+        stopped(model.forwards.exact.blocks, after, how) as stop,
+        pytest.raises((errors.Cancelled, ZeroDivisionError)),
+    ):
+        next(Run(model, edit, Told(), stop).pictures([other]))
     assert (paint(model, files), paint(model, files, tier="standard")) == expected
 
 
