@@ -310,7 +310,7 @@ KINDS: dict[str, Kind] = {
         ("caption: a {colour} {shape}", "caption: {colour} {shape}",
          "caption: one {colour} {shape}", "caption: the {shape} in {colour}"),
         ("caption: the {colour} {shape}",),
-        noise=0.28,
+        noise=0.25,
     ),
     "put": Kind(
         _put, 2,
@@ -335,8 +335,8 @@ KINDS: dict[str, Kind] = {
     ),
 }  # fmt: skip
 """What the demo knows, by name. *add*, *elsewhere* and *another* leave a choice open, so
-that the answer comes out of the noise; *caption* is learned from captions of which more than a
-quarter are wrong, so that it needs guidance."""
+that the answer comes out of the noise; *caption* is learned from captions of which a quarter
+are wrong, so that it needs guidance."""
 
 
 def draw(kind: str, n: int, rng: Rng, *, held_out: bool = False, training: bool = False) -> Edits:

@@ -24,8 +24,8 @@ from vellumd.demo.train.run import Run
 from vellumd.demo.train.turns import BATCHES
 from vellumd.engine import schedule
 
-POOLS = {1: 300_000, 2: 60_000, 3: 30_000}
-"""Edits by number of pictures, of which a training sees each about twenty times."""
+POOLS = {1: 400_000, 2: 80_000, 3: 40_000}
+"""Edits by number of pictures, of which a training sees each about thirty times."""
 LR = 1.0e-3
 MUON = 5.0
 """Muon's learning rate in units of LR."""

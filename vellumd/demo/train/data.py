@@ -28,7 +28,7 @@ WEIGHTS = {
     "elsewhere": 2.5,
     "move": 1.5,
     "another": 2.0,
-    "caption": 1.5,
+    "caption": 2.0,
     "replace": 1.5,
 }
 """How often a kind is drawn, where not once: those that are hard to learn come more often."""
