@@ -57,6 +57,24 @@ def resolved(images: Sequence[ImageRef], **fields: Any) -> ResolvedEdit:
     return ResolvedEdit(**{**quick, **fields}, images=tuple(images))
 
 
+def calls_of(function: str, work: Callable[[], object]) -> int:
+    """How often `work` calls torch's `function`."""
+    from torch.overrides import TorchFunctionMode
+
+    class Counting(TorchFunctionMode):
+        calls = 0
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            self.calls += func.__name__ == function
+            return func(*args, **(kwargs or {}))
+
+    with Counting() as counting:
+        work()
+    return counting.calls
+
+
 @contextlib.contextmanager
 def stopped(blocks: Iterable[Any], after: int, how: str) -> Iterator[Callable[[], bool]]:
     """What tells a run to stop once so many of `blocks` have begun: by a cancel, or an error.

@@ -20,7 +20,7 @@ import transformers
 
 from vellumd import artefact, errors
 from vellumd.artefact import Artefact
-from vellumd.engine import precision, weights
+from vellumd.engine import precision, vision, weights
 from vellumd.engine.placing import Placed, Placing
 from vellumd.engine.precision import Recipe
 from vellumd.engine.reading import Reader
@@ -265,6 +265,7 @@ def _text_encoder(model: Model) -> Any:
     with accelerate.init_empty_weights(include_buffers=False):
         encoder: Any = transformers.Qwen2_5_VLForConditionalGeneration(config)
     encoder.lm_head = torch.nn.Identity()
+    vision.gather_windows(encoder.model.visual)
     return encoder
 
 
