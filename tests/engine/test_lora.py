@@ -15,6 +15,7 @@ from torch import Tensor
 from tests.engine.layouts import Tensors
 from vellumd import errors, model_card
 from vellumd.engine import lora
+from vellumd.engine.lora import Branched
 from vellumd.engine.model import Model
 from vellumd.models import LoraRef
 from vellumd.weights.lora import PEFT_KEY
@@ -104,3 +105,27 @@ def test_one_of_another_model(model: Model, own: Tensors, tmp_path: Path) -> Non
     loras.use([])
     with pytest.raises(errors.UnknownLora):
         loras.use([LoraRef(name="gone")])
+
+
+def test_the_same_again_is_left_as_it_is(model: Model) -> None:
+    """Two edits in a row with the same LoRAs move no branch; whatever differs does."""
+    loras, role = model.loras, LoraRef(name="lightning-8")
+    loras.use([])
+
+    def branches() -> list[torch.nn.Module]:
+        modules = model.parts.transformer.modules()
+        return [module for module in modules if isinstance(module, Branched)]
+
+    loras.use([role])
+    first = branches()
+    loras.use([role])
+    assert first and all(a is b for a, b in zip(first, branches(), strict=True))
+    loras.use([role.model_copy(update={"scale": 0.5})])
+    assert not {*map(id, first)} & {*map(id, branches())}
+    with pytest.raises(errors.UnknownLora):
+        loras.use([LoraRef(name="gone")])
+    assert not branches()
+    loras.use([role.model_copy(update={"scale": 0.5})])
+    assert len(branches()) == len(first)
+    loras.use([])
+    assert not branches()

@@ -75,6 +75,7 @@ class Loras:
         self._base = base
         self._loaded: dict[str, dict[str, Pair]] = {}
         self._branched: dict[str, Branched] = {}
+        self._used: list[tuple[LoraRef, Path | None]] = []
 
     def names(self) -> tuple[str, ...]:
         """Roles and files that an edit can name here."""
@@ -94,9 +95,12 @@ class Loras:
         Raises `UnknownLora` for a name without a file, `ModelInvalid` for a file that
         is damaged or made for another model; then none takes part.
         """
-        self._detach()
         wanted = [ref for ref in wanted if not self._is_inside(ref)]
         found = {ref.name: self._file(ref.name) for ref in wanted}
+        used = [(ref, found[ref.name]) for ref in wanted]
+        if used == self._used:
+            return  # Else two edits in a row would move hundreds of branches for nothing.
+        self._detach()
         for name, file in found.items():
             if file is None:
                 raise errors.UnknownLora(f"There is no LoRA {name!r}.")
@@ -105,6 +109,7 @@ class Loras:
                     del self._loaded[gone]
                 self._loaded[name] = self._load(file)
         self._attach(wanted)
+        self._used = used
 
     def _is_inside(self, ref: LoraRef) -> bool:
         """Whether the weights have it inside, as they came or by the artefact's making."""
@@ -142,6 +147,7 @@ class Loras:
             self._branched[module] = branched
 
     def _detach(self) -> None:
+        self._used = []
         while self._branched:
             module, branched = self._branched.popitem()
             precision.put(self._transformer, module, branched.base)
