@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from tests.engine.support import Told, reference, resolved
-from vellumd.engine.content import Store, digest, size_of
+from vellumd.engine.content import Store, size_of
 from vellumd.engine.model import Model
 from vellumd.engine.run import Run
 
@@ -51,17 +50,6 @@ def test_a_failure_is_not_kept() -> None:
         store.get(("x", 1), lambda: 1 // 0, lambda _: 1)
     assert ("x", 1) not in store
     assert store.size == 0
-
-
-def test_the_content_tells() -> None:
-    """A pixel, a size, the order and the number of pictures make another hash; copies do not."""
-    plain = Image.new("RGB", (4, 6), (1, 2, 3))
-    dotted = plain.copy()
-    dotted.putpixel((3, 5), (1, 2, 4))
-    wide = Image.new("RGB", (6, 4), (1, 2, 3))
-    several = [[plain], [dotted], [wide], [plain, dotted], [dotted, plain], [plain, plain], []]
-    assert len({digest(pictures) for pictures in several}) == len(several)
-    assert digest([plain.copy()]) == digest([plain])
 
 
 def paint(model: Model, files: list[Path], told: Told | None = None, **fields: object) -> bytes:

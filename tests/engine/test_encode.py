@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from tests.engine.support import picture
 from vellumd.engine.content import Store
+from vellumd.engine.copies import Copy, view_size
 from vellumd.engine.encode import HEAD, PICTURE, PREFIX_TOKENS, TAIL, Encoder
 from vellumd.engine.model import Model
 
@@ -28,26 +28,32 @@ PROMPTS = [
 ]
 
 
-def views(encoder: Encoder, count: int) -> list[Image.Image]:
+def views(count: int) -> list[Copy]:
     sizes = ((120, 90), (64, 128), (100, 100))[:count]
-    return encoder.views([picture(*size, seed) for seed, size in enumerate(sizes)])
+    return [
+        Copy.of(picture(*size, seed).resize(view_size(*size, 4096)), seed)
+        for seed, size in enumerate(sizes)
+    ]
 
 
 def encoder_of(model: Model, store: Store | None = None) -> Encoder:
     parts, card = model.parts, model.card
-    return Encoder(parts.processor, parts.text_encoder, card.vision_area, card.prompt_tokens, store)
+    return Encoder(parts.processor, parts.text_encoder, card.prompt_tokens, store)
 
 
-def tokens_of(model: Model, prompt: str, pictures: list[Image.Image]) -> Any:
+def tokens_of(model: Model, prompt: str, pictures: list[Copy]) -> Any:
     """All of a prompt's inputs, as the stock pipeline asks for them."""
     numbered = "".join(PICTURE.format(number) for number in range(1, len(pictures) + 1))
     return model.parts.processor(
-        text=[HEAD + numbered + prompt + TAIL], images=pictures, padding=True, return_tensors="pt"
+        text=[HEAD + numbered + prompt + TAIL],
+        images=[copy.picture() for copy in pictures],
+        padding=True,
+        return_tensors="pt",
     )
 
 
 @torch.inference_mode()
-def single_pass(model: Model, prompt: str, pictures: list[Image.Image]) -> Tensor:
+def single_pass(model: Model, prompt: str, pictures: list[Copy]) -> Tensor:
     """The embedding as diffusers computes it, with the positions that it forgets."""
     inputs = tokens_of(model, prompt, pictures)
     output = model.parts.text_encoder.model(**inputs, use_cache=False)
@@ -59,7 +65,7 @@ def single_pass(model: Model, prompt: str, pictures: list[Image.Image]) -> Tenso
 def test_the_embeddings_of_a_single_pass(model: Model, count: int) -> None:
     """Reading the shared beginning once changes no embedding beyond float32's rounding."""
     encoder = encoder_of(model)
-    pictures = views(encoder, count)
+    pictures = views(count)
     embedded = encoder.embed(PROMPTS, pictures, CPU)
     for prompt, embedding in zip(PROMPTS, embedded, strict=True):
         torch.testing.assert_close(
@@ -70,7 +76,7 @@ def test_the_embeddings_of_a_single_pass(model: Model, count: int) -> None:
 def test_prompts_do_not_meet(model: Model) -> None:
     """An embedding is the same to the bit whichever prompts are read with it, in any order."""
     encoder = encoder_of(model)
-    pictures = views(encoder, 2)
+    pictures = views(2)
     together = encoder.embed(PROMPTS, pictures, CPU)
     backwards = encoder.embed(PROMPTS[::-1], pictures, CPU)[::-1]
     for prompt, embedding, again in zip(PROMPTS, together, backwards, strict=True):
@@ -89,7 +95,7 @@ def runs(module: torch.nn.Module) -> list[int]:
 def test_the_vision_tower_runs_once(model: Model) -> None:
     """However many prompts; each block beats as often as was foretold."""
     encoder = encoder_of(model)
-    pictures = views(encoder, 2)
+    pictures = views(2)
     tower, blocks = runs(model.parts.text_encoder.model.visual), []
     for block in model.parts.encoder_blocks():
         blocks.append(runs(block))
@@ -104,7 +110,7 @@ def test_what_was_read_is_kept(model: Model) -> None:
     a hit gives the same bits as computing again."""
     store = Store(10**8)
     encoder = encoder_of(model, store)
-    pictures = views(encoder, 2)
+    pictures = views(2)
     first = encoder.embed(["one", "two"], pictures, CPU)
     assert encoder.blocks(["two", "one"], pictures) == 0
     again = encoder.embed(["one", "two"], pictures, CPU)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -16,7 +18,7 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as stock
 
 from tests.engine.support import Told, encoded, picture, reference, resolved
 from vellumd.engine import latents, schedule
-from vellumd.engine.encode import view_size
+from vellumd.engine.copies import view_size
 from vellumd.engine.model import Model
 from vellumd.engine.run import Run
 from vellumd.images import Canvas
@@ -53,11 +55,15 @@ def stock_pipeline(model: Model, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def ours(model: Model, edit: ResolvedEdit) -> torch.Tensor:
     """The clean tokens of `edit` by our own loop."""
-    pictures = PICTURES[: len(edit.images)]
+    sizes = [image.size for image in PICTURES[: len(edit.images)]]
     run = Run(model, edit, Told(), lambda: False)
-    canvas = Canvas.plan(edit.size, [image.size for image in pictures], model.card.canvas_area)
+    canvas = Canvas.plan(edit.size, sizes, model.card.canvas_area)
     model.loras.use(edit.loras)
-    return run.denoise(run.encode(pictures, canvas), canvas, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{number}.png" for number in range(len(sizes))]
+        for file, image in zip(files, PICTURES, strict=False):
+            file.write_bytes(encoded(image))
+        return run.denoise(run.encode(files, canvas), canvas, 0)
 
 
 CASES = list(itertools.product((1, 2, 3), (1.0, 3.0), (4, 8), ("base", "lightning")))

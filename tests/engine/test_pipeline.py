@@ -303,11 +303,10 @@ def test_several_loras_add_up(model: Model, files: list[Path]) -> None:
 def tokens(model: Model, files: list[Path], edit: ResolvedEdit) -> torch.Tensor:
     from vellumd.images import Canvas
 
-    pictures = [Image.open(file).convert("RGB") for file in files]
-    canvas = Canvas.plan("64x64", [image.size for image in pictures], 4096)
+    canvas = Canvas.plan("64x64", [(one.width, one.height) for one in edit.images], 4096)
     model.loras.use(edit.loras)
     run = Run(model, edit, Told(), never)
-    return run.denoise(run.encode(pictures, canvas), canvas, 0)
+    return run.denoise(run.encode(files, canvas), canvas, 0)
 
 
 def test_an_unknown_lora_fails_before_any_block(model: Model, files: list[Path]) -> None:

@@ -115,18 +115,18 @@ def test_row_and_tensor_gemm_agree() -> None:
 
 
 @pytest.fixture(scope="module")
-def feed(model: Model) -> dict[str, Any]:
+def feed(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the demo's transformer is fed at the first step of an edit."""
-    from PIL import Image
-
-    from tests.engine.support import Told, picture, reference, resolved
-    from tests.engine.support import encoded as png
+    from tests.engine.support import PICTURES, Told, reference, resolved
     from vellumd.engine.run import Run
     from vellumd.images import Canvas
 
-    inputs: list[Image.Image] = [picture(80, 60, seed) for seed in (1, 2)]
-    run = Run(model, resolved([reference(png(one)) for one in inputs]), Told(), lambda: False)
-    given = run.encode(inputs, Canvas.plan("64x64", [one.size for one in inputs], 4096))
+    inputs = [reference(data) for data in PICTURES]
+    files = [tmp_path_factory.mktemp("inputs") / "input.png" for _ in inputs]
+    for file, data in zip(files, PICTURES, strict=True):
+        file.write_bytes(data)
+    run = Run(model, resolved(inputs), Told(), lambda: False)
+    given = run.encode(files, Canvas.plan("64x64", [(80, 60)] * 2, 4096))
     tokens = torch.randn(1, given.shapes[0][1] * given.shapes[0][2], 64, generator=NUMBERS)
     return {
         "hidden_states": torch.cat([tokens, given.references], dim=1),

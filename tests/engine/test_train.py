@@ -22,6 +22,7 @@ from vellumd.demo.train.data import Pool, _shrink, painter
 from vellumd.demo.train.optimizer import Optimizer, orthogonal
 from vellumd.demo.train.run import UNTIMED, Run
 from vellumd.engine import loading
+from vellumd.engine.copies import Copy
 from vellumd.engine.encode import PREFIX_TOKENS, TEMPLATE, Encoder
 from vellumd.engine.lora import Loras
 from vellumd.model_card import DEMO_FOLDER
@@ -62,9 +63,11 @@ def test_batched_forwards_equal_the_stock_ones(parts: model.Components, pictures
             parts.transformer, noisy, references, text, prompts.mask, sigma, turns,
             forward.transform_block,
         )  # fmt: skip
-    stock = Encoder(model.processor(parts.words), parts.text_encoder, model.VIEW**2, 256)
+    stock = Encoder(model.processor(parts.words), parts.text_encoder, 256)
     for row, prompt in enumerate(PROMPTS):
-        pictures_seen = [Image.fromarray(view.numpy()) for view in views[row]]
+        pictures_seen = [
+            Copy.of(Image.fromarray(view.numpy()), n) for n, view in enumerate(views[row])
+        ]
         (wanted,) = stock.embed([prompt], pictures_seen, CPU)
         words = text[row, prompts.mask[row]]
         torch.testing.assert_close(words, wanted[0], rtol=0, atol=1e-4)

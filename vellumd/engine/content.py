@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple, TypeVar
 
-from PIL import Image
 from torch import Tensor
 
 T = TypeVar("T")
-
-
-def digest(pictures: Iterable[Image.Image]) -> bytes:
-    """A hash of the pixels of `pictures` and their order."""
-    hashed = hashlib.sha256()
-    for picture in pictures:
-        hashed.update(f"{picture.mode} {picture.width}x{picture.height};".encode())
-        hashed.update(picture.tobytes())
-    return hashed.digest()
 
 
 class Entry(NamedTuple):

@@ -5,17 +5,16 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from vellumd.engine.content import Store, digest, size_of
-from vellumd.images import reference_size
+from vellumd.engine.content import Store, size_of
+from vellumd.engine.copies import Copy
 
 TEMPLATE = (
     "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, "
@@ -32,16 +31,6 @@ PREFIX_TOKENS = 64
 """Tokens of the template before the user's part; the transformer never sees them."""
 
 PICTURE = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
-
-
-RATIO_MAX = 100
-"""Beyond it a picture's copy is stretched: the vision tower refuses more than 200 to 1."""
-
-
-def view_size(width: int, height: int, area: int) -> tuple[int, int]:
-    """Width and height of the copy of a picture that the vision tower looks at."""
-    width, height = min(width, RATIO_MAX * height), min(height, RATIO_MAX * width)
-    return reference_size(width, height, area)
 
 
 @dataclass(frozen=True)
@@ -70,13 +59,10 @@ class Encoder:
     its own prompt alone, whichever others are read with it.
     """
 
-    def __init__(
-        self, processor: Any, model: Any, area: int, limit: int, store: Store | None = None
-    ) -> None:
-        """`area`: pixels of each picture's copy for the vision tower; `limit`: text tokens."""
+    def __init__(self, processor: Any, model: Any, limit: int, store: Store | None = None) -> None:
+        """`limit`: tokens of a prompt."""
         self._processor = processor
         self._model = model.model  # without lm_head
-        self._area = area
         self._limit = limit
         self._store = store or Store(0)
         special = processor.tokenizer.get_added_vocab()
@@ -96,59 +82,82 @@ class Encoder:
             return prompt, False
         return prompt[: starts[self._limit][0]], True
 
-    def views(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
-        """The small stretched copies of `pictures` that the vision tower looks at."""
-        return [
-            picture.resize(view_size(*picture.size, self._area), Image.Resampling.LANCZOS)
-            for picture in pictures
-        ]
+    def looks(self, prompts: Sequence[str], views: Sequence[Copy]) -> bool:
+        """Whether `embed` will look at the `views`."""
+        return bool(self._unread(prompts, views)) and ("pictures", _keys(views)) not in self._store
 
-    def blocks(self, prompts: Sequence[str], views: list[Image.Image]) -> int:
+    def blocks(self, prompts: Sequence[str], views: Sequence[Copy]) -> int:
         """How many of the model's blocks `embed` will run."""
-        pictures, model = digest(views), self._model
-        unread = [text for text in {*prompts} if ("prompt", pictures, text) not in self._store]
-        count = len(unread) * len(model.language_model.layers)
-        if unread and ("pictures", pictures) not in self._store:
+        model = self._model
+        count = len(self._unread(prompts, views)) * len(model.language_model.layers)
+        if self.looks(prompts, views):
             count += len(model.visual.blocks) + len(model.language_model.layers)
         return count
 
+    def _unread(self, prompts: Sequence[str], views: Sequence[Copy]) -> list[str]:
+        keys = _keys(views)
+        return [text for text in {*prompts} if ("prompt", keys, text) not in self._store]
+
     @torch.inference_mode()
     def embed(
-        self, prompts: Sequence[str], views: list[Image.Image], device: torch.device
+        self, prompts: Sequence[str], views: Sequence[Copy], device: torch.device
     ) -> list[Tensor]:
         """The embeddings [1, tokens, channels] of `prompts`, each with `views`."""
-        pictures = digest(views)
+        keys = _keys(views)
         seen: list[Seen] = []
 
         def read(prompt: str) -> Tensor:
             if not seen:
-                key = ("pictures", pictures)
+                key = ("pictures", keys)
                 seen.append(self._store.get(key, lambda: self._see(views, device), Seen.bytes))
             return self._read(prompt, seen[0])
 
         return [
-            self._store.get(("prompt", pictures, prompt), partial(read, prompt), size_of)
+            self._store.get(("prompt", keys, prompt), partial(read, prompt), size_of)
             for prompt in prompts
         ]
 
-    def _see(self, views: list[Image.Image], device: torch.device) -> Seen:
+    def _see(self, views: Sequence[Copy], device: torch.device) -> Seen:
         """Run the vision tower, and the template with the pictures through the model."""
+        inputs = self._processed(views, device)
+        return self._begin(inputs, self._look(inputs, device), device)
+
+    def _processed(self, views: Sequence[Copy], device: torch.device) -> Any:
+        """Tokens of the template with the pictures, and the pictures' patches."""
         numbered = "".join(PICTURE.format(number) for number in range(1, len(views) + 1))
-        inputs = self._processor(text=[HEAD + numbered], images=views, return_tensors="pt")
+        return self._processor(
+            text=[HEAD + numbered],
+            images=[view.picture() for view in views],
+            images_kwargs={"device": device},  # bytes go to the card, an eighth of the patches
+            return_tensors="pt",
+        )
+
+    def _look(self, inputs: Any, device: torch.device) -> Tensor:
+        """What the vision tower sees [tokens, channels]."""
+        seen: Tensor = self._model.visual(
+            inputs["pixel_values"].to(device), grid_thw=inputs["image_grid_thw"].to(device)
+        ).pooler_output
+        return seen
+
+    def _begin(self, inputs: Any, seen: Tensor, device: torch.device) -> Seen:
+        """Read the template with what was `seen` in its places.
+
+        As the whole model's forward does, without its checks, each of which waits for the card.
+        """
+        ids, model = inputs["input_ids"], self._model
         # mm_token_type_ids gives picture tokens their rows and columns; without them
         # transformers 5 counts positions one by one and the embeddings change silently
         # (huggingface/diffusers#14194). On the CPU, since each is read back.
-        positions, _ = self._model.get_rope_index(
-            inputs["input_ids"],
+        positions, _ = model.get_rope_index(
+            ids,
             mm_token_type_ids=inputs["mm_token_type_ids"],
-            image_grid_thw=inputs["image_grid_thw"],
+            image_grid_thw=inputs["image_grid_thw"].cpu(),
         )
-        output = self._model(
-            input_ids=inputs["input_ids"].to(device),
-            position_ids=positions.to(device),
-            pixel_values=inputs["pixel_values"].to(device),
-            image_grid_thw=inputs["image_grid_thw"].to(device),
-            use_cache=True,
+        tokens = model.get_input_embeddings()(ids.to(device))
+        places = (ids[0] == model.config.image_token_id).nonzero()[:, 0]
+        tokens[0, places.to(device)] = seen.to(tokens.dtype)
+        output = model.language_model(
+            inputs_embeds=tokens, position_ids=positions.to(device), use_cache=True
         )
         hidden = output.last_hidden_state[:, PREFIX_TOKENS:]
         return Seen(hidden, output[self._past], int(positions.max()) + 1)
@@ -162,7 +171,20 @@ class Encoder:
             inputs_embeds=self._model.get_input_embeddings()(tokens.to(device)),
             position_ids=positions.expand(3, 1, -1).to(device),
             use_cache=True,
-            # A copy: reading appends to it.
-            **{self._past: copy.deepcopy(seen.past)},
+            **{self._past: _continued(seen.past)},
         )
         return torch.cat([seen.hidden, output.last_hidden_state], dim=1)
+
+
+def _keys(views: Sequence[Copy]) -> tuple[Hashable, ...]:
+    return tuple(view.key for view in views)
+
+
+def _continued(past: Any) -> Any:
+    """A cache that goes on where `past` ends, which stays as it is.
+
+    Its layers get new tensors as they grow, so the old ones need no copies.
+    """
+    continued = copy.copy(past)
+    continued.layers = [copy.copy(layer) for layer in past.layers]
+    return continued

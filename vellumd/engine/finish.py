@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from vellumd.models import ResolvedEdit, Result, notice
 from vellumd.settings import Limits
 
 RESULT_FILE = "result.json"
+THREADS = 4
+"""Inputs that are decoded at the same time."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,11 @@ def check(folder: Path, edit: ResolvedEdit) -> None:
 def decode(files: Sequence[Path], mask: Path | None, limits: Limits) -> Inputs:
     """Decode all inputs to the last pixel, so that no GPU time goes to a broken one."""
     pictures = []
-    for n, file in enumerate(files):
-        with errors.about(f"images.{n}"):
-            pictures.append(images.load(file, limits))
+    with ThreadPoolExecutor(THREADS) as threads:  # Pillow decodes without the GIL
+        loading = [threads.submit(images.load, file, limits) for file in files]
+        for n, loaded in enumerate(loading):
+            with errors.about(f"images.{n}"):
+                pictures.append(loaded.result())
     with errors.about("mask"):
         shape = images.load_mask(mask, pictures[0].image.size, limits) if mask else None
     return Inputs(pictures, shape)

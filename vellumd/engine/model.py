@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from PIL import Image
+from collections.abc import Hashable
+
 from torch import Tensor
 
 from vellumd import model_card
 from vellumd.engine import latents, loading, placing
-from vellumd.engine.content import Store, digest, size_of
+from vellumd.engine.content import Store, size_of
+from vellumd.engine.copies import Copy
 from vellumd.engine.encode import Encoder
 from vellumd.engine.lora import Loras
 from vellumd.engine.tiers import Forwards
@@ -46,9 +48,7 @@ class Model:
         self.card = card
         self.codec = latents.Codec(parts.vae)
         self.store = store or Store(self.settings.cache_mb * MB)
-        self.encoder = Encoder(
-            parts.processor, parts.text_encoder, card.vision_area, card.prompt_tokens, self.store
-        )
+        self.encoder = Encoder(parts.processor, parts.text_encoder, card.prompt_tokens, self.store)
         self.forwards = Forwards.of(parts, self.settings)
 
     @property
@@ -82,12 +82,19 @@ class Model:
             tiers = [tier for tier in tiers if tier != "turbo"]
         return tuple(tiers)
 
-    def packed(self, picture: Image.Image) -> Tensor:
-        """The tokens [1, tokens, 64] of a reference `picture`."""
-        device, dtype, vae = self.parts.device, self.parts.dtype, self.parts.vae
+    def knows(self, reference: Copy) -> bool:
+        """Whether `packed` needs no pixels."""
+        return self._latents(reference) in self.store
+
+    def packed(self, reference: Copy) -> Tensor:
+        """The tokens [1, tokens, 64] of a `reference`."""
+        device, dtype = self.parts.device, self.parts.dtype
         return self.store.get(
-            # Tiles give slightly other latents.
-            ("latents", digest([picture]), vae.use_tiling),
-            lambda: latents.pack(self.codec.encode(picture, device, dtype)),
+            self._latents(reference),
+            lambda: latents.pack(self.codec.encode(reference.picture(), device, dtype)),
             size_of,
         )
+
+    def _latents(self, reference: Copy) -> tuple[str, *tuple[Hashable, ...]]:
+        # Tiles give slightly other latents.
+        return "latents", reference.key, self.parts.vae.use_tiling

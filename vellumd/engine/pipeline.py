@@ -24,6 +24,7 @@ from vellumd.engine.lora import Loras
 from vellumd.engine.model import Model
 from vellumd.engine.run import Run
 from vellumd.engine.shelf import Shelf
+from vellumd.images import sha256_of
 from vellumd.models import ImageRef, LoraRef, ResolvedEdit
 from vellumd.protocol import Capabilities, Init, Report
 from vellumd.settings import EngineSettings, Limits
@@ -184,11 +185,12 @@ class QwenEngine:
             file = Path(folder) / "grey.png"
             for size in sizes:
                 Image.new("RGB", size, "grey").save(file)
-                for _ in Run(self._model, self._expected(size), report, cancelled).pictures([file]):
+                edit = self._expected(file, size)
+                for _ in Run(self._model, edit, report, cancelled).pictures([file]):
                     pass
 
-    def _expected(self, size: tuple[int, int]) -> ResolvedEdit:
-        """A short edit of one picture of `size`, as requests that choose nothing get it."""
+    def _expected(self, file: Path, size: tuple[int, int]) -> ResolvedEdit:
+        """A short edit of the picture in `file`, as requests that choose nothing get it."""
         assert self._model is not None
         preset, there = presets.expected(self._settings, self._card), self._model.loras.names()
         loras = tuple(lora for lora in preset.loras or () if lora.name in there)
@@ -196,7 +198,7 @@ class QwenEngine:
             loras = presets.with_fused((), self._card)
         return ResolvedEdit(
             model=self._card.name,
-            images=(ImageRef(sha256="0" * 64, width=size[0], height=size[1]),),
+            images=(ImageRef(sha256=sha256_of(file), width=size[0], height=size[1]),),
             prompt="warm up",
             negative_prompt=presets.NEGATIVE,
             steps=WARM_STEPS,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vellumd import errors, images
 from vellumd.engine import latents, memory, schedule
+from vellumd.engine.copies import Copies, Copy, begin
 from vellumd.engine.denoise import denoise, watched
 from vellumd.engine.model import Model
 from vellumd.engine.plan import Plan
@@ -49,53 +50,51 @@ class Run:
 
     def pictures(self, files: list[Path]) -> Iterator[Image.Image]:
         """The edit's n pictures: encode once, then denoise and decode each."""
-        inputs = [images.load(file, self._model.limits).flat for file in files]
-        canvas = images.Canvas.plan(
-            self._edit.size, [picture.size for picture in inputs], self._model.card.canvas_area
-        )
+        edit, card = self._edit, self._model.card
+        sizes = [(picture.width, picture.height) for picture in edit.images]
+        canvas = images.Canvas.plan(edit.size, sizes, card.canvas_area)
         if canvas.enlarged:
             self._report.warn("enlarged")
         self._look("lora")
-        self._model.loras.use(self._edit.loras)
+        self._model.loras.use(edit.loras)
         with memory.Ladder(self._rungs(), self._report) as ladder:
-            conditioning = ladder.climb(partial(self.encode, inputs, canvas))
+            conditioning = ladder.climb(partial(self.encode, files, canvas))
             self._plan = self.fitting(conditioning)
-            for number in range(self._edit.n):
+            for number in range(edit.n):
                 tokens = ladder.climb(partial(self.denoise, conditioning, canvas, number))
                 yield canvas.finish(ladder.climb(partial(self.decode, tokens, canvas)))
 
-    def encode(self, inputs: list[Image.Image], canvas: images.Canvas) -> Conditioning:
+    def encode(self, files: list[Path], canvas: images.Canvas) -> Conditioning:
         """Embeddings of both prompts and latents of all references."""
-        parts = self._parts
-        # Where image 1 is fitted into the canvas, the encoder sees it there too; else it
-        # sees the input itself, as in the stock pipeline.
-        first = canvas.fit(inputs[0]) if canvas.box else inputs[0]
-        views = self._model.encoder.views([first, *inputs[1:]])
-        prompts = [self._readable(self._edit.prompt)]
-        if self._guided:
-            prompts.append(self._readable(self._edit.negative_prompt))
-        encoder = self._model.encoder
+        self._look("encode")
+        model, edit = self._model, self._edit
+        with Copies(files, edit.images, canvas, model.limits, model.card.canvas_area) as copies:
+            views, references = copies.views(model.card.vision_area), copies.references()
+            prompts = [self._readable(edit.prompt)]
+            if self._guided:
+                prompts.append(self._readable(edit.negative_prompt))
+            # All are made while the card works on the first.
+            begin(views if model.encoder.looks(prompts, views) else ())
+            begin(reference for reference in references if not model.knows(reference))
+            prompt, *negative = self._embed(prompts, views)
+            packed = []
+            for reference in references:
+                self._look("encode")
+                packed.append(model.packed(reference))
+            sizes = [(canvas.width, canvas.height), *copies.reference_sizes]
+        return Conditioning(
+            prompt,
+            negative[0] if negative else None,
+            torch.cat(packed, dim=1),
+            [_tokens(*size) for size in sizes],
+        )
+
+    def _embed(self, prompts: list[str], views: list[Copy]) -> list[Tensor]:
+        encoder, parts = self._model.encoder, self._parts
         blocks = encoder.blocks(prompts, views)
         moved = parts.placed.encoding() if blocks else contextlib.nullcontext()
         with moved, self._watched("encode", blocks):
-            prompt, *negative = encoder.embed(prompts, views, parts.device)
-        packed, shapes = [], [_tokens(canvas.width, canvas.height)]
-        for picture in self._references(inputs, canvas):
-            self._look("encode")
-            packed.append(self._model.packed(picture))
-            shapes.append(_tokens(*picture.size))
-        return Conditioning(
-            prompt, negative[0] if negative else None, torch.cat(packed, dim=1), shapes
-        )
-
-    def _references(self, inputs: list[Image.Image], canvas: images.Canvas) -> list[Image.Image]:
-        """The copies of `inputs` that the transformer sees: image 1 as the canvas says."""
-        area = self._model.card.canvas_area
-        others = [
-            picture.resize(images.reference_size(*picture.size, area), Image.Resampling.LANCZOS)
-            for picture in inputs[1:]
-        ]
-        return [canvas.fit(inputs[0]), *others]
+            return encoder.embed(prompts, views, parts.device)
 
     def _readable(self, prompt: str) -> str:
         """The part of `prompt` that is read; told if that is not all."""

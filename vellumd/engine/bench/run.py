@@ -24,6 +24,7 @@ from vellumd.engine.bench.workload import PICTURE, Workload, random_transformer
 from vellumd.engine.report import PipeReport
 from vellumd.engine.transformer import Own
 from vellumd.engine.trial import refusal
+from vellumd.images import sha256_of
 from vellumd.models import ImageRef, ResolvedEdit
 from vellumd.protocol import Init
 
@@ -169,7 +170,7 @@ def stages(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         capabilities = engine.load(PipeReport(lambda frame: None, preview=lambda: False))
         file = home / "picture.png"
         Image.effect_noise(PICTURE, 90).convert("RGB").save(file)
-        ref = ImageRef(sha256="0" * 64, width=PICTURE[0], height=PICTURE[1])
+        ref = ImageRef(sha256=sha256_of(file), width=PICTURE[0], height=PICTURE[1])
         found: dict[str, Any] = {"load_s": capabilities.load_s, "recipe": capabilities.recipe}
         for name, prompt in (("warm-up", "one"), ("new", "two"), ("known", "two")):
             edit = ResolvedEdit(
