@@ -13,6 +13,7 @@ from PIL import Image
 
 from vellumd.engine import pipeline
 from vellumd.engine.report import PipeReport
+from vellumd.images import sha256_of
 from vellumd.models import ImageRef, LoraRef, ResolvedEdit
 from vellumd.protocol import Capabilities, Init
 
@@ -33,9 +34,8 @@ class Wanted:
     lightning: bool = True
     tiny: bool = False
 
-    def resolved(self, prompt: str) -> ResolvedEdit:
+    def resolved(self, files: list[Path], prompt: str) -> ResolvedEdit:
         """As the queue would hold it."""
-        picture = ImageRef(sha256="0" * 64, width=SIZE[0], height=SIZE[1])
         loras = (LoraRef(name="lightning-8"),) if self.lightning else ()
         given: Any = {
             "tier": self.tier,
@@ -43,7 +43,7 @@ class Wanted:
             "size": "fit:0.1" if self.tiny else "match",
         }
         return ResolvedEdit(
-            model="random", prompt=prompt, images=(picture,) * self.references, steps=self.steps,
+            model="random", prompt=prompt, images=tuple(map(reference, files)), steps=self.steps,
             true_cfg_scale=self.guidance, seed=1, loras=loras, **given,
         )  # fmt: skip
 
@@ -61,6 +61,11 @@ def loaded(folder: Path, **settings: Any) -> tuple[pipeline.QwenEngine, Capabili
     )  # fmt: skip
     engine = pipeline.create(init)
     return engine, engine.load(PipeReport(lambda frame: None, preview=lambda: False))
+
+
+def reference(file: Path) -> ImageRef:
+    """The picture in `file` as an edit names it."""
+    return ImageRef(sha256=sha256_of(file), width=SIZE[0], height=SIZE[1])
 
 
 def pictures(folder: Path, name: str, count: int) -> list[Path]:
@@ -95,8 +100,9 @@ def once(
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
     report = PipeReport(lambda frame: None, preview=lambda: False)
+    edit = wanted.resolved(files, prompt)
     began = time.perf_counter()
-    (result,) = engine.edit(wanted.resolved(prompt), files, report, lambda: False)
+    (result,) = engine.edit(edit, files, report, lambda: False)
     seconds = time.perf_counter() - began
     timings = report.timings()
     return {

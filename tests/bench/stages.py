@@ -1,10 +1,10 @@
-"""What an edit does outside the transformer, each part alone: VAE, pictures and prompts."""
+"""What an edit does outside the transformer, each part alone: files, pictures, prompts, VAE."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,60 +12,138 @@ from typing import Any
 import torch
 from PIL import Image
 
-from tests.bench.edits import CUDA, PROMPT, pictures
+from tests.bench.edits import CUDA, PROMPT, SIZE, pictures, reference
+from vellumd import images
 from vellumd.engine import latents
+from vellumd.engine.copies import Copies, Copy, begin
 from vellumd.engine.model import Model
-from vellumd.images import reference_size
+from vellumd.models import LoraRef
+from vellumd.settings import Limits
 
 ROUNDS = 5
+Row = Callable[[], object]
 
 
+@torch.inference_mode()
 def measure(model: Model, folder: Path) -> dict[str, Any]:
-    """Milliseconds: the VAE both ways, as it is and with channels last; then the encoder."""
-    area = model.card.canvas_area
-    files = pictures(folder, "new", 3)
-    size = reference_size(*Image.open(files[0]).size, area)
-    picture = Image.open(files[0]).resize(size)
-    found: dict[str, Any] = {"size": size}
-    for name in ("as it is", "channels last"):
-        if name == "channels last":
-            model.parts.vae.to(memory_format=torch.channels_last)
-        found[f"VAE, {name}"] = vae(model, picture)
-    model.parts.vae.to(memory_format=torch.contiguous_format)
-    found["encoder"] = encoder(model, [Image.open(file) for file in files])
-    return found
+    """Milliseconds of each part, of three pictures where not said otherwise.
+
+    A part that fails has its error in place of its figure, and the others have theirs.
+    """
+    bench = Bench(model, pictures(folder, "new", 3))
+    return {group.__name__: dict(rows(group)) for group in (bench.host, bench.vae, bench.encoder)}
 
 
-def vae(model: Model, picture: Image.Image) -> dict[str, float]:
-    """Encoding and decoding one picture, with its way to the card and back."""
-    device, dtype = model.parts.device, model.parts.dtype
-    encoded = model.codec.encode(picture, device, dtype)
-    unpacked = latents.unpack(latents.pack(encoded), *picture.size)
-    return {
-        "encode_ms": median(partial(model.codec.encode, picture, device, dtype)),
-        "decode_ms": median(partial(model.codec.decode, unpacked)),
-    }
+def rows(group: Callable[[], Iterator[tuple[str, Row]]]) -> Iterator[tuple[str, float | str]]:
+    """The figures of a group's parts, as far as it gets."""
+    try:
+        for name, run in group():
+            try:
+                yield name, median(run)
+            except Exception as error:  # noqa: BLE001
+                yield name, repr(error)
+    except Exception as error:  # noqa: BLE001
+        yield "the others", repr(error)
 
 
-def encoder(model: Model, inputs: list[Image.Image]) -> dict[str, float]:
-    """Three pictures and two prompts: all new, a new prompt alone, and nothing new."""
-    one, store = model.encoder, model.store
-    views, number = one.views(inputs), iter(range(1000))
+class Bench:
+    """The parts of an edit of `files`, ready to run alone."""
 
-    def embed(*, forget: bool) -> None:
-        if forget:
-            store.clear()
-        one.embed([f"{PROMPT} {next(number)}", " "], views, model.parts.device)
+    def __init__(self, model: Model, files: list[Path]) -> None:
+        self._model = model
+        self._files = files
+        self._inputs = [reference(file) for file in files]
+        self._canvas = images.Canvas.plan("match", [SIZE] * len(files), model.card.canvas_area)
 
-    store.clear()
-    return {
-        "both_prompts_ms": median(partial(embed, forget=True)),
-        "new_prompt_ms": median(partial(embed, forget=False)),
-        "views_ms": median(partial(one.views, inputs)),
-    }
+    def _copies(self) -> Copies:
+        card = self._model.card
+        return Copies(self._files, self._inputs, self._canvas, Limits(), card.canvas_area)
+
+    def host(self) -> Iterator[tuple[str, Row]]:
+        """Work of the host: alone in one thread, and all copies as an edit makes them."""
+        loaded = [images.load(file).flat for file in self._files]
+        with self._copies() as copies:
+            sizes = copies.reference_sizes
+            views = [view.picture() for view in copies.views(self._model.card.vision_area)]
+        yield "hash the files", lambda: [*map(images.sha256_of, self._files)]
+        yield "decode", lambda: [images.load(file) for file in self._files]
+        yield "fit one", lambda: self._canvas.fit(loaded[0])
+        yield "resize to references", lambda: resized(loaded, sizes)
+        yield "resize to views", lambda: resized(loaded, [view.size for view in views])
+        yield "all copies, in threads", self._all_copies
+        painted = Image.effect_noise((self._canvas.width, self._canvas.height), 90).convert("RGB")
+        yield "finish one", lambda: images.check_output(self._canvas.finish(painted))
+        lightning = [LoraRef(name="lightning-8")]
+        yield "the same LoRA again", lambda: self._model.loras.use(lightning)
+        yield "another LoRA's scale", self._rescale(lightning[0])
+        self._model.loras.use(())
+
+    def _all_copies(self) -> None:
+        with self._copies() as copies:
+            wanted = [*copies.views(self._model.card.vision_area), *copies.references()]
+            begin(wanted)
+            for copy in wanted:
+                copy.picture()
+
+    def _rescale(self, lora: LoraRef) -> Row:
+        numbers = iter(range(1, 100))
+
+        def use() -> None:
+            self._model.loras.use([lora.model_copy(update={"scale": 1 / (1 + next(numbers))})])
+
+        return use
+
+    def vae(self) -> Iterator[tuple[str, Row]]:
+        """One picture both ways, with its way to the card and back."""
+        model, parts = self._model, self._model.parts
+        with self._copies() as copies:
+            picture = copies.references()[0].picture()
+        encoded = model.codec.encode(picture, parts.device, parts.dtype)
+        unpacked = latents.unpack(latents.pack(encoded), *picture.size)
+        for name in ("as it is", "channels last"):
+            if name == "channels last":
+                parts.vae.to(memory_format=torch.channels_last)
+            yield (
+                f"encode, {name}",
+                partial(model.codec.encode, picture, parts.device, parts.dtype),
+            )
+            yield f"decode, {name}", partial(model.codec.decode, unpacked)
+        parts.vae.to(memory_format=torch.contiguous_format)
+
+    def encoder(self) -> Iterator[tuple[str, Row]]:
+        """Two prompts with all new, the parts of that, a new prompt alone, and nothing new."""
+        one, device, store = self._model.encoder, self._model.parts.device, self._model.store
+        with self._copies() as copies:
+            made = copies.views(self._model.card.vision_area)
+            views = [Copy.of(view.picture(), *view.key) for view in made]
+        numbers = iter(range(1000))
+
+        def embed(*, forget: bool, fresh: bool = True) -> None:
+            if forget:
+                store.clear()
+            prompt = f"{PROMPT} {next(numbers)}" if fresh else PROMPT
+            one.embed([prompt, " "], views, device)
+
+        inputs = one._processed(views, device)
+        seen = one._look(inputs, device)
+        past = one._begin(inputs, seen, device)
+        yield "both prompts", partial(embed, forget=True)
+        yield "processor", lambda: one._processed(views, device)
+        yield "vision tower", lambda: one._look(inputs, device)
+        yield "template and pictures", lambda: one._begin(inputs, seen, device)
+        yield "one prompt", lambda: one._read(PROMPT, past)
+        yield "new prompt", partial(embed, forget=False)
+        yield "nothing new", partial(embed, forget=False, fresh=False)
+        yield "cut to length", lambda: one.readable(PROMPT)
 
 
-def median(run: Callable[[], object]) -> float:
+def resized(loaded: list[Image.Image], sizes: list[tuple[int, int]]) -> list[Image.Image]:
+    """Copies of pictures, one after the other."""
+    pairs = zip(loaded, sizes, strict=True)
+    return [picture.resize(size, Image.Resampling.LANCZOS) for picture, size in pairs]
+
+
+def median(run: Row) -> float:
     """Milliseconds, after one round to warm up."""
     times = []
     for _ in range(ROUNDS + 1):
