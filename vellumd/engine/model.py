@@ -6,7 +6,7 @@ from PIL import Image
 from torch import Tensor
 
 from vellumd import model_card
-from vellumd.engine import latents, loading, placing
+from vellumd.engine import latents, loading, placing, vae_forward
 from vellumd.engine.content import Store, digest, size_of
 from vellumd.engine.encode import Encoder
 from vellumd.engine.lora import Loras
@@ -44,6 +44,9 @@ class Model:
         self.parts = parts
         self.loras = loras
         self.card = card
+        if parts.device.type == "cuda" and self.settings.forward != "stock":
+            ops = vae_forward.choose(self.settings.kernels, parts.device, parts.dtype)
+            vae_forward.hasten(parts.vae, ops)
         self.codec = latents.Codec(parts.vae)
         self.store = store or Store(self.settings.cache_mb * MB)
         self.encoder = Encoder(
