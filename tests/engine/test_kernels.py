@@ -89,7 +89,9 @@ def test_a_kernel_does_what_its_twin_does(
     assert all(error <= (5e-3 if dtype == "torch.float32" else 3e-2) for error in small)
 
 
-@pytest.mark.parametrize(("name", "count"), [("pixels.norm", 3), ("pixels.add", 1)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("pixels.norm", 3), ("pixels.add", 1), ("pixels.double", 1)]
+)
 @pytest.mark.parametrize("dtype", ["torch.float32", "torch.bfloat16"])
 def test_the_vaes_kernels_do_what_their_twins_do(
     name: str, count: int, dtype: str, interpreted: list[tuple[str, str, bool, float]]
@@ -193,6 +195,7 @@ def launches(need: Need) -> dict[str, Callable[[], object]]:
         "pixels.norm": lambda: FAST.norm(features, None, bias, True),
         "pixels.norm of a sum": lambda: FAST.norm(features, bias, bias, False),
         "pixels.add": lambda: FAST.add(features, bias, features),
+        "pixels.double": lambda: FAST.double(features),
     }
     if need.small:
         found["feed"] = lambda: TRITON.feed(x, need)
@@ -249,11 +252,11 @@ def test_kernels_compile_for_every_card(
     if sm >= 89:
         for launch in small.values():
             launch()
-        assert compiling.made == 10
+        assert compiling.made == 11
         return
     for launch in whole.values():
         launch()
-    assert compiling.made == 7
+    assert compiling.made == 8
     for name in ("norm_modulate", "gelu", "feed"):
         with pytest.raises(triton.CompilationError):
             small[name]()

@@ -161,7 +161,7 @@ def test_one_that_errs_is_told() -> None:
     off = replace(FAST, add=lambda x, bias, other: PLAIN.add(x, bias, other) * 1.03)
     why = vae_forward.complaint("add", off, CPU, torch.float32)
     assert why is not None and "error of result 0 is 0.03" in why
-    for name in ("norm", "add", "attend"):
+    for name in ("norm", "add", "double", "attend"):
         assert vae_forward.complaint(name, PLAIN, CPU, torch.bfloat16) is None
 
 

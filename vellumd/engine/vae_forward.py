@@ -42,12 +42,15 @@ class Ops:
 
     norm: Callable[[Tensor, Tensor | None, Tensor, bool], Tensor] = pixels.norm
     add: Callable[[Tensor, Tensor, Tensor], Tensor] = pixels.add
+    double: Callable[[Tensor], Tensor] = pixels.double
     attend: Callable[[Tensor, Tensor, Tensor], Tensor] = pixels.attend
 
 
 PLAIN = Ops()
-FAST = Ops(pixels.norm_triton, pixels.add_triton, pixels.attend_products)
-TRITON = "norm", "add"
+FAST = Ops(
+    pixels.norm_triton, pixels.add_triton, pixels.double_triton, pixels.attend_products
+)  # fmt: skip
+TRITON = "norm", "add", "double"
 """Those of `FAST` that are Triton's."""
 
 
@@ -103,6 +106,8 @@ def tried(
     elif name == "add":
         exact = twin(x.clone(), bias, other)
         yield run(x.clone(), bias, other).double(), exact.double(), choice.TOLERANCE
+    elif name == "double":
+        yield run(x).double(), twin(x).double(), choice.TOLERANCE
     else:
         qkv = torch.cat([x, other, x + other], dim=1).permute(0, 2, 3, 1).flatten(1, 2).chunk(3, -1)
         yield run(*qkv).double(), twin(*qkv).double(), TOLERANCE_ATTENTION
@@ -157,13 +162,13 @@ def attention(block: Any, x: Tensor, ops: Ops) -> Tensor:
     return ops.add(convolved(block.proj, y), block.proj.bias, x)
 
 
-def resampled(block: Any, x: Tensor, _: Ops) -> Tensor:
-    """Half the size, or twice: diffusers repeats pixels in float32, which changes none."""
-    if not block.mode.startswith("up"):
-        return block.resample(x)  # type: ignore[no-any-return]
-    larger, conv = block.resample
-    x = F.interpolate(x, scale_factor=larger.scale_factor, mode=larger.mode)
-    return conv(x)  # type: ignore[no-any-return]
+def resampled(block: Any, x: Tensor, ops: Ops) -> Tensor:
+    """Twice the size, or half."""
+    if block.mode.startswith("up"):
+        conv = block.resample[-1]
+        return convolved(conv, ops.double(x), conv.bias)
+    half: Tensor = block.resample(x)
+    return half
 
 
 RUNS: dict[type, Callable[[Any, Tensor, Ops], Tensor]] = {

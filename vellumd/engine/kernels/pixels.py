@@ -1,4 +1,4 @@
-"""What the VAE does between its convolutions: norm with SiLU, sums, attention over pixels.
+"""What the VAE does between its convolutions: norm with SiLU, sums, larger sizes, attention.
 
 Features are [batch, channels, height, width], channels last in memory: one pixel's lie side
 by side. A convolution's bias is taken in here, where a pass over the features is made anyhow.
@@ -41,6 +41,14 @@ def add(x: Tensor, bias: Tensor, other: Tensor) -> Tensor:
     return x.add_(bias[:, None, None]).add_(other)
 
 
+def double(x: Tensor) -> Tensor:
+    """`x` with every pixel twice in both directions.
+
+    Diffusers does so in float32, which changes no number.
+    """
+    return F.interpolate(x, scale_factor=2.0, mode="nearest-exact")
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of one head, [batch, pixels, channels] each, as torch does it."""
     q, k, v = query[:, None], key[:, None], value[:, None]
@@ -72,13 +80,53 @@ def norm_triton(x: Tensor, bias: Tensor | None, weight: Tensor, silu: bool) -> T
     """`norm` in one pass over `x`."""
     x = x.contiguous(memory_format=torch.channels_last)
     made, channels = torch.empty_like(x), x.shape[1]
-    pixels, block = x.numel() // channels, next_power_of_2(channels)
-    many = max(1, TILE // block)
+    pixels, many, block = _tiling(x)
     _norm[(-(-pixels // many),)](
         x, bias, weight.contiguous(), made, pixels, channels, channels**0.5, SMALLEST**2,
         silu=silu, many=many, block=block, num_warps=WARPS,
     )  # fmt: skip
     return made
+
+
+def add_triton(x: Tensor, bias: Tensor, other: Tensor) -> Tensor:
+    """`add` in one pass."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    other = other.contiguous(memory_format=torch.channels_last)
+    pixels, many, block = _tiling(x)
+    _add[(-(-pixels // many),)](
+        x, bias, other, pixels, x.shape[1], many=many, block=block, num_warps=WARPS
+    )
+    return x
+
+
+def double_triton(x: Tensor) -> Tensor:
+    """`double`, reading each number once."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    batch, channels, height, width = x.shape
+    larger = x.new_empty((batch, 2 * height, 2 * width, channels)).permute(0, 3, 1, 2)
+    pixels, many, block = _tiling(x)
+    _double[(-(-pixels // many),)](
+        x, larger, pixels, channels, width, many=many, block=block, num_warps=WARPS
+    )
+    return larger
+
+
+def _tiling(x: Tensor) -> tuple[int, int, int]:
+    """Pixels of `x`, pixels of a program, and the block that a pixel's channels fit in."""
+    block = next_power_of_2(x.shape[1])
+    return x.numel() // x.shape[1], max(1, TILE // block), block
+
+
+@jit
+def _tile(pixels, channels, many: tl.constexpr, block: tl.constexpr):
+    """Where the program's numbers lie, which channel each is of, and which of them there are.
+
+    Channels are told for each number: those of one pixel, shared by all, would be read in
+    another layout than the pixels, and shuffled between threads.
+    """
+    pixel = tl.program_id(0).to(tl.int64) * many + tl.arange(0, many)[:, None]
+    channel = tl.broadcast_to(tl.arange(0, block)[None, :], [many, block])
+    return pixel * channels + channel, channel, (pixel < pixels) & (channel < channels)
 
 
 @jit
@@ -87,39 +135,38 @@ def _norm(
     silu: tl.constexpr, many: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """Some pixels a program, all channels of each."""
-    pixel = tl.program_id(0).to(tl.int64) * many + tl.arange(0, many)[:, None]
-    channel = tl.arange(0, block)[None, :]
-    wide = channel < channels
-    inside = (pixel < pixels) & wide
-    here = pixel * channels + channel
+    here, channel, inside = _tile(pixels, channels, many, block)
     values = tl.load(x + here, mask=inside, other=0).to(tl.float32)
     if bias is not None:
-        values += tl.load(bias + channel, mask=wide, other=0).to(tl.float32)
+        values += tl.load(bias + channel, mask=inside, other=0).to(tl.float32)
     power = tl.sum(values * values, axis=1)[:, None]
     values *= tl.rsqrt(tl.maximum(power, smallest)) * root
-    values *= tl.load(weight + channel, mask=wide, other=0).to(tl.float32)
+    values *= tl.load(weight + channel, mask=inside, other=0).to(tl.float32)
     if silu:
         values *= tl.sigmoid(values)
     tl.store(made + here, values.to(made.dtype.element_ty), mask=inside)
 
 
-def add_triton(x: Tensor, bias: Tensor, other: Tensor) -> Tensor:
-    """`add` in one pass."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    other = other.contiguous(memory_format=torch.channels_last)
-    count = x.numel()
-    _add[(-(-count // TILE),)](
-        x, bias, other, count, x.shape[1], block=TILE, num_warps=WARPS
-    )  # fmt: skip
-    return x
+@jit
+def _add(x, bias, other, pixels, channels, many: tl.constexpr, block: tl.constexpr):
+    """The same pixels' sums."""
+    here, channel, inside = _tile(pixels, channels, many, block)
+    values = tl.load(x + here, mask=inside, other=0).to(tl.float32)
+    values += tl.load(bias + channel, mask=inside, other=0).to(tl.float32)
+    values += tl.load(other + here, mask=inside, other=0).to(tl.float32)
+    tl.store(x + here, values.to(x.dtype.element_ty), mask=inside)
 
 
 @jit
-def _add(x, bias, other, count, channels, block: tl.constexpr):
-    """A stretch of numbers a program."""
-    here = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    inside = here < count
-    values = tl.load(x + here, mask=inside, other=0).to(tl.float32)
-    values += tl.load(bias + here % channels, mask=inside, other=0).to(tl.float32)
-    values += tl.load(other + here, mask=inside, other=0).to(tl.float32)
-    tl.store(x + here, values.to(x.dtype.element_ty), mask=inside)
+def _double(x, made, pixels, channels, width, many: tl.constexpr, block: tl.constexpr):
+    """The same pixels, each to four places."""
+    here, channel, inside = _tile(pixels, channels, many, block)
+    values = tl.load(x + here, mask=inside, other=0)
+    pixel = tl.program_id(0).to(tl.int64) * many + tl.arange(0, many)[:, None]
+    row, column = pixel // width, pixel % width
+    there = made + (4 * row * width + 2 * column) * channels + channel
+    below = there + 2 * width * channels
+    tl.store(there, values, mask=inside)
+    tl.store(there + channels, values, mask=inside)
+    tl.store(below, values, mask=inside)
+    tl.store(below + channels, values, mask=inside)
