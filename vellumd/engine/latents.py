@@ -58,7 +58,7 @@ class Codec:
         """Mean and standard deviation of the latents by channel, rounded to `like`'s type."""
         config = self.vae.config
         mean, std = (
-            torch.tensor(values).view(1, -1, 1, 1, 1).to(like.device, like.dtype)
+            torch.tensor(values).view(1, -1, 1, 1, 1).to(like.device, like.dtype, non_blocking=True)
             for values in (config.latents_mean, config.latents_std)
         )
         return mean, std
@@ -100,10 +100,10 @@ def to_pixels(picture: Image.Image, device: torch.device, dtype: torch.dtype) ->
     """An RGB `picture` as [1, 3, 1, height, width] from −1 to 1, channels last in memory.
 
     Bytes go to the device. There are 256 of them: each is looked up, so that every device has
-    the CPU's numbers.
+    the CPU's numbers. Nothing waits for the device: one picture is read while it works on another.
     """
-    levels = (2 * (torch.arange(256) / 255) - 1).to(device, dtype)
-    samples = torch.from_numpy(np.array(picture)).to(device)
+    levels = (2 * (torch.arange(256) / 255) - 1).to(device, dtype, non_blocking=True)
+    samples = torch.from_numpy(np.array(picture)).to(device, non_blocking=True)
     return levels[samples.int()].permute(2, 0, 1)[None, :, None]
 
 
