@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,15 +10,15 @@ from typing import Any
 import torch
 from PIL import Image
 
-from tests.bench.edits import CUDA, PROMPT, SIZE, pictures, reference
+from tests.bench import vae
+from tests.bench.edits import PROMPT, SIZE, pictures, reference
+from tests.bench.median import median
 from vellumd import images
-from vellumd.engine import latents
 from vellumd.engine.copies import Copies, Copy, begin
 from vellumd.engine.model import Model
 from vellumd.models import LoraRef
 from vellumd.settings import Limits
 
-ROUNDS = 5
 Row = Callable[[], object]
 
 
@@ -31,7 +29,10 @@ def measure(model: Model, folder: Path) -> dict[str, Any]:
     A part that fails has its error in place of its figure, and the others have theirs.
     """
     bench = Bench(model, pictures(folder, "new", 3))
-    return {group.__name__: dict(rows(group)) for group in (bench.host, bench.vae, bench.encoder)}
+    found: dict[str, Any] = {
+        group.__name__: dict(rows(group)) for group in (bench.host, bench.encoder)
+    }
+    return found | {"vae": vae.measure(model, bench.vae_picture())}
 
 
 def rows(group: Callable[[], Iterator[tuple[str, Row]]]) -> Iterator[tuple[str, float | str]]:
@@ -93,22 +94,10 @@ class Bench:
 
         return use
 
-    def vae(self) -> Iterator[tuple[str, Row]]:
-        """One picture both ways, with its way to the card and back."""
-        model, parts = self._model, self._model.parts
+    def vae_picture(self) -> Image.Image:
+        """A reference as the VAE gets it."""
         with self._copies() as copies:
-            picture = copies.references()[0].picture()
-        encoded = model.codec.encode(picture, parts.device, parts.dtype)
-        unpacked = latents.unpack(latents.pack(encoded), *picture.size)
-        for name in ("as it is", "channels last"):
-            if name == "channels last":
-                parts.vae.to(memory_format=torch.channels_last)
-            yield (
-                f"encode, {name}",
-                partial(model.codec.encode, picture, parts.device, parts.dtype),
-            )
-            yield f"decode, {name}", partial(model.codec.decode, unpacked)
-        parts.vae.to(memory_format=torch.contiguous_format)
+            return copies.references()[0].picture()
 
     def encoder(self) -> Iterator[tuple[str, Row]]:
         """Two prompts with all new, the parts of that, a new prompt alone, and nothing new."""
@@ -141,15 +130,3 @@ def resized(loaded: list[Image.Image], sizes: list[tuple[int, int]]) -> list[Ima
     """Copies of pictures, one after the other."""
     pairs = zip(loaded, sizes, strict=True)
     return [picture.resize(size, Image.Resampling.LANCZOS) for picture, size in pairs]
-
-
-def median(run: Row) -> float:
-    """Milliseconds, after one round to warm up."""
-    times = []
-    for _ in range(ROUNDS + 1):
-        began = time.perf_counter()
-        run()
-        if CUDA:
-            torch.cuda.synchronize()
-        times.append(1000 * (time.perf_counter() - began))
-    return round(statistics.median(times[1:]), 2)

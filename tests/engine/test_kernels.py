@@ -25,6 +25,7 @@ from vellumd.engine.kernels.feed import Fed, Need
 from vellumd.engine.lora import Branched, Pair
 from vellumd.engine.plan import Plan
 from vellumd.engine.transformer import Own, Stock
+from vellumd.engine.vae_forward import FAST
 
 CPU = torch.device("cpu")
 NAMES = [field.name for field in fields(Ops)]
@@ -32,6 +33,7 @@ PLAN = Plan.full(len(small.TIMES))
 
 INTERPRETED = """
 import torch
+from vellumd.engine import vae_forward
 from vellumd.engine.kernels import choice, heads
 torch.manual_seed(0)
 for dtype in (torch.float32, torch.bfloat16):
@@ -42,6 +44,9 @@ for dtype in (torch.float32, torch.bfloat16):
                 # The interpreter of Triton 3.8 rounds 127 to 64 in e4m3: the carry is lost.
                 made = torch.where(torch.isclose(made * 2, exact, rtol=0.01), exact, made)
             print(name, dtype, small, float((made - exact).norm() / exact.norm()))
+    for name in vae_forward.TRITON:
+        for made, exact, _ in vae_forward.tried(name, vae_forward.FAST, torch.device("cpu"), dtype):
+            print("pixels." + name, dtype, False, float((made - exact).norm() / exact.norm()))
     x = torch.randn(1, 70, 3, 40) * torch.logspace(-2, 2, 3)[:, None]
     made, exact = (
         small.double() * scale[:, None, :, None].double()
@@ -82,6 +87,19 @@ def test_a_kernel_does_what_its_twin_does(
     assert len(small) == (2 if name in ("norm_modulate", "gelu", "feed") else 0)
     assert max(whole) <= (2e-6 if dtype == "torch.float32" else 6e-3)
     assert all(error <= (5e-3 if dtype == "torch.float32" else 3e-2) for error in small)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("pixels.norm", 3), ("pixels.add", 1), ("pixels.double", 1)]
+)
+@pytest.mark.parametrize("dtype", ["torch.float32", "torch.bfloat16"])
+def test_the_vaes_kernels_do_what_their_twins_do(
+    name: str, count: int, dtype: str, interpreted: list[tuple[str, str, bool, float]]
+) -> None:
+    """The norm with a bias, without one, and without SiLU."""
+    found = [error for *of, _, error in interpreted if of == [name, dtype]]
+    assert len(found) == count
+    assert max(found) <= (2e-6 if dtype == "torch.float32" else 6e-3)
 
 
 @pytest.mark.parametrize("dtype", ["torch.float32", "torch.bfloat16"])
@@ -167,11 +185,16 @@ def launches(need: Need) -> dict[str, Callable[[], object]]:
     wide = torch.empty(1, rows, 4 * heads * width, dtype=torch.bfloat16)
     mods, turns = torch.empty(2, heads * width, dtype=torch.bfloat16), torch.empty(rows, width // 2)
     by_head = x.view(1, rows, heads, width)
+    features = torch.empty(1, 96, 9, 7, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    bias = mods[0, :96]
     found: dict[str, Callable[[], object]] = {
         "norm_modulate": lambda: TRITON.norm_modulate(x, mods, mods, 5, need),
         "gelu": lambda: TRITON.gelu(wide, need),
         "gate_residual": lambda: TRITON.gate_residual(x, x, mods, 5),
         "norm_rotate": lambda: TRITON.norm_rotate(by_head, mods[0, :width], turns, turns, by_head),
+        "pixels.norm": lambda: FAST.norm(features, bias, bias, True),
+        "pixels.add": lambda: FAST.add(features, bias, features),
+        "pixels.double": lambda: FAST.double(features),
     }
     if need.small:
         found["feed"] = lambda: TRITON.feed(x, need)
@@ -228,11 +251,11 @@ def test_kernels_compile_for_every_card(
     if sm >= 89:
         for launch in small.values():
             launch()
-        assert compiling.made == 7
+        assert compiling.made == 10
         return
     for launch in whole.values():
         launch()
-    assert compiling.made == 4
+    assert compiling.made == 7
     for name in ("norm_modulate", "gelu", "feed"):
         with pytest.raises(triton.CompilationError):
             small[name]()

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from torch import Tensor
 
 from vellumd import model_card
-from vellumd.engine import latents, loading, placing
+from vellumd.engine import latents, loading, placing, vae_forward
 from vellumd.engine.content import Store, size_of
 from vellumd.engine.copies import Copy
 from vellumd.engine.encode import Encoder
@@ -46,6 +46,9 @@ class Model:
         self.parts = parts
         self.loras = loras
         self.card = card
+        if parts.device.type == "cuda" and self.settings.forward != "stock":
+            ops = vae_forward.choose(self.settings.kernels, parts.device, parts.dtype)
+            vae_forward.hasten(parts.vae, ops)
         self.codec = latents.Codec(parts.vae)
         self.store = store or Store(self.settings.cache_mb * MB)
         self.encoder = Encoder(parts.processor, parts.text_encoder, card.prompt_tokens, self.store)

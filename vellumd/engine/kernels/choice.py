@@ -103,10 +103,17 @@ def complaint(
 
     An error that has lost the card is raised: nothing runs after it.
     """
+    return disagreement(lambda: tried(name, ops, device, dtype, needs))
+
+
+def disagreement(run: Callable[[], Iterator[tuple[Tensor, Tensor, float]]]) -> str | None:
+    """What is wrong with what `run` gives: results, exact ones, and the tolerated errors.
+
+    An error that has lost the card is raised: nothing runs after it.
+    """
 
     def judged() -> str | None:
-        results = tried(name, ops, device, dtype, needs)
-        for number, (made, exact, tolerance) in enumerate(results):
+        for number, (made, exact, tolerance) in enumerate(run()):
             error = float((made - exact).norm() / exact.norm())
             if not error <= tolerance:  # not a number is no less than it either
                 return f"the error of result {number} is {error:.4f}"
