@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vellumd import errors, model_card
-from vellumd.engine import convert
+from vellumd.artefact import MODULATION, TRANSFORMER
+from vellumd.engine import convert, shards
 from vellumd.weights.model import open_model
 
 BLOCKS = 20
@@ -45,16 +46,36 @@ def made(folder: Path, blocks: int = BLOCKS) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     if not alone:
         return {"there": True, "waited_s": round(seconds, 1)}
-    number = model.configs["transformer"]["num_layers"]
-    share = next((at for at, done in marks if done >= marks[-1][1] * blocks / number), seconds)
+    of_blocks = scaled(job, marks, blocks)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     return {
         "told_before": str(job.needs()),
         "seconds": round(seconds, 1),
-        f"seconds_of_{blocks}_blocks_scaled": round(share * number / blocks, 1),
+        f"seconds_of_{blocks}_blocks_scaled": round(of_blocks, 1),
+        "seconds_of_tenths": [tenth(marks, number) for number in range(1, 11)],
         "own_memory_gb": round(grown[0] / 1e9, 2),
         "artefact_gb": round(size / 1e9, 2),
     }
+
+
+def scaled(job: convert.Conversion, marks: list[tuple[float, int]], blocks: int) -> float:
+    """What the first `blocks` blocks took, scaled to all; modulation is written before them."""
+    groups = job._groups()
+    before = sum(shards.size_of(job._layout(groups[name])) for name in groups if name == MODULATION)
+    each = shards.size_of(job._layout(groups[f"{TRANSFORMER}/block-00.safetensors"]))
+    blocks = min(blocks, job.blocks)
+    began, ended = (at_bytes(marks, size) for size in (before, before + blocks * each))
+    return (ended - began) * job.blocks / blocks
+
+
+def tenth(marks: list[tuple[float, int]], number: int) -> float:
+    """Seconds until `number` tenths were written."""
+    return round(at_bytes(marks, marks[-1][1] * number // 10), 1)
+
+
+def at_bytes(marks: list[tuple[float, int]], size: int) -> float:
+    """Seconds until `size` bytes were written."""
+    return next((at for at, done in marks if done >= size), marks[-1][0])
 
 
 def run(job: convert.Conversion, target: Path, beat: Any) -> bool:
