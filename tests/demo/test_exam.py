@@ -62,6 +62,29 @@ def test_held_out_phrasings() -> None:
     assert not {question.prompt for question in seen} & {question.prompt for question in unseen}
 
 
+def lefty() -> exam.Sit:
+    """Sits every part twice: by copies of picture 1, and by answers in black."""
+    black = Image.new("RGB", (128, 128))
+    return lambda questions: [
+        exam.sit(questions, lambda pictures, prompt, seed: pictures[0]),
+        exam.sit(questions, lambda pictures, prompt, seed: black),
+    ]
+
+
+def test_processes_share_an_exam() -> None:
+    """In parts, of which the sittings are joined in the questions' order."""
+    questions = exam.draw(7, seed=3)
+    told: list[int] = []
+    for apart, alone in zip(
+        exam.share(questions, lefty, 2, told.append), lefty()(questions), strict=True
+    ):
+        assert apart.kinds == alone.kinds
+        assert np.array_equal(apart.passed, alone.passed)
+        assert np.array_equal(np.stack(apart.pictures), np.stack(alone.pictures))
+        assert len(apart.seconds) == 7
+    assert told == list(range(1, 8))
+
+
 def test_scores() -> None:
     """Targets pass and copies fail, in all and by kind; progress is told."""
     told: list[int] = []

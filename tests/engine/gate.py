@@ -3,16 +3,18 @@
 Every recipe sits the same exam on the same noise as the untouched weights. Prints the
 figures of all recipes:
 
-    python -m tests.engine.gate [--n 52]
+    python -m tests.engine.gate [--n 52] [--jobs 2]
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +85,21 @@ class Gate:
     @classmethod
     def open(cls, n: int, seed: int = 0) -> Gate:
         """Load the demo and have its weights sit an exam of `n` questions as they are."""
-        torch.set_num_threads(1)  # as the engine does for the demo
-        card = model_card.read(model_card.DEMO)
-        parts = loading.load(model_card.DEMO_FOLDER, torch.device("cpu"), lambda *_: None)
-        loras = lora.Loras(parts, model_card.DEMO_FOLDER, card, {})
-        model = Model(parts, loras, card)
-        questions = exam.draw(n, seed)
+        model, questions = demo(), exam.draw(n, seed)
         return cls(model, questions, exam.sit(questions, editing(model)))
 
     def sit(self, tamper: Tamper) -> exam.Sitting:
         """How the exam goes while the model is tampered with."""
         with tamper(self.model):
             return exam.sit(self.questions, editing(self.model))
+
+
+def demo() -> Model:
+    """The demo's model as it is."""
+    torch.set_num_threads(1)  # as the engine does for the demo
+    card = model_card.read(model_card.DEMO)
+    parts = loading.load(model_card.DEMO_FOLDER, torch.device("cpu"), lambda *_: None)
+    return Model(parts, lora.Loras(parts, model_card.DEMO_FOLDER, card, {}), card)
 
 
 def editing(model: Model) -> exam.Edit:
@@ -115,11 +120,11 @@ def editing(model: Model) -> exam.Edit:
     return edit
 
 
-def round_trip(gate: Gate) -> exam.Score:
+def round_trip(model: Model, questions: Sequence[exam.Question]) -> exam.Score:
     """How many of the drawn answers still pass after the VAE alone."""
-    judge, codec, parts = Judge(), gate.model.codec, gate.model.parts
+    judge, codec, parts = Judge(), model.codec, model.parts
     passed = []
-    for question in gate.questions:
+    for question in questions:
         target = question.edits.target[question.row : question.row + 1]
         picture = Image.fromarray(judge.paint(target)[0])
         again = np.asarray(codec.decode(codec.encode(picture, parts.device, parts.dtype)))
@@ -276,18 +281,34 @@ SHOWN: dict[str, Tamper] = {
 """Of no verdict, but telling: `rescaled by 1/16` shows how well that keeps the function."""
 
 
-def figures(gate: Gate, recipes: dict[str, Tamper]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each recipe's figures by name, and why it is not accepted."""
-    for name, tamper in recipes.items():
-        sitting = gate.sit(tamper)
-        yield (
-            name,
-            {
-                "success": sitting.score.success,
-                **exam.compare(gate.untouched, sitting).model_dump(),
-                "complaints": complaints(gate.untouched, sitting),
-            },
-        )
+RECIPES = SHOWN | ACCEPTED | REJECTED
+
+
+def seated(names: Sequence[str]) -> exam.Sit:
+    """A process of its own, ready to sit parts of an exam: untouched, then by each of RECIPES."""
+    model = demo()
+
+    def sit(questions: Sequence[exam.Question]) -> list[exam.Sitting]:
+        opened = Gate(model, questions, exam.sit(questions, editing(model)))
+        return [opened.untouched, *(opened.sit(RECIPES[name]) for name in names)]
+
+    return sit
+
+
+def figures(
+    questions: Sequence[exam.Question], names: Sequence[str], jobs: int
+) -> tuple[exam.Score, dict[str, dict[str, Any]]]:
+    """The untouched weights' score, and of RECIPES named each one's figures and complaints."""
+    untouched, *others = exam.share(questions, partial(seated, names), jobs)
+    found = {
+        name: {
+            "success": sitting.score.success,
+            **exam.compare(untouched, sitting).model_dump(),
+            "complaints": complaints(untouched, sitting),
+        }
+        for name, sitting in zip(names, others, strict=True)
+    }
+    return untouched.score, found
 
 
 def main() -> None:
@@ -295,11 +316,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.engine.gate")
     parser.add_argument("--n", type=int, default=52)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
-    gate = Gate.open(args.n, args.seed)
-    print(f"untouched: {gate.untouched.score}, {gate.untouched.seconds.mean():.2f} s an edit")
-    print(f"VAE alone: {round_trip(gate)}")
-    for name, found in figures(gate, SHOWN | ACCEPTED | REJECTED):
+    questions = exam.draw(args.n, args.seed)
+    print(f"VAE alone: {round_trip(demo(), questions)}")
+    untouched, recipes = figures(questions, tuple(RECIPES), args.jobs)
+    print(f"untouched: {untouched}")
+    for name, found in recipes.items():
         print(
             f"{name:<45}success {found['success']:.3f}  lost {found['lost']:>3}  gained "
             f"{found['gained']:>3}  PSNR {found['psnr']:.1f}, 95 % {found['psnr_low']:.1f} dB  "

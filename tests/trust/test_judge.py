@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from datetime import datetime
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import Record
+from vellumd.demo import exam
 from vellumd.demo.world import KINDS
 
+JOBS = os.cpu_count() or 1
 RESULT = Path(__file__).parent / "results" / "judge.json"
 EXAMS: dict[str, tuple[str, ...]] = {
     "base": (),
@@ -37,6 +40,7 @@ GUIDED = 0.10
 def judged(n: int, *arguments: str) -> dict[str, Any]:
     """What the judge's command tells of `n` edits of 8 steps."""
     command = [sys.executable, "-m", "vellumd.demo.judge", "--n", str(n), "--steps", "8", "--json"]
+    command += ["--jobs", str(JOBS if n >= 80 else 1)]
     done = subprocess.run([*command, *arguments], stdout=subprocess.PIPE, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -97,12 +101,13 @@ def test_gate(full: bool, record: Record) -> None:
     """
     from tests.engine import gate
 
-    large = gate.Gate.open(80 * len(KINDS) if full else 2)
-    small = gate.Gate.open(20 * len(KINDS)) if full else large
-    vae = gate.round_trip(large)
+    large = exam.draw(80 * len(KINDS) if full else 2, seed=0)
+    small = large[: 20 * len(KINDS)]
+    vae = gate.round_trip(gate.demo(), large)
     assert (vae.success if full else vae.interval[1]) >= LEAST_VAE
-    accepted = dict(gate.figures(large, gate.ACCEPTED))
-    rejected = dict(gate.figures(small, gate.REJECTED))
+    jobs = JOBS if full else 1
+    _, accepted = gate.figures(large, tuple(gate.ACCEPTED), jobs)
+    _, rejected = gate.figures(small, tuple(gate.REJECTED), jobs)
     if full:
         keep("vae", vae.model_dump())
     record("gate", accepted | rejected)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,8 @@ from vellumd.models import Frozen
 Edit = Callable[[list[Image.Image], str, int], Image.Image]
 """What sits an exam: pictures, prompt and noise seed in, the edited picture out."""
 
+PART = 4
+"""Questions that a process is given at a time."""
 SAME = 99.0
 """PSNR in decibel that stands for equal pictures, where it is infinite."""
 
@@ -88,6 +92,16 @@ class Sitting:
         """Of all kinds together."""
         return Score.of(self.passed)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Sitting]) -> Sitting:
+        """`parts` of one exam, in the order of its questions."""
+        return cls(
+            tuple(kind for part in parts for kind in part.kinds),
+            np.concatenate([part.passed for part in parts]),
+            [picture for part in parts for picture in part.pictures],
+            np.concatenate([part.seconds for part in parts]),
+        )
+
     def by_kind(self) -> dict[str, Score]:
         """The score of each kind."""
         kinds = np.array(self.kinds)
@@ -110,6 +124,45 @@ def sit(
         tell(done)
     kinds = tuple(question.kind for question in questions)
     return Sitting(kinds, np.array(passed, dtype=bool), pictures, np.array(seconds))
+
+
+Sit = Callable[[Sequence[Question]], list[Sitting]]
+"""Some questions to one sitting of each of several recipes."""
+
+
+def share(
+    questions: Sequence[Question],
+    prepare: Callable[[], Sit],
+    jobs: int,
+    tell: Callable[[int], None] = lambda done: None,
+) -> list[Sitting]:
+    """The sittings of all `questions`, which `jobs` processes take in parts.
+
+    Each calls `prepare` once, which is a function of a module or a partial of one.
+    """
+    parts = [questions[at : at + PART] for at in range(0, len(questions), PART)]
+    found, done = [], 0
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, initializer=_enter, initargs=(prepare,)) as processes:
+        for part, sittings in zip(parts, processes.map(_take, parts), strict=True):
+            found.append(sittings)
+            for _ in part:
+                done += 1
+                tell(done)
+    return [Sitting.joined(of_one) for of_one in zip(*found, strict=True)]
+
+
+_sit: Sit
+"""Of this process, if it is one of `share`'s."""
+
+
+def _enter(prepare: Callable[[], Sit]) -> None:
+    global _sit
+    _sit = prepare()
+
+
+def _take(questions: Sequence[Question]) -> list[Sitting]:
+    return _sit(questions)
 
 
 def references(judge: Judge, question: Question) -> list[Image.Image]:

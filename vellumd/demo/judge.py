@@ -15,6 +15,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -78,14 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipes["against"] = Recipe.of(args.against)
     questions = exam.draw(args.n, args.seed, held_out=args.held_out, kinds=args.kinds)
     settings = {"tier": args.tier} if args.tier else {}
-    engine = vellumd.QwenImageEditEngine(model_card.DEMO, **settings)
-    tiers = engine.load().tiers
+    engine, tiers = opened(settings)
     ran = args.tier if args.tier in (*tiers, "reference") else tiers[0]
     if args.tier and ran != args.tier:
         print(f"{args.tier} is not there; {ran} is judged", file=sys.stderr)
-    sittings = [
-        exam.sit(questions, recipe.on(engine), _Progress(args.n)) for recipe in recipes.values()
-    ]
+    told = [*recipes.values()]
+    if args.jobs == 1:
+        sittings = [exam.sit(questions, recipe.on(engine), _Progress(args.n)) for recipe in told]
+    else:
+        seat = partial(seated, settings, told)
+        sittings = exam.share(questions, seat, args.jobs, _Progress(args.n))
     engine.unload()
     first = sittings[0]
     score = first.score
@@ -108,6 +111,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(json.dumps(result, indent=1) if args.json else table(result))
 
 
+def opened(settings: Mapping[str, str]) -> tuple[QwenImageEditEngine, tuple[str, ...]]:
+    """The demo, loaded with `settings`, and its tiers."""
+    engine = vellumd.QwenImageEditEngine(model_card.DEMO, **settings)
+    return engine, engine.load().tiers
+
+
+def seated(settings: Mapping[str, str], recipes: Sequence[Recipe]) -> exam.Sit:
+    """A process of its own, ready to sit parts of an exam by each of `recipes`."""
+    engine, _tiers = opened(settings)
+    edits = [recipe.on(engine) for recipe in recipes]
+    return lambda questions: [exam.sit(questions, edit) for edit in edits]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vellumd.demo.judge", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -120,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tier", choices=("reference", *REQUEST_TIERS))
     parser.add_argument("--seed", type=_whole, default=0, help="of scenes and noise")
     parser.add_argument("--held-out", action="store_true", help="phrasings unseen in training")
+    parser.add_argument("--jobs", type=_positive, default=1, help="processes that share the edits")
     parser.add_argument("--json", action="store_true")
     return parser
 

@@ -25,7 +25,7 @@ from vellumd.demo.train.model import Components
 
 CHECK_SEED = 987_654
 """Of the scenes that a finished stage is checked with."""
-GUIDANCE = 1.0, 1.3, 1.5, 1.8, 3.0
+GUIDANCE = 1.0, 1.3, 1.5, 1.8
 """Guidances that the base weights are checked with, to choose the card's from."""
 
 

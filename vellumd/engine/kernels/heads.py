@@ -12,7 +12,7 @@ from vellumd.engine.kernels.language import jit, next_power_of_2, tl, warps
 from vellumd.engine.linears import FP8, FP8_MAX, TINY
 
 FLOAT = torch.float32
-ROWS = 32
+ROWS = 64
 """Rows that a program works on."""
 
 

@@ -11,6 +11,9 @@ from torch import Tensor
 from vellumd.engine.kernels.language import jit, next_power_of_2, tl, warps
 from vellumd.engine.kernels.modulate import EPSILON
 
+MANY = 16
+"""Heads that a program works on."""
+
 
 def norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
     """RMSNorm of each head of `x` with `weight` [width], then its rotation, written to `out`.
@@ -20,10 +23,16 @@ def norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, out: Tensor
     """
     variance = x.float().square().mean(-1, keepdim=True)
     y = (x * torch.rsqrt(variance + EPSILON)).to(weight.dtype) * weight
-    real, imaginary = y.float().view(*y.shape[:-1], -1, 2).unbind(-1)
-    cos, sin = cos[:, None], sin[:, None]
-    turned = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
-    out.copy_(turned.flatten(-2))
+    out.copy_(_turned(y.float().view(*y.shape[:-1], -1, 2), cos[:, None], sin[:, None]).flatten(-2))
+
+
+def _turned(pairs: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`pairs` [.., 2] as complex numbers times cos + i·sin: the same bits either way."""
+    if torch.compiler.is_compiling():  # Inductor knows no complex numbers.
+        real, imaginary = pairs.unbind(-1)
+        turned = real * cos - imaginary * sin, real * sin + imaginary * cos
+        return torch.stack(turned, dim=-1)
+    return torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
 
 
 def norm_rotate_triton(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
@@ -31,34 +40,35 @@ def norm_rotate_triton(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, out:
     rows, heads, width = x.shape[1:]
     if not out.is_contiguous():
         raise ValueError("norm_rotate_triton writes to whole rows")
-    heads_block, half_block = next_power_of_2(heads), next_power_of_2(width // 2)
-    _norm_rotate[(rows,)](
-        x.contiguous(), weight, cos, sin, out, heads, width, EPSILON, heads_block=heads_block,
-        half_block=half_block, num_warps=warps(2 * heads_block * half_block),
+    count, block = rows * heads, next_power_of_2(width)
+    _norm_rotate[(-(-count // MANY),)](
+        x.contiguous(), weight, cos, sin, out, count, heads, width, EPSILON, many=MANY,
+        block=block, num_warps=warps(MANY * block),
     )  # fmt: skip
 
 
 @jit
 def _norm_rotate(
-    x, weight, cos, sin, out, heads, width, epsilon,
-    heads_block: tl.constexpr, half_block: tl.constexpr,
+    x, weight, cos, sin, out, count, heads, width, epsilon,
+    many: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """All heads of one row a program."""
-    row = tl.program_id(0).to(tl.int64)
-    head, pair = tl.arange(0, heads_block)[:, None], tl.arange(0, half_block)[None, :]
-    half = width // 2
-    wide = pair < half
-    inside = (head < heads) & wide
-    here = row * heads * width + head * width + 2 * pair
-    real = tl.load(x + here, mask=inside, other=0).to(tl.float32)
-    imaginary = tl.load(x + here + 1, mask=inside, other=0).to(tl.float32)
-    power = tl.sum(real * real + imaginary * imaginary, axis=1) / width
-    factor = tl.rsqrt(power + epsilon)[:, None]
-    real *= factor * tl.load(weight + 2 * pair, mask=wide, other=0).to(tl.float32)
-    imaginary *= factor * tl.load(weight + 2 * pair + 1, mask=wide, other=0).to(tl.float32)
-    c = tl.load(cos + row * half + pair, mask=wide, other=0)
-    s = tl.load(sin + row * half + pair, mask=wide, other=0)
-    turned = real * c - imaginary * s
-    tl.store(out + here, turned.to(out.dtype.element_ty), mask=inside)
-    turned = real * s + imaginary * c
-    tl.store(out + here + 1, turned.to(out.dtype.element_ty), mask=inside)
+    """`many` heads a program, of one row after the other.
+
+    A head is read and written whole and taken apart into pairs in between: read by every other
+    number it took twenty times as long.
+    """
+    number = tl.program_id(0) * many + tl.arange(0, many)[:, None]
+    column, pair = tl.arange(0, block)[None, :], tl.arange(0, block // 2)[None, :]
+    inside, half = (number < count) & (column < width), width // 2
+    here = number.to(tl.int64) * width + column
+    values = tl.load(x + here, mask=inside, other=0).to(tl.float32)
+    power = tl.sum(values * values, axis=1) / width
+    values *= tl.rsqrt(power + epsilon)[:, None]
+    values *= tl.load(weight + column, mask=column < width, other=0).to(tl.float32)
+    real, imaginary = tl.split(tl.reshape(values, (many, block // 2, 2)))
+    at, wide = number // heads * half + pair, (number < count) & (pair < half)
+    c = tl.load(cos + at, mask=wide, other=0)
+    s = tl.load(sin + at, mask=wide, other=0)
+    turned = tl.join(real * c - imaginary * s, real * s + imaginary * c)
+    turned = tl.reshape(turned, (many, block)).to(out.dtype.element_ty)
+    tl.store(out + here, turned, mask=inside)
