@@ -4,8 +4,8 @@
     python -m tests.bench.blocks kernels --tiny       # on any machine: does the script run?
 
 `kernels`: which run, their errors and times. `loop`: nothing in it waits for the card.
-`trace`: where one block's milliseconds go. `sizes`: all methods over 1, 2, 3 references of
-0.5, 1, 2 megapixels, one block in five.
+`trace`: where one full block's milliseconds go, alone and scaled to 60. `sizes`: all methods
+over 1, 2, 3 references of 0.5, 1, 2 megapixels, one block in five.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from tests.bench.record import Record
+from tests.bench.trace import of_block
 from vellumd.engine import attention, precision, schedule
 from vellumd.engine.bench import run as bench
 from vellumd.engine.bench.measure import WARM, timed
@@ -55,10 +56,10 @@ class Scale:
         """A transformer with random weights."""
         return random_transformer(self.config | {"num_layers": layers}, DEVICE, DTYPE)
 
-    def own(self, model: Any) -> Own:
-        """Our forward over it, with the best kernels."""
+    def own(self, model: Any, kernel: attention.Attention | None = None) -> Own:
+        """Our forward over it, with the best kernels; with `kernel` as attention, if given."""
         width = model.config.attention_head_dim
-        best = attention.choose("auto", DEVICE, DTYPE, width).attention
+        best = kernel or attention.choose("auto", DEVICE, DTYPE, width).attention
         return Own(model, best, choice.choose("auto", DEVICE, DTYPE).ops)
 
 
@@ -142,30 +143,33 @@ def loop(scale: Scale, record: Record) -> None:
 
 @torch.inference_mode()
 def trace(scale: Scale, record: Record) -> None:
-    """Count and milliseconds of each kernel in two blocks of the reference job, by recipe."""
-    activity = torch.profiler.ProfilerActivity
-    for name in ("fp8-rows", "fp8-weights", "bf16"):
+    """What the kernels of one full block of the reference job take, by recipe and tier.
+
+    The first of two: the last one's rows are fewer. `again`: a step that uses the references'
+    keys and values again.
+    """
+    width = scale.config.get("attention_head_dim", scale.width)
+    small = attention.choose_8bit(DEVICE, DTYPE, width)
+    cases: list[tuple[str, str, Any, Plan]] = [
+        ("fp8-rows", "fp8-rows", None, Plan.full(1)),
+        ("fp8-rows, 8-bit attention", "fp8-rows", small, Plan.full(1)),
+        ("fp8-rows, again", "fp8-rows", small, Plan.of(2, every=2)),
+        ("bf16", "bf16", None, Plan.full(1)),
+        ("fp8-weights", "fp8-weights", None, Plan.full(1)),
+    ]
+    for name, recipe, kernel, plan in cases:
         model = scale.model(2)
-        precision.hold(model, precision.RECIPES[name])
+        precision.hold(model, precision.RECIPES[recipe])
         given, tokens = Workload.of(model, scale.area, references=3).inputs(model, DEVICE)
-        times = torch.tensor([500.0], device=DEVICE)
-        velocity = scale.own(model).prepare(given, times, Plan.full(1))
-        for _ in range(WARM):
-            velocity(0, 0, tokens)
-        kinds = [activity.CUDA] if CUDA else [activity.CPU]
-        with torch.profiler.profile(activities=kinds) as profile:
-            velocity(0, 0, tokens)
-            if CUDA:
-                torch.cuda.synchronize()
-        spent = {
-            event.key[:90]: [event.count, round(_time(event) / 1e3, 3)]
-            for event in profile.key_averages()
-        }
-        record[name] = dict(sorted(spent.items(), key=lambda item: -item[1][1])[:40])
+        own = scale.own(model, kernel.attention if kernel else None)
+        times = torch.linspace(1000.0, 500.0, plan.steps, device=DEVICE)
+        velocity = own.prepare(given, times, plan)
 
+        def forward(velocity: Any = velocity, tokens: Any = tokens, plan: Plan = plan) -> None:
+            for step in range(plan.steps):
+                velocity(step, 0, tokens)
 
-def _time(event: Any) -> float:
-    return float(event.device_time_total if CUDA else event.self_cpu_time_total)
+        record[name] = of_block(forward, own.blocks[0], DEVICE)
 
 
 def sizes(scale: Scale, record: Record) -> None:

@@ -7,7 +7,8 @@
 Each part runs in a process of its own and writes FOLDER/PART.json as it goes, so that a part
 that fails, loses the card or is cut short costs no other one anything. A part that would not
 end within the budget is left out; one that does not end is stopped. What became of each is in
-FOLDER/card.json. docs/performance.md says how to renew all figures.
+FOLDER/card.json, what it said in FOLDER/PART.log. docs/performance.md says how to renew all
+figures.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,10 @@ TOLD = 2000
 
 @dataclass(frozen=True)
 class Part:
-    """A script with arguments, the seconds it takes on an H100, and what it finds.
+    """A script with arguments, the seconds it takes on an H200, and what it finds.
 
     `weights`: the folder, within that for weights, in which it makes its own; None: it makes
-    none. `prints`: it prints its JSON.
+    none. `sized`: what makes it large, or tiny.
     """
 
     name: str
@@ -43,36 +44,37 @@ class Part:
     what: str
     script: tuple[str, ...]
     weights: str | None = None
-    prints: bool = False
+    sized: tuple[tuple[str, ...], tuple[str, ...]] = (), ("--tiny",)
 
-    def command(self, out: Path, folder: Path, *, tiny: bool) -> list[str]:
-        """What is run: it writes `out`, and has `folder` for weights."""
-        command = [sys.executable, "-m", *self.script]
-        if self.prints:
-            size = ["--model", "demo", "--rounds", "1"] if tiny else ["--random"]
-            return command + size
-        command += ["--out", str(out), *(["--tiny"] if tiny else [])]
-        return command + (["--folder", str(folder / self.weights)] if self.weights else [])
+    def command(
+        self, out: Path, folder: Path, more: Sequence[str] = (), *, tiny: bool
+    ) -> list[str]:
+        """What is run: it writes `out`, has `folder` for weights, and is given `more`."""
+        command = [sys.executable, "-m", *self.script, "--out", str(out), *self.sized[tiny]]
+        return [
+            *command, *(["--folder", str(folder / self.weights)] if self.weights else []), *more
+        ]  # fmt: skip
 
 
 BENCH = "vellumd.engine", "bench", "--rounds", "3"
+SIZED = ("--random",), ("--model", "demo", "--rounds", "1")
 PARTS = [
-    Part("kernels", 40, "which kernels run, errors, times", ("tests.bench.blocks", "kernels")),
+    Part("kernels", 30, "which kernels run, errors, times", ("tests.bench.blocks", "kernels")),
     Part("loop", 20, "nothing waits for the card", ("tests.bench.blocks", "loop")),
-    Part("trace", 25, "where a block's time goes", ("tests.bench.blocks", "trace")),
-    Part("reference", 240, "all methods, 3 references", BENCH, prints=True),
-    Part("edits", 290, "whole edits, predecessor's too, VAE and encoder",
+    Part("trace", 35, "where a block's time goes", ("tests.bench.blocks", "trace")),
+    Part("edits", 400, "artefact, whole edits, predecessor's too, VAE and encoder",
          ("tests.bench.full_size",), weights="model"),
-    Part("memory", 460, "conversion, budgets", ("tests.bench.memory",), weights="model"),
+    Part("reference", 380, "all methods, 3 references", BENCH, sized=SIZED),
+    Part("memory", 400, "artefact, budgets", ("tests.bench.memory",), weights="model"),
     Part("loading", 110, "a transformer to the card, three ways",
          ("tests.bench.loading", "--rounds", "2"), weights="."),
     Part("precision", 120, "errors of rounding, 40 blocks",
          ("tests.bench.precision", "--blocks", "40")),
-    Part("one", 100, "methods, 1 reference",
-         (*BENCH, "--references", "1", "--skip", "compiled;no Triton"), prints=True),
+    Part("one", 130, "methods, 1 reference",
+         (*BENCH, "--references", "1", "--skip", "compiled;no Triton"), sized=SIZED),
     Part("sizes", 150, "references and megapixels", ("tests.bench.blocks", "sizes")),
 ]  # fmt: skip
-"""The most wanted first."""
+"""The most wanted first. The artefact is made by `edits` or `memory`, whichever is first."""
 
 
 def main() -> None:
@@ -82,6 +84,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(part.name for part in PARTS))
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds of all parts")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for weights, 106 GB")
+    parser.add_argument("--budgets", help="of part `memory`: gigabytes, so that cards share them")
     parser.add_argument("--tiny", action="store_true", help="the demo's size, on any machine")
     parser.add_argument("--list", action="store_true", help="tell the parts and end")
     args = parser.parse_args()
@@ -100,21 +103,24 @@ def main() -> None:
     for part in (part for part in PARTS if part.name in names):
         left = until - time.monotonic()
         print(f"{part.name}: about {part.seconds} s, {left:.0f} s left", flush=True)
-        became[part.name] = run(part, args.out, args.folder, left, tiny=args.tiny)
+        more = ("--budgets", args.budgets) if part.name == "memory" and args.budgets else ()
+        became[part.name] = run(part, args.out, args.folder, left, more, tiny=args.tiny)
         print(f"{part.name}: {became[part.name]['became']}", flush=True)
         (args.out / "card.json").write_text(json.dumps(became, indent=1) + "\n")
 
 
-def run(part: Part, out: Path, folder: Path, left: float, *, tiny: bool) -> dict[str, Any]:
+def run(
+    part: Part, out: Path, folder: Path, left: float, more: Sequence[str] = (), *, tiny: bool
+) -> dict[str, Any]:
     """One part in its process; what became of it, and what it said last where it failed."""
     if left <= (0 if tiny else 0.6 * part.seconds):
         return {"became": "left out", "seconds_left": round(left)}
-    file, log = out / f"{part.name}.json", folder / f"{part.name}.log"
-    command = part.command(file, folder, tiny=tiny)
+    log = out / f"{part.name}.log"
+    command = part.command(out / f"{part.name}.json", folder, more, tiny=tiny)
     began = time.monotonic()
-    with log.open("wb") as said, file.open("wb") if part.prints else nullcontext(said) as printed:
+    with log.open("wb") as said:
         process = subprocess.Popen(
-            command, stdout=printed, stderr=said, start_new_session=os.name == "posix"
+            command, stdout=said, stderr=said, start_new_session=os.name == "posix"
         )
         try:
             code = process.wait(max(1.0, left))

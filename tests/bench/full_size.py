@@ -4,9 +4,10 @@
     python -m tests.bench.full_size --tiny --folder /tmp/demo      # does the script run?
 
 Makes 58 GB of random bfloat16 weights in the layout of Qwen-Image-Edit-2511 unless they are
-there, loads them through the engine's own code and times edits phase by phase: each tier,
-few steps without guidance, many steps in bfloat16, and in the same run the predecessor's
-method. Random weights prove nothing about pictures.
+there, and of them the artefact that `vellumd convert` makes; loads that through the engine's own
+code and times edits phase by phase: each tier, few steps without guidance, many steps in
+bfloat16, and in the same run the predecessor's method. Last, for comparison, the model itself
+with the LoRA beside its weights. Random weights prove nothing about pictures.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from tests.bench import edits, predecessor, random_model, stages
+from tests.bench import converting, edits, predecessor, random_model, stages
 from tests.bench.edits import CUDA, Wanted
 from tests.bench.record import Record
 from vellumd.engine import memory
@@ -43,7 +44,11 @@ def measure(folder: Path, record: Record, *, tiny: bool) -> None:
     began = time.perf_counter()
     random_model.there(folder, tiny=tiny)
     record["built_s"] = round(time.perf_counter() - began, 1)
-    engine = load("first load", folder, record)
+    record["convert"] = converting.made(folder)
+    ready = {"artifact_dir": str(converting.folder_of(folder))}
+    if tiny:
+        ready["recipe"] = "fp8-weights"  # on a CPU the demo would do without an artefact
+    engine = load("first load", folder, record, **ready)
     short, many = (1, 1) if tiny else (4, 50)
     for tier in TIERS:
         record[tier] = edits.timed(engine, folder, Wanted(tier=tier, tiny=tiny))
@@ -52,7 +57,7 @@ def measure(folder: Path, record: Record, *, tiny: bool) -> None:
         record[f"{tier} against predecessor"] = round(
             record["predecessor"]["edit_s"] / record[tier]["edit_s"], 2
         )
-    engine = load("second load", folder, record)
+    engine = load("second load", folder, record, **ready)
     name = f"1 reference, {short} steps, no guidance"
     record[name] = edits.timed(engine, folder, Wanted(1, short, 1.0, tiny=tiny))
     for tier in TIERS:
@@ -65,6 +70,10 @@ def measure(folder: Path, record: Record, *, tiny: bool) -> None:
     wanted = Wanted(1, many, 4.0, "reference", lightning=False, tiny=tiny)
     files = edits.pictures(folder, "new", 1)
     record[f"1 reference, {many} steps, bf16"] = edits.once(engine, files, wanted, edits.PROMPT)
+    engine.unload()
+    ready["artifact_dir"] = str(folder / "no artefacts")
+    engine = load("load without artefact", folder, record, **ready)
+    record["standard, LoRA beside"] = edits.timed(engine, folder, Wanted(tiny=tiny))
     engine.unload()
 
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.bench import card
+from tests.bench import card, memory
 from tests.bench.card import Part
 
-GOOD = Part("good", 1, "prints", ("json.tool", "--help"), prints=True)
+GOOD = Part("good", 1, "prints", ("json.tool", "--help"))
 BAD = Part("bad", 1, "fails", ("tests.bench.no_such_script",))
 
 
 class Talking(Part):
     """One that says something in both ways, and fails."""
 
-    def command(self, out: Path, folder: Path, *, tiny: bool) -> list[str]:
+    def command(
+        self, out: Path, folder: Path, more: Sequence[str] = (), *, tiny: bool
+    ) -> list[str]:
         code = "print('first', flush=True); raise SystemExit('last')"
         return [sys.executable, "-c", code]
 
@@ -28,7 +31,9 @@ class Talking(Part):
 class Endless(Part):
     """One that sleeps."""
 
-    def command(self, out: Path, folder: Path, *, tiny: bool) -> list[str]:
+    def command(
+        self, out: Path, folder: Path, more: Sequence[str] = (), *, tiny: bool
+    ) -> list[str]:
         return [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
@@ -68,6 +73,16 @@ def test_a_part_that_does_not_end_is_stopped(parts: Any) -> None:
     found = parts(Endless("endless", 1, "does not end", ("sleep",)), late, budget="2")
     assert found["endless"]["became"] == "stopped: it took too long"
     assert found["late"]["became"] == "left out"
+
+
+def test_cards_share_budgets() -> None:
+    """Numbers between commas, the host's behind a plus; anything else is refused."""
+    assert memory.gigabytes("18,12+8") == ("18", "12+8")
+    with pytest.raises(ValueError, match="all"):
+        memory.gigabytes("all")
+    (part,) = (part for part in card.PARTS if part.name == "memory")
+    given = part.command(Path("x.json"), Path("w"), ("--budgets", "18,12"), tiny=False)
+    assert given[-2:] == ["--budgets", "18,12"]
 
 
 def test_a_part_runs_at_tiny_size(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import copy
 import json
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import torch
 from tests.engine import random_transformer as small
 from vellumd.cli.bench import table
 from vellumd.engine import attention
-from vellumd.engine.bench import measure, methods
+from vellumd.engine.bench import measure, methods, run
 from vellumd.engine.bench.workload import Workload
 from vellumd.engine.transformer import Own
 
@@ -21,12 +23,14 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    """The figures of a short run on the demo, as a user starts it."""
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The figures of a short run on the demo, as a user starts it; printed and written."""
+    out = tmp_path_factory.mktemp("bench") / "found.json"
     command = [sys.executable, "-m", "vellumd.engine", "bench", "--rounds", "1",
-               "--references", "1"]  # fmt: skip
+               "--references", "1", "--out", str(out)]  # fmt: skip
     ran = subprocess.run(command, capture_output=True, check=True)
     answer: dict[str, Any] = json.loads(ran.stdout)
+    assert json.loads(out.read_bytes()) == answer
     return answer
 
 
@@ -61,6 +65,20 @@ def test_the_table_tells_it_all(found: dict[str, Any]) -> None:
     for method in found["methods"]:
         assert any(line.startswith(method["name"]) and line.endswith(" x") for line in lines)
     assert sum(line.startswith("edit (") for line in lines) == 3
+
+
+def test_times_are_kept_before_errors_are_known() -> None:
+    """A run that is stopped while errors are measured has lost no time."""
+    base = small.transformer(torch.float32, layers=2)
+    workload = Workload.of(base, 128 * 128, references=1)
+    wanted = argparse.Namespace(only="float32;references used", skip="", rounds=1)
+    kept: list[list[dict[str, Any]]] = []
+    keep = lambda methods: kept.append(copy.deepcopy(methods))  # noqa: E731
+    whole = run.compared(base, workload, CPU, wanted, keep)
+    assert kept[-1] == whole
+    both = next(methods for methods in kept if len(methods) == len(whole))
+    assert all(method["forward_s"] > 0 for method in both)
+    assert "error" in whole[0] and "error" not in both[0]
 
 
 def test_operations_are_counted_right() -> None:

@@ -218,23 +218,35 @@ def run(blocks: list[torch.nn.Module], order: list[int] | None = None) -> torch.
 
 
 def held(blocks: list[torch.nn.Module], tmp_path: Path) -> streaming.Host:
-    return streaming.Held(blocks, streaming.layout(blocks[0]), pin=False)
+    return streaming.Held.of(blocks, streaming.layout(blocks[0]), pin=False)
 
 
 def filed(blocks: list[torch.nn.Module], tmp_path: Path) -> streaming.Host:
     """A ring of two buffers, whatever the number of blocks."""
+    return streaming.Filed(*in_file(blocks, tmp_path), pin=False, ring=1)
+
+
+def from_file(blocks: list[torch.nn.Module], tmp_path: Path) -> streaming.Held:
+    """Read by several threads to where they stay; each is told."""
+    sizes: list[int] = []
+    made = streaming.Held.of_files(*in_file(blocks, tmp_path), pin=False, read=sizes.append)
+    assert sizes == [sum(p.nbytes for p in block.parameters()) for block in blocks]
+    return made
+
+
+def in_file(blocks: list[torch.nn.Module], tmp_path: Path) -> tuple[Any, list[streaming.Part]]:
+    """Where the parts of each of `blocks` lie in a file of them, and the parts."""
     parts = streaming.layout(blocks[0])
     tensors = {
         f"{n}.{name}": p.data for n, b in enumerate(blocks) for name, p in b.named_parameters()
     }
     save_file(tensors, tmp_path / "blocks.safetensors")
     places = header.read(tmp_path / "blocks.safetensors").tensors
-    of_block = [[places[f"{n}.{part.name}"] for part in parts] for n in range(len(blocks))]
-    return streaming.Filed(of_block, parts, pin=False, ring=1)
+    return [[places[f"{n}.{part.name}"] for part in parts] for n in range(len(blocks))], parts
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8])
-@pytest.mark.parametrize("host", [held, filed])
+@pytest.mark.parametrize("host", [held, filed, from_file])
 def test_streaming_changes_no_bit(host: Callable[..., Any], count: int, tmp_path: Path) -> None:
     """Forward after forward, in order, broken off, or in any other order."""
     blocks = blocks_of(count)
@@ -330,7 +342,8 @@ def test_every_plan_paints_the_same(name: str, expected: list[bytes], tmp_path: 
 
 
 def test_blocks_from_files_paint_the_same(tmp_path: Path) -> None:
-    """In bfloat16 as on a card: out of an artefact, encoder and blocks through the ring."""
+    """In bfloat16 as on a card: out of an artefact, encoder and blocks through the ring,
+    and in the host's memory."""
     card = model_card.read("demo")
     convert.Conversion(open_model(DEMO), card).run(tmp_path / "a", lambda *_: None)
     (ready,) = artefact.found(tmp_path)
@@ -343,7 +356,9 @@ def test_blocks_from_files_paint_the_same(tmp_path: Path) -> None:
         return edits(parts, tmp_path)
 
     resident = painted(Plan(tabled=True))
-    assert painted(Plan(tabled=True, encoder="streamed", streamed=5, ring=True)) == resident
+    for ring in (True, False):
+        plan = Plan(tabled=True, encoder="streamed", streamed=5, ring=ring)
+        assert painted(plan) == resident
 
 
 def test_a_budget_makes_the_engine_stream(tmp_path: Path) -> None:

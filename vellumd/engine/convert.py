@@ -1,4 +1,7 @@
-"""`vellumd convert`: a model's transformer to an artefact, one block in memory at a time.
+"""`vellumd convert`: a model's transformer to an artefact, one tensor after another.
+
+Tensors are read ahead, rounded on the card if there is one, hashed and written behind; all
+at once.
 
 Finished files stay when it is stopped, and the next run goes on behind them; the artefact
 appears under its name when all are there.
@@ -35,7 +38,12 @@ log = logging.getLogger(__name__)
 GB = 10**9
 READ_RATE, WRITE_RATE, ROUND_RATE = 1.95 * GB, 1.0 * GB, 0.17 * GB
 """Bytes a second for the time that is told before: the disk of an H100's machine, half of it for
-writing, and rounding as measured on one core of a busy machine: rather too long than too short."""
+writing, and rounding as measured on one core of a busy machine: rather too long than too short.
+A card rounds while the next bytes are read."""
+CARD_ROOM = 3 * GB
+"""Bytes that must be free on the card: its context, and a matrix in float32 a few times."""
+HASHERS = 2
+"""Files of the source that are hashed at once."""
 RESERVE = 1 * GB
 """Bytes that must be left on the disk."""
 SPAN, AHEAD, THREADS = 8 << 20, 8, 2
@@ -99,6 +107,7 @@ class Conversion:
                 "A LoRA cannot be fused into weights that are FP8 already: it would be rounded "
                 "away. Fuse it into the bfloat16 model, or let it run beside these."
             )
+        self._device = device_for_rounding()
         self._pairs = self._read_loras()
         self.order = Order(
             source=artefact.source_of(model.transformer.files),
@@ -111,7 +120,7 @@ class Conversion:
     def _read_loras(self) -> dict[str, list[lora.Pair]]:
         pairs: dict[str, list[lora.Pair]] = {}
         for one in self._loras:
-            read = lora.read(one.file, self._model.transformer, torch.device("cpu"))
+            read = lora.read(one.file, self._model.transformer, self._device)
             for module, pair in read.items():
                 pairs.setdefault(module, []).append(pair._replace(scale=pair.scale * one.scale))
         return pairs
@@ -131,7 +140,8 @@ class Conversion:
         small = sum(w.place.count for n, w in self._weights.items() if self._is_small(n))
         reads = self._model.transformer.nbytes
         writes = sum(shards.size_of(self._layout(group)) for group in self._groups().values())
-        seconds = reads / READ_RATE + 2 * small / ROUND_RATE + writes / WRITE_RATE
+        rounding = 2 * small / ROUND_RATE if self._device.type == "cpu" else 0
+        seconds = reads / READ_RATE + rounding + writes / WRITE_RATE
         return Needs(reads, writes, seconds)
 
     def run(self, target: Path, beat: Callable[[int, int], None]) -> Path:
@@ -210,15 +220,14 @@ class Conversion:
         platform.replace_durably(home / TRANSFORMER / "config.json", config)
         files = dict(done)
         beat(sum(shard.size for shard in files.values()))
-        with Reader(
-            torch.device("cpu"), lambda _: None, threads=THREADS, span=SPAN, ahead=AHEAD
-        ) as reader:
+        with self._reader(torch.device("cpu")) as host, self._reader(self._device) as reader:
             for name, group in self._groups().items():
                 if name in files:
                     continue
                 layout = self._layout(group)
-                tensors = self._told(self._tensors(reader, group), files, beat)
-                self._finish(home, name, layout, tensors, files)
+                rounds = any(self._is_small(weight.name) for weight in group)
+                tensors = self._tensors(reader if rounds else host, group)
+                self._finish(home, name, layout, self._told(tensors, files, beat), files)
             if TABLES not in files:
                 made = dict(self._tables(reader))
                 layout = {
@@ -227,6 +236,9 @@ class Conversion:
                 }
                 self._finish(home, TABLES, layout, made.items(), files)
         return files
+
+    def _reader(self, device: torch.device) -> Reader:
+        return Reader(device, lambda _: None, threads=THREADS, span=SPAN, ahead=AHEAD)
 
     def _told(
         self,
@@ -295,17 +307,29 @@ class Conversion:
         for stored in reader.tensors(group):
             name = stored.stored.name
             if not self._is_small(name):
-                yield name, self._whole(stored).bfloat16()
+                yield name, self._whole(stored)
                 continue
-            rounded, scale = precision.final(stored) or linears.by_row(self._whole(stored))
+            rounded, scale = precision.final(stored) or self._rounded(stored)
             yield name, rounded
             yield f"{name}_scale", scale
 
-    def _whole(self, stored: StoredTensor) -> Tensor:
-        """A weight in float32 with all LoRAs added."""
+    def _rounded(self, stored: StoredTensor) -> tuple[Tensor, Tensor]:
+        """A weight with all LoRAs added, as e4m3 with scales by row."""
         whole = stored.dense(torch.float32)
-        pairs = self._pairs.get(stored.stored.name.removesuffix(".weight"), [])
-        return lora.fused(whole, pairs) if stored.stored.name.endswith(".weight") else whole
+        return linears.by_row(lora.fused(whole, self._pairs_of(stored)))
+
+    def _whole(self, stored: StoredTensor) -> Tensor:
+        """A weight in bfloat16 with all LoRAs added."""
+        pairs = self._pairs_of(stored)
+        if not pairs:
+            return stored.dense(torch.bfloat16)
+        whole = stored.dense(torch.float32)
+        pairs = [pair._replace(down=pair.down.to(whole), up=pair.up.to(whole)) for pair in pairs]
+        return lora.fused(whole, pairs).bfloat16()
+
+    def _pairs_of(self, stored: StoredTensor) -> list[lora.Pair]:
+        module, _, kind = stored.stored.name.rpartition(".")
+        return self._pairs.get(module, []) if kind == "weight" else []
 
     @torch.inference_mode()
     def _tables(self, reader: Reader) -> Iterator[tuple[str, Tensor]]:
@@ -327,11 +351,21 @@ class Conversion:
 
     def _hashes(self) -> dict[str, str]:
         """The full SHA-256 of the source's files, read beside the work."""
-        found = {}
-        for file in (*self._model.transformer.files, *(one.file for one in self._loras)):
-            with file.open("rb") as opened:
-                found[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
-        return found
+        files = [*self._model.transformer.files, *(one.file for one in self._loras)]
+        with ThreadPoolExecutor(HASHERS, "hash") as pool:
+            return dict(zip((file.name for file in files), pool.map(_hash, files), strict=True))
+
+
+def device_for_rounding() -> torch.device:
+    """The card, if there is one with room beside whatever else runs there; else the CPU."""
+    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] >= CARD_ROOM:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def times(dtype: torch.dtype) -> Tensor:

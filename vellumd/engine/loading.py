@@ -21,7 +21,7 @@ import transformers
 from vellumd import artefact, errors
 from vellumd.artefact import Artefact
 from vellumd.engine import precision, vision, weights
-from vellumd.engine.placing import Placed, Placing
+from vellumd.engine.placing import Placed, Placing, is_as_held
 from vellumd.engine.precision import Recipe
 from vellumd.engine.reading import Reader
 from vellumd.engine.tables import Tables, in_checkpoint, in_file
@@ -72,6 +72,8 @@ class Read:
     done: int = 0
     seconds: float = 0
     phase: str = "load"
+    parts: dict[str, float] = field(default_factory=dict)
+    """Seconds by part, with what is done to it beside reading."""
 
     def __post_init__(self) -> None:
         self._began = time.perf_counter()
@@ -84,7 +86,9 @@ class Read:
 
     def __str__(self) -> str:
         rate = self.done / GB / self.seconds if self.seconds else 0
-        return f"{self.done / GB:.1f} GB of weights in {self.seconds:.1f} s, {rate:.1f} GB/s"
+        read = f"{self.done / GB:.1f} GB of weights in {self.seconds:.1f} s, {rate:.1f} GB/s"
+        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.parts.items())
+        return f"{read} ({parts})" if parts else read
 
 
 def device_of(wanted: str) -> torch.device:
@@ -126,22 +130,22 @@ def load(
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler.load_config(model.base / "scheduler")
     size = sum(part.nbytes for part in (model.text_encoder, model.vae))
     read = Read(beat, size + _transformer_size(model, ready))
-    placing = _placing(plan, device, model, ready)
+    placing = _placing(plan, device, model, ready, dtype, read)
     placed = Placed()
     with Reader(device, read) as reader:
-        with _part("text_encoder"):
+        with _part("text_encoder", read):
             text_encoder = _text_encoder(model)
             fit = placing.hosted(weights.dense(dtype))
             weights.fill(text_encoder, model.text_encoder, reader, fit, placing.skips)
             typed(text_encoder, dtype)
             placing.encoder(text_encoder, model.text_encoder, placed)
-        with _part("vae"):
+        with _part("vae", read):
             vae = empty(diffusers.AutoencoderKLQwenImage, model.configs["vae"])
             adapt = last_taps(vae)
             weights.check(flatten(vae), model.vae, adapt)
             weights.fill(vae, model.vae, reader, weights.dense(dtype, adapt))
         transformer, table = _transformer(
-            model, reader, dtype, recipe, keep, ready, placing, placed
+            model, reader, dtype, recipe, keep, ready, placing, placed, read
         )
     log.info("loaded %s", read)
     vae.to(device)
@@ -154,10 +158,17 @@ def load(
 
 
 def _placing(
-    plan: Plan | None, device: torch.device, model: Model, ready: Artefact | None
+    plan: Plan | None,
+    device: torch.device,
+    model: Model,
+    ready: Artefact | None,
+    dtype: torch.dtype,
+    read: Read,
 ) -> Placing:
     plan = plan or Plan(tabled=ready is not None)
-    return Placing(plan, device, int(model.configs["transformer"]["num_layers"]))
+    as_held = ready is not None and dtype is torch.bfloat16 and is_as_held(model.text_encoder)
+    blocks = int(model.configs["transformer"]["num_layers"])
+    return Placing(plan, device, blocks, in_files=as_held, read=read)
 
 
 def typed(module: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -184,10 +195,10 @@ def exchange(
     """
     read = Read(beat, _transformer_size(parts.model, ready), phase="swap")
     with Reader(parts.device, read) as reader:
-        placing = _placing(plan, parts.device, parts.model, ready)
+        placing = _placing(plan, parts.device, parts.model, ready, parts.dtype, read)
         placed = replace(parts.placed, blocks=None)
         transformer, table = _transformer(
-            parts.model, reader, parts.dtype, recipe, keep, ready, placing, placed
+            parts.model, reader, parts.dtype, recipe, keep, ready, placing, placed, read
         )
     log.info("exchanged the transformer: %s", read)
     transformer.eval().requires_grad_(False)
@@ -215,9 +226,10 @@ def _transformer(
     ready: Artefact | None,
     placing: Placing,
     placed: Placed,
+    read: Read,
 ) -> tuple[Any, Tables | None]:
     """The transformer as `recipe` says, and the table that stands for its modulation, if any."""
-    with _part("transformer"):
+    with _part("transformer", read):
         transformer = empty(diffusers.QwenImageTransformer2DModel, model.configs["transformer"])
         fit = placing.hosted(precision.fitting(transformer, recipe, dtype, keep))
         held = model.transformer if ready is None else _held(ready)
@@ -270,11 +282,13 @@ def _text_encoder(model: Model) -> Any:
 
 
 @contextlib.contextmanager
-def _part(name: str) -> Iterator[None]:
-    """Turn whatever a damaged part makes its loader raise into `ModelInvalid`."""
-    full = False
+def _part(name: str, read: Read | None = None) -> Iterator[None]:
+    """Turn whatever a damaged part makes its loader raise into `ModelInvalid`; time it."""
+    full, began = False, time.perf_counter()
     try:
         yield
+        if read is not None:
+            read.parts[name] = time.perf_counter() - began
     except (errors.VellumError, torch.AcceleratorError):
         raise
     except torch.OutOfMemoryError:

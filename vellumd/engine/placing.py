@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -130,21 +130,36 @@ class Placed:
 class Placing:
     """Where the weights of one load go."""
 
-    def __init__(self, plan: Plan, device: torch.device, blocks: int) -> None:
-        """`blocks`: how many the transformer has."""
+    def __init__(
+        self,
+        plan: Plan,
+        device: torch.device,
+        blocks: int,
+        *,
+        in_files: bool = False,
+        read: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        """`blocks`: how many the transformer has; `in_files`: all of them lie as they are held.
+
+        `read` is told the bytes of blocks that are read here.
+        """
         self.plan = plan
         self.device = device
+        self._direct = plan.ring or in_files
+        self._read = read
         count = min(plan.streamed, blocks)
         self._numbers = memory_plan.spread(blocks, count) if count else []
         self._streamed = tuple(f"{BLOCKS}{number}." for number in self._numbers)
         self._encoder = plan.encoder != "resident"
 
     def skips(self, name: str) -> bool:
-        """Whether the weight `name` is not read when loading: it is read as it is needed."""
+        """Whether the weight `name` is not read with the others: blocks that move are read to
+        where they stay, or as they are needed.
+        """
         if name.rpartition(".")[0].endswith(KEPT) and self.plan.tabled:
             return True
         moving = (*self._streamed, *((LAYERS, VISION) if self._streams_encoder else ()))
-        return self.plan.ring and name.startswith(moving)
+        return self._direct and name.startswith(moving)
 
     @property
     def _streams_encoder(self) -> bool:
@@ -203,14 +218,17 @@ class Placing:
         parts = layout(blocks[0])
         pin = self.device.type == "cuda"
         host: Host
-        if self.plan.ring:
+        if self._direct:
             places = [[_place(checkpoint, prefix + part.name) for part in parts]
                       for prefix in prefixes]  # fmt: skip
             for part, place in zip(parts, places[0], strict=True):
                 assert (place.nbytes, DTYPES[place.dtype]) == (part.nbytes, part.dtype)
-            host = Filed(places, parts, pin)
+            if self.plan.ring:
+                host = Filed(places, parts, pin)
+            else:
+                host = Held.of_files(places, parts, pin, self._read)
         else:
-            host = Held(blocks, parts, pin)
+            host = Held.of(blocks, parts, pin)
         return Streamed(blocks, host, self.device)
 
 

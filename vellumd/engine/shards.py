@@ -7,8 +7,11 @@ import json
 import math
 import os
 import struct
+from collections import deque
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -20,6 +23,9 @@ from vellumd.weights.header import SIZES
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 """Safetensors' names of types."""
+
+BEHIND = 2
+"""Tensors that wait to be written and hashed."""
 
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 """Tensors of a file in the order of their bytes: type and shape by name."""
@@ -39,28 +45,57 @@ def write(
     that is not what the layout says, and `OSError`.
     """
     part = file.with_name(f"{file.name}.part")
-    digest = hashlib.sha256()
     with part.open("wb") as opened:
-
-        def put(data: bytes | memoryview) -> None:
-            digest.update(data)
-            opened.write(data)
-
-        put(_head(layout, metadata))
-        expected = iter(layout.items())
-        for name, tensor in tensors:
-            if (name, (NAMES[tensor.dtype], tuple(tensor.shape))) != next(expected, None):
-                raise ValueError(f"{name} is not next in {file.name}")
-            flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-            put(memoryview(flat.numpy()))  # type: ignore[arg-type]
-        if next(expected, None) is not None:
-            raise ValueError(f"{file.name} lacks tensors")
+        with _Behind(opened) as behind:
+            behind.put(_head(layout, metadata))
+            expected = iter(layout.items())
+            for name, tensor in tensors:
+                if (name, (NAMES[tensor.dtype], tuple(tensor.shape))) != next(expected, None):
+                    raise ValueError(f"{name} is not next in {file.name}")
+                flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+                behind.put(memoryview(flat.numpy()))  # type: ignore[arg-type]
+            if next(expected, None) is not None:
+                raise ValueError(f"{file.name} lacks tensors")
+            digest = behind.finish()
         opened.flush()
         os.fsync(opened.fileno())
         size = opened.tell()
     part.replace(file)
     platform.fsync_dir(file.parent)
-    return Shard(size=size, sha256=digest.hexdigest())
+    return Shard(size=size, sha256=digest)
+
+
+class _Behind:
+    """Writes and hashes what is put, each in a thread of its own, while the next is computed."""
+
+    def __init__(self, opened: IO[bytes]) -> None:
+        self._opened = opened
+        self._digest = hashlib.sha256()
+        self._threads = ThreadPoolExecutor(1, "write"), ThreadPoolExecutor(1, "hash")
+        self._running: deque[Future[object]] = deque()
+
+    def __enter__(self) -> _Behind:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for thread in self._threads:
+            thread.shutdown(cancel_futures=True)
+
+    def put(self, data: bytes | memoryview) -> None:
+        """Have `data` written; raises `OSError` for what was put before."""
+        writer, hasher = self._threads
+        self._running += [
+            writer.submit(self._opened.write, data),
+            hasher.submit(self._digest.update, data),
+        ]
+        while len(self._running) > 2 * BEHIND:
+            self._running.popleft().result()
+
+    def finish(self) -> str:
+        """Wait for all of it; its SHA-256."""
+        while self._running:
+            self._running.popleft().result()
+        return self._digest.hexdigest()
 
 
 def _head(layout: Layout, metadata: Mapping[str, str]) -> bytes:

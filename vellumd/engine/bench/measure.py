@@ -83,18 +83,19 @@ def figures(method: Method, seconds: list[float]) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def memory(method: Method, device: torch.device) -> dict[str, float]:
-    """Gigabytes of the method's weights, and of all else at the height of a forward."""
+def memory(method: Method, device: torch.device) -> tuple[Tensor, dict[str, float]]:
+    """What a forward gives; gigabytes of the weights, and of all else at the forward's height."""
     unique = {tensor.data_ptr(): tensor for tensor in method.transformer.state_dict().values()}
     found = {"weights_gb": round(sum(tensor.nbytes for tensor in unique.values()) / 1e9, 3)}
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        method.prepare()()
-        grown = torch.cuda.max_memory_allocated(device) - before
-        found["activations_gb"] = round(grown / 1e9, 3)
-    return found
+    if device.type != "cuda":
+        return method.prepare()(), found
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    made = method.prepare()()
+    grown = torch.cuda.max_memory_allocated(device) - before
+    found["activations_gb"] = round(grown / 1e9, 3)
+    return made, found
 
 
 @torch.inference_mode()

@@ -28,6 +28,8 @@ FP8 = torch.float8_e4m3fn
 PREDECESSOR = "predecessor: FP8 cast by layer, LoRA"
 AGAIN = "references used again"
 """What the names of methods end with that keep keys and values: 13 GB with three references."""
+COMPILED = "compiled"
+"""What the names of methods end with whose blocks torch compiles."""
 FULL = Plan.full(len(TIMES))
 DIFFUSERS = "diffusers"
 """The method that errors are told against: weights as they are, diffusers' forward."""
@@ -127,7 +129,10 @@ class Methods:
                 f"{name}, no Triton", exactness, lambda: model, lambda m: Own(m, kernel)
             )
             yield from self._method(
-                f"{name}, compiled", exactness, lambda: model, lambda m: Own(m, kernel).fused()
+                f"{name}, {COMPILED}",
+                exactness,
+                lambda: model,
+                lambda m: Own(m, kernel).fused(),
             )
 
     def _bare(self, name: str, model: Any) -> Iterator[Method]:

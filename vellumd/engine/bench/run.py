@@ -8,7 +8,8 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from vellumd import model_card
 from vellumd.engine import loading, memory, pipeline
 from vellumd.engine.bench import measure
-from vellumd.engine.bench.methods import AGAIN, DIFFUSERS, Method, Methods
+from vellumd.engine.bench.methods import AGAIN, COMPILED, DIFFUSERS, Method, Methods
 from vellumd.engine.bench.workload import PICTURE, Workload, random_transformer
 from vellumd.engine.report import PipeReport
 from vellumd.engine.transformer import Own
@@ -34,8 +35,12 @@ MEGAPIXEL = 1 << 20
 PACKAGES = ("torch", "triton", "diffusers", "fa3-fwd")
 
 
+Keep = Callable[[dict[str, Any]], None]
+"""Told of all figures each time that there are more."""
+
+
 def main(argv: Sequence[str]) -> None:
-    """Measure, and print one JSON object."""
+    """Measure, and print one JSON object; with `--out`, have it in a file as it grows."""
     parser = argparse.ArgumentParser(prog="python -m vellumd.engine bench")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--random", action="store_true")
@@ -45,11 +50,23 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--only", default="")
     parser.add_argument("--skip", default="")
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
-    print(json.dumps(bench(args), indent=1))
+    print(json.dumps(bench(args, partial(write, args.out) if args.out else nothing), indent=1))
 
 
-def bench(args: argparse.Namespace) -> dict[str, Any]:
+def write(out: Path, found: dict[str, Any]) -> None:
+    """Have `found` in the file `out`, whole at any time."""
+    new = out.with_name(f"{out.name}.new")
+    new.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    new.replace(out)
+
+
+def nothing(found: dict[str, Any]) -> None:
+    """Keep no figures before all are there."""
+
+
+def bench(args: argparse.Namespace, keep: Keep = nothing) -> dict[str, Any]:
     """The figures that `args` ask for."""
     device = loading.device_of("auto")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -69,11 +86,14 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         "rows": workload.rows,
         "tflop": round(workload.flops() / 1e12, 4),
     }
-    found["methods"] = compared(base, workload, device, args)
+    found["methods"] = compared(
+        base, workload, device, args, lambda methods: keep({**found, "methods": methods})
+    )
     del base
     memory.free()
     if not args.random:
         found["stages"] = stages(args, device)
+    keep(found)
     return found
 
 
@@ -92,32 +112,44 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def compared(
-    base: Any, workload: Workload, device: torch.device, args: argparse.Namespace
+    base: Any,
+    workload: Workload,
+    device: torch.device,
+    args: argparse.Namespace,
+    keep: Callable[[list[dict[str, Any]]], None] = lambda methods: None,
 ) -> list[dict[str, Any]]:
     """The figures of each method that `args` want, or why it has none.
 
-    Those that keep keys and values come after the others are gone, to have room.
+    Those that keep keys and values come first and go before the others are made, to have
+    room; they are told last. `keep` has all times as soon as they are taken, then memory and
+    errors as they come.
     """
-    result: list[dict[str, Any]] = []
+    again: list[dict[str, Any]] = []
     with torch.inference_mode():
         (diffusers,) = Methods(base, workload, device, lambda name: name == DIFFUSERS).all()
         exact = diffusers.prepare()()
-    for again in (False, True):
+    for reuses in (True, False):
 
-        def wanted(name: str, again: bool = again) -> bool:
-            return is_wanted(name, args) and name.endswith(AGAIN) == again
+        def wanted(name: str, reuses: bool = reuses) -> bool:
+            return is_wanted(name, args) and name.endswith(AGAIN) == reuses
 
         made = Methods(base, workload, device, wanted)
         methods = list(made.all())
-        result += ({"name": name, "failed": why} for name, why in made.refused.items())
         seconds = measure.times(methods, args.rounds, device, tell)
-        for method, its in zip(methods, seconds, strict=True):
-            tell(f"memory and errors of {method.name}")
-            compare = exact if method.name != DIFFUSERS and not again else None
-            result.append(outcome(base, method, its, workload, compare))
+        result = [timed(method, its) for method, its in zip(methods, seconds, strict=True)]
+        result += ({"name": name, "failed": why} for name, why in made.refused.items())
+        keep(result + again)
+        for method, figures in zip(methods, result, strict=False):
+            if "failed" not in figures:
+                tell(f"memory and errors of {method.name}")
+                compare = exact if method.name != DIFFUSERS and not reuses else None
+                complete(figures, base, method, workload, compare)
+                keep(result + again)
+        if reuses:
+            again = result
         del methods, made
         memory.free()
-    return result
+    return result + again
 
 
 def is_wanted(name: str, args: argparse.Namespace) -> bool:
@@ -126,29 +158,39 @@ def is_wanted(name: str, args: argparse.Namespace) -> bool:
     return any(text in name for text in only) and not any(text in name for text in skip)
 
 
-def outcome(
-    base: Any, method: Method, seconds: list[float] | str, workload: Workload, exact: Tensor | None
-) -> dict[str, Any]:
-    """All that is told of one method: figures, with errors against `exact` if given; or why not."""
+def timed(method: Method, seconds: list[float] | str) -> dict[str, Any]:
+    """What is told of one method's `seconds`, or why it has none."""
     if isinstance(seconds, str):
         return {"name": method.name, "failed": seconds}
-    figures = measure.figures(method, seconds)
+    return measure.figures(method, seconds)
+
+
+def complete(
+    figures: dict[str, Any], base: Any, method: Method, workload: Workload, exact: Tensor | None
+) -> None:
+    """Add the method's memory to its `figures`, and its errors against `exact` if given."""
 
     def measured() -> None:
-        figures.update(measure.memory(method, base.img_in.weight.device))
+        made, held = measure.memory(method, base.img_in.weight.device)
+        figures.update(held)
         if exact is not None:
-            figures.update(errors(base, method, workload, exact))
+            figures.update(errors(base, method, workload, made, exact))
 
     if why := refusal(measured):
         figures["failed"] = why
-    return figures
 
 
 @torch.inference_mode()
-def errors(base: Any, method: Method, workload: Workload, exact: Tensor) -> dict[str, Any]:
-    """The error of the result, and of the blocks: the median, and the one that errs most."""
-    found: dict[str, Any] = {"error": rounded(measure.error(method.prepare()(), exact))}
-    if isinstance(method.forward, Own):
+def errors(
+    base: Any, method: Method, workload: Workload, made: Tensor, exact: Tensor
+) -> dict[str, Any]:
+    """The error of `made`, and of the blocks: the median, and the one that errs most.
+
+    Blocks that torch compiled have none of their own: fed with another forward's tensors,
+    they would be compiled anew, for minutes.
+    """
+    found: dict[str, Any] = {"error": rounded(measure.error(made, exact))}
+    if isinstance(method.forward, Own) and not method.name.endswith(COMPILED):
         blocks = measure.block_errors(base, method, workload, exact.device)
         found["block_error"] = rounded(statistics.median(blocks))
         found["worst_block"] = [blocks.index(max(blocks)), rounded(max(blocks))]
