@@ -175,8 +175,8 @@ def trace(scale: Scale, record: Record) -> None:
 def sizes(scale: Scale, record: Record) -> None:
     """The methods that matter over references and megapixels."""
     model = scale.model(2 if scale.tiny else 12)
-    skip = "compiled;no Triton;fp8-tensor;bfloat16"
-    wanted = argparse.Namespace(only="", skip=skip, rounds=1 if scale.tiny else 3)
+    only, skip = "predecessor;fp8-rows", "compiled;no Triton;fa3, LoRA"
+    wanted = argparse.Namespace(only=only, skip=skip, rounds=1 if scale.tiny else 3)
     for references in (1, 2, 3):
         for megapixels in (0.5, 1, 2):
             area = round(scale.area * megapixels)
