@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.engine import random_transformer as small
 from vellumd.engine import attention, schedule
+from vellumd.engine.block import Streams
 from vellumd.engine.denoise import denoise
 from vellumd.engine.modulation import CHUNK, Modulation, modulate
 from vellumd.engine.plan import Plan
@@ -54,11 +55,12 @@ def test_each_block_is_the_stock_block(
     (mods,) = modulate(model, small.TIMES[1:2].to(dtype) / 1000)
     ours = Own(model, attention.default).blocks
     prompt = Prompt.of(model, given.prompt, given.shapes)
-    rope, room = prompt.rope, prompt.rooms.enter(0)
+    room = prompt.rooms.enter(0)
     for block, block_mods, (image, text, next_image, next_text) in zip(
         ours, mods.blocks, seen, strict=True
     ):
-        made = block(image, text, block_mods, rope, room, small.TARGET)
+        streams = Streams.of(block.stock)
+        made = block(image, text, streams, block_mods, prompt.ropes, room, small.TARGET)
         if block is ours[-1]:
             assert made[0].shape[1] == small.TARGET
             assert small.error(made[0], next_image[:, : small.TARGET]) <= BOUND[dtype]
@@ -123,8 +125,9 @@ def test_modulation_of_a_long_schedule() -> None:
         together = modulation.step(step)
         assert small.error(together.shift, alone.shift) <= 1e-6
         for one, other in zip(together.blocks, alone.blocks, strict=True):
-            assert small.error(one.image, other.image) <= 1e-6
-            assert small.error(one.text, other.text) <= 1e-6
+            rows = zip((*one.image, *one.text), (*other.image, *other.text), strict=True)
+            for made, exact in rows:
+                assert small.error(made, exact) <= 1e-6
 
 
 @torch.inference_mode()

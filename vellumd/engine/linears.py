@@ -113,10 +113,13 @@ class ByToken(Fp8Linear):
         small, scale = by_token(x.flatten(end_dim=-2))
         return self.multiply(small, scale, x.dtype).view(*x.shape[:-1], self.out_features)
 
-    def multiply(self, x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    def multiply(
+        self, x: Tensor, scale: Tensor, dtype: torch.dtype, out: Tensor | None = None
+    ) -> Tensor:
         """The linear of e4m3 `x` [tokens, in] with `scale` [tokens, 1], in `dtype`.
 
-        For callers that have made `x` small themselves, fused with what made it.
+        For callers that have made `x` small themselves, fused with what made it. Where the
+        product is all there is to it, it is written to `out` [tokens, out], and that returned.
         """
         raise NotImplementedError
 
@@ -127,13 +130,15 @@ class ByToken(Fp8Linear):
 class RowGemm(ByToken):
     """The GEMM takes both scales (`torch._scaled_mm`, row-wise; SM89, SM90)."""
 
-    def multiply(self, x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    def multiply(
+        self, x: Tensor, scale: Tensor, dtype: torch.dtype, out: Tensor | None = None
+    ) -> Tensor:
         """See `ByToken.multiply`."""
         # The GEMM adds a bias of 16 bits for nothing; apart, it is one more pass over y.
         bias = self.bias if dtype is torch.bfloat16 else None
         y = torch._scaled_mm(
             x, self.weight.t(), scale_a=scale, scale_b=self.scale.t(), bias=bias,
-            out_dtype=dtype, use_fast_accum=True,
+            out_dtype=dtype, use_fast_accum=True, out=out if bias is not None else None,
         )  # fmt: skip
         return y if bias is not None else self._shifted(y)
 
@@ -146,7 +151,9 @@ class TensorGemm(ByToken):
     products of 448 by 448 are far below bfloat16's largest number.
     """
 
-    def multiply(self, x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    def multiply(
+        self, x: Tensor, scale: Tensor, dtype: torch.dtype, out: Tensor | None = None
+    ) -> Tensor:
         """See `ByToken.multiply`."""
         one = torch.ones((), device=x.device)
         y = torch._scaled_mm(
