@@ -148,6 +148,30 @@ def test_forms_of_an_input(kind: type[linears.Fp8Linear]) -> None:
         fed = Fed.of(x, Need.of(linear))
         assert torch.equal(fed.to(linear), linear(x))
         assert torch.equal(fed.first(4).to(linear), linear(x[:, :4]))
+        room = torch.zeros(1, 9, 4, 8)
+        fed.put(linear, room)
+        assert torch.equal(room.flatten(2), linear(x))
+
+
+@pytest.mark.parametrize("kind", [linears.RowGemm, linears.TensorGemm])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_is_put_where_it_belongs(
+    kind: type[linears.Fp8Linear], dtype: torch.dtype
+) -> None:
+    """Into some rows of a larger room, at once where nothing follows the product: no copy then."""
+    linear = kind(48, 32, bias=dtype, device="cpu")
+    precision.fill(linear, torch.randn(32, 48), torch.randn(32))
+    fed = Fed.of(torch.randn(1, 16, 48).to(dtype), Need.of(linear))
+    room = torch.zeros(1, 20, 4, 8, dtype=dtype)
+    fed.put(linear, room[:, 3:19])
+    exact = fed.to(linear)
+    assert torch.equal(room[:, 3:19].flatten(2), exact)
+    assert not room[:, :3].any() and not room[:, 19:].any()
+    assert isinstance(linear, linears.ByToken) and fed.small is not None and fed.scale is not None
+    out = torch.zeros(16, 32, dtype=dtype)
+    made = linear.multiply(fed.small, fed.scale, dtype, out)
+    assert torch.equal(made, exact[0])
+    assert (made is out) == (kind is linears.RowGemm and dtype is torch.bfloat16)
 
 
 def broken(*_: object) -> Tensor:

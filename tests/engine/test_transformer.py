@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.engine import random_transformer as small
-from vellumd.engine import attention, schedule
+from vellumd.engine import attention, precision, schedule
 from vellumd.engine.block import Streams
 from vellumd.engine.denoise import denoise
 from vellumd.engine.modulation import CHUNK, Modulation, modulate
@@ -130,15 +130,21 @@ def test_modulation_of_a_long_schedule() -> None:
                 assert small.error(made, exact) <= 1e-6
 
 
+@pytest.mark.parametrize(
+    ("recipe", "dtype"), [(precision.PLAIN, torch.float32), (precision.ROWS, torch.bfloat16)]
+)
 @torch.inference_mode()
-def test_compiled_blocks_share_what_was_compiled() -> None:
+def test_compiled_blocks_share_what_was_compiled(
+    recipe: precision.Recipe, dtype: torch.dtype
+) -> None:
     """What is around attention is one graph each, however many blocks, and the same maths."""
-    model, given = small.transformer(torch.float32, layers=4), small.conditioning(torch.float32, 1)
-    exact = prepared(model, given, small.TIMES)(0, 0, small.noise(torch.float32))
+    model, given = small.transformer(dtype, layers=4), small.conditioning(dtype, 1)
+    precision.hold(model, recipe)
+    exact = prepared(model, given, small.TIMES)(0, 0, small.noise(dtype))
     torch._dynamo.reset()
     counters.clear()
     fused = Own(model, attention.default).fused(backend="eager").prepare(given, small.TIMES, PLAN)
-    assert small.error(fused(0, 0, small.noise(torch.float32)), exact) <= 1e-6
+    assert small.error(fused(0, 0, small.noise(dtype)), exact) <= 1e-6
     # Both projections, the end of a block in both streams, and that of the target alone.
     assert counters["stats"]["unique_graphs"] == 5
 
