@@ -134,18 +134,19 @@ def test_seconds_of_cards_that_nobody_measured_are_cautious() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vram", "measured", "encoder"), [(141, 31.25, "resident"), (18, 16.76, "streamed")]
+    ("vram", "budget", "encoder"), [(141, "resident", "resident"), (18, "18 GB", "streamed")]
 )
-def test_planned_memory_is_what_a_card_took(vram: float, measured: float, encoder: str) -> None:
+def test_planned_memory_is_what_a_card_took(vram: float, budget: str, encoder: str) -> None:
     """Out of an artefact with Lightning inside, three references, on an H200.
 
-    CUDA's own and the allocator's is not in what torch measures. The resident edit's peak is that
-    of `card_h200/edits.json` without the 0.95 GB that converting in the same process left there.
+    CUDA's own and the allocator's is not in what torch measures.
     """
+    memory = json.loads((RESULTS / "memory.json").read_text())
+    measured = memory[budget]["edits"]["3 references"]["peak_gb"]
     found = memory_plan.plan(REAL, Machine(int(vram * GB), ROOM), tabled=True)
     assert (found.encoder, found.streamed, found.tabled) == (encoder, 0, True)
     assert (found.vram - memory_plan.CONTEXT) / GB == pytest.approx(measured, abs=0.25)
-    assert found.vram - memory_plan.CONTEXT > measured * GB - 0.05 * GB
+    assert found.vram - memory_plan.CONTEXT > (measured - 0.1) * GB
 
 
 def test_an_artefact_has_tables_for_modulation(monkeypatch: pytest.MonkeyPatch) -> None:
