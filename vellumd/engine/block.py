@@ -213,9 +213,9 @@ class Block(torch.nn.Module):
     ) -> None:  # fmt: skip
         """Put the queries, keys and values of both streams into their parts of the room."""
         query = image_part.query
-        self.mix(streams.image, image, mods.image, target, ropes.image, image_part, query)
+        self.fill(streams.image, image, mods.image, target, ropes.image, image_part, query)
         query = text_part.query
-        self.mix(streams.text, text, mods.text, text.shape[1], ropes.text, text_part, query)
+        self.fill(streams.text, text, mods.text, text.shape[1], ropes.text, text_part, query)
 
     def project_last(
         self, image: Tensor, image_part: Part, text: Tensor, text_part: Part, query: Tensor,
@@ -223,8 +223,8 @@ class Block(torch.nn.Module):
     ) -> None:  # fmt: skip
         """As `project`, but of the queries those of the target alone, which `query` is for."""
         target = query.shape[1]
-        self.mix(streams.image, image, mods.image, target, ropes.image, image_part, query)
-        self.mix(streams.text, text, mods.text, text.shape[1], ropes.text, text_part, None)
+        self.fill(streams.image, image, mods.image, target, ropes.image, image_part, query)
+        self.fill(streams.text, text, mods.text, text.shape[1], ropes.text, text_part, None)
 
     def look_alone(
         self, pictures: list[Tensor], stream: Stream, mods: Mods, rope: Rope, room: Room,
@@ -249,9 +249,9 @@ class Block(torch.nn.Module):
     ) -> None:
         """Put the queries, keys and values of one picture into its `part` of the room."""
         query = None if self.last else part.query
-        self.mix(stream, picture, mods, picture.shape[1], rope, part, query)
+        self.fill(stream, picture, mods, picture.shape[1], rope, part, query)
 
-    def mix(
+    def fill(
         self, stream: Stream, x: Tensor, mods: Mods, split: int, rope: Rope, part: Part,
         query: Tensor | None,
     ) -> None:  # fmt: skip

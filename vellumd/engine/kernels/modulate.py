@@ -106,7 +106,7 @@ def _norm_modulate(
     if gated:
         factor = tl.load(gate + at, mask=inside, other=0).to(tl.float32)
         values += tl.load(y + here, mask=inside, other=0).to(tl.float32) * factor
-        # Rounded as it is kept: the norm is that of what the next block sees.
+        # The norm is that of the sum as it is kept, as it is of the twin.
         rounded = values.to(y.dtype.element_ty)
         tl.store(y + here, rounded, mask=inside)
         values = rounded.to(tl.float32)
