@@ -179,9 +179,12 @@ def complaint(
     """
 
     def judged() -> str | None:
-        error = tried(attention, device, dtype, width)
-        # Not a number is no less than the tolerance either.
-        return None if error <= tolerance else f"its error is {error:.3f}"
+        # Twice, since Triton's kernels are launched another way from the second time on.
+        for _ in range(2):
+            error = tried(attention, device, dtype, width)
+            if not error <= tolerance:  # not a number is no less than it either
+                return f"its error is {error:.3f}"
+        return None
 
     return refusal(judged)
 
