@@ -16,6 +16,7 @@ NO_MEMORY = (
     "can't allocate memory",  # torch's allocator of the CPU
     "not enough memory",  # the same on Windows
     "STATUS_ALLOC_FAILED",  # cuBLAS and cuDNN
+    "unable to find an engine",  # torch, when cuDNN's workspaces found no room one after the other
 )
 """What a RuntimeError of torch says that is about memory."""
 
