@@ -165,7 +165,7 @@ SHORT = (
     MemoryError(),
     OSError(errno.ENOMEM, "Cannot allocate memory"),
 )
-"""As the driver, a convolution, the CPU's allocator, also Windows', Python and the system say it."""
+"""As the driver, convolutions, the CPU's allocator here and on Windows, and Python say it."""
 
 
 def fail_in_decoder(model: Model, times: int) -> tuple[Any, list[bool]]:
