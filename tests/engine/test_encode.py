@@ -99,8 +99,9 @@ def test_the_vision_tower_runs_once(model: Model) -> None:
     tower, blocks = runs(model.parts.text_encoder.model.visual), []
     for block in model.parts.encoder_blocks():
         blocks.append(runs(block))
-    foretold = encoder.blocks(["one", "two", "one"], pictures)
-    encoder.embed(["one", "two"], pictures, CPU)
+    prompts = ["one", "two", "one"]
+    foretold = encoder.blocks(prompts, pictures)
+    encoder.embed(prompts, pictures, CPU)
     assert len(tower) == 1
     assert sum(map(len, blocks)) == foretold == 2 + 2 + 2 * 2
 

@@ -112,10 +112,11 @@ class Encoder:
                 seen.append(self._store.get(key, lambda: self._see(views, device), Seen.bytes))
             return self._read(prompt, seen[0])
 
-        return [
-            self._store.get(("prompt", keys, prompt), partial(read, prompt), size_of)
-            for prompt in prompts
-        ]
+        found = {
+            prompt: self._store.get(("prompt", keys, prompt), partial(read, prompt), size_of)
+            for prompt in dict.fromkeys(prompts)
+        }
+        return [found[prompt] for prompt in prompts]
 
     def _see(self, views: Sequence[Copy], device: torch.device) -> Seen:
         """Run the vision tower, and the template with the pictures through the model."""
