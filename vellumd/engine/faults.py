@@ -21,6 +21,10 @@ NO_MEMORY = (
 """What a RuntimeError of torch says that is about memory."""
 
 
+LOST = "CUDA error", "Triton Error [CUDA]"
+"""What a RuntimeError says of a call that the card did not answer: torch's, Triton's."""
+
+
 class UnstoredError(Exception):
     """The edit was made, but there is no room for its result."""
 
@@ -71,6 +75,6 @@ def is_memory(error: BaseException) -> bool:
 def is_sticky(error: BaseException) -> bool:
     """Whether `error` is one after which a CUDA context answers nothing any more."""
     lost = type(error).__name__ == "AcceleratorError" or (
-        isinstance(error, RuntimeError) and "CUDA error" in str(error)
+        isinstance(error, RuntimeError) and any(text in str(error) for text in LOST)
     )
     return lost and not is_memory(error)
