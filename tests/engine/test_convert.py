@@ -227,6 +227,30 @@ def test_kill_it_and_go_on(tmp_path: Path, home: Path, monkeypatch: pytest.Monke
     assert [entry.name for entry in tmp_path.iterdir() if entry.is_dir()] == ["plain"]
 
 
+def test_a_torn_line_costs_one_file(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it wrote down a finished file, and stopped again later: what was written down
+    after that line is taken all the same."""
+    target, write, written = tmp_path / "plain", shards.write, list[str]()
+
+    def stop_at_fourth(file: Path, *args: Any) -> artefact.Shard:
+        written.append(file.name)
+        if len(written) in (4, 8):
+            raise KeyboardInterrupt
+        return write(file, *args)
+
+    monkeypatch.setattr(shards, "write", stop_at_fourth)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            conversion().run(target, lambda *_: None)
+        with (target.with_name("plain.part") / convert.JOURNAL).open("a") as journal:
+            journal.write('{"name": "transf')
+    conversion().run(target, lambda *_: None)
+    assert len(written) == len(set(written)) + 3  # two that were stopped, one of the torn line
+    assert digests(target) == digests(home / "plain")
+
+
 def test_another_order_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was finished for other LoRAs is not taken for this."""
     target, write = tmp_path / "one", shards.write

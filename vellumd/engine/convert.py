@@ -164,7 +164,8 @@ class Conversion:
                 files = self._written(home, lambda size: beat(size, total))
                 manifest = Manifest(
                     order=self.order, key=self.order.key, model=self._card.name,
-                    fp8_source=self.fp8_source, hashes=hashes.found(), files=files,
+                    fp8_source=self.fp8_source, hashes=hashes.found(),
+                    files=dict(sorted(files.items())),
                 )  # fmt: skip
             platform.replace_durably(home / MANIFEST, manifest.model_dump_json(indent=1).encode())
             (home / JOURNAL).unlink()
@@ -207,7 +208,7 @@ class Conversion:
                 if (home / entry["name"]).stat().st_size == shard.size:
                     done[entry["name"]] = shard
             except (ValueError, KeyError, OSError):
-                break  # the line that was being written, or a file that was taken away
+                continue  # a line that was being written, or a file that was taken away
         return done
 
     def _written(self, home: Path, beat: Callable[[int], None]) -> dict[str, artefact.Shard]:
