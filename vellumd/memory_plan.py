@@ -23,11 +23,15 @@ LINEAR_FLOPS, ATTENTION_FLOPS = 13.59e9, 0.737e6
 """Of one forward: times the tokens, times their square."""
 FORWARDS = 16
 """Eight guided steps: what `balanced` takes."""
-FIXED_S = 0.4
-"""Encoder and VAE of such an edit on an H100 with everything in its memory."""
+FIXED_S = 0.3
+"""Encoder, VAE and the host's work of such an edit on an H200 with everything in its memory."""
 
-ACTIVATIONS = 1.5 * GB
+ACTIVATIONS = 1.8 * GB
 """Beside the weights while denoising three references; grows with the tokens."""
+BRANCHES = 0.7 * GB
+"""The same of LoRAs that run beside the weights."""
+BRANCHED = 2
+"""Copies of such LoRAs: as they are in their files, and as branches at their scales."""
 ENCODING = 0.5 * GB
 """The same while encoding."""
 DECODING, DECODING_TILED = 1.4 * GB, 0.4 * GB
@@ -39,9 +43,15 @@ RING = 1 * GB
 SLOTS = 2
 """Buffers that blocks are streamed through: one is read while the next is filled."""
 
-RATES = {(9, 0): 406e12, (12, 0): 109e12, (8, 9): 68e12, (8, 6): 29e12}
-"""FLOP a second by compute capability. H100: measured. RTX 5090: from the predecessor's log.
-RTX 4090 and 3090: the H100's, by nominal bfloat16 rates; expectations, no promise."""
+HOPPER = 9, 0
+NOMINAL = {HOPPER: 989e12, (12, 0): 210e12, (8, 9): 165e12, (8, 6): 71e12}
+"""Dense bfloat16 FLOP a second by compute capability, as NVIDIA tells them of the H100 and H200,
+the RTX 5090, 4090 and 3090."""
+SHARES = {"fp8-rows": 0.86, "bf16": 0.63}
+"""What a forward reaches of it on an H200 by recipe, measured: FP8 products beyond bfloat16's."""
+CAUTIOUS = 0.44
+"""Likewise without FP8 products, FA3 and Triton: what runs on every card, and so what is expected
+of those that nobody measured. The predecessor reached 0.52 on an RTX 5090, by its log."""
 
 Encoder = Literal["resident", "offloaded", "streamed"]
 Kept = Literal["whole", "int8"]
@@ -80,6 +90,7 @@ class Sizes:
     `rest` is what the transformer has outside its blocks, `modulation` what tables stand for.
     `encoder_layer` is the largest, `encoder` all of them with the embedding. `in_files`:
     blocks and layers lie in files just as they are held, so they can be read from there.
+    `lora` is what LoRAs that are not inside the weights have in their files.
     """
 
     block: int
@@ -98,13 +109,15 @@ class Sizes:
 class Machine:
     """Bytes of the card and of the host that may be used, bytes a second between them.
 
-    `capability` is the card's compute capability; None leaves expected seconds out.
+    `capability` is the card's compute capability; None leaves expected seconds out. `recipe` is
+    how it multiplies.
     """
 
     vram: int
     ram: int
     link: float = 25e9
     capability: tuple[int, int] | None = None
+    recipe: str = "fp8-rows"
 
 
 @dataclass(frozen=True)
@@ -157,16 +170,18 @@ def plan(
     kinds: tuple[Kept, ...] = ("whole", "int8"),
     *,
     turbo: bool = False,
+    tabled: bool = False,
 ) -> Plan:
     """The quickest plan that fits; if none does, the smallest one, with `fits` false.
 
     In the order of what it costs: modulation from tables, the encoder moved in for each
     edit, the encoder streamed, blocks streamed (as few as need be), the VAE in tiles.
     `kinds`: how turbo may keep keys and values, best first. Where `turbo` is what edits are
-    unless they say otherwise, the encoder makes room for them; blocks never do.
+    unless they say otherwise, the encoder makes room for them; blocks never do. `tabled`:
+    modulation comes from tables however much room there is, since an artefact has no other.
     """
     resident = [
-        Plan(),
+        *([] if tabled else [Plan()]),
         Plan(tabled=True),
         Plan(tabled=True, encoder="offloaded"),
         Plan(tabled=True, encoder="streamed"),
@@ -189,11 +204,7 @@ def plan(
 def peak(sizes: Sizes, one: Plan, references: int = 3) -> int:
     """Bytes of the card that `one` needs at its fullest moment."""
     resident = sizes.encoder if one.encoder == "resident" else 0
-    encoding = {
-        "resident": sizes.encoder,
-        "offloaded": sizes.encoder,
-        "streamed": SLOTS * sizes.encoder_layer,
-    }[one.encoder]
+    encoding = 0 if one.encoder == "streamed" else sizes.encoder
     return max(
         int(held(sizes, one) + encoding + ENCODING),
         denoising(sizes, one, references),
@@ -202,18 +213,23 @@ def peak(sizes: Sizes, one: Plan, references: int = 3) -> int:
 
 
 def held(sizes: Sizes, one: Plan) -> float:
-    """Bytes that are on the card all the time, but for an encoder that is resident."""
+    """Bytes that are on the card all the time, but for an encoder that is resident.
+
+    Buffers that blocks and layers are streamed through are never let go.
+    """
     streamed = SLOTS * sizes.block if one.streamed else 0
+    encoder = SLOTS * sizes.encoder_layer if one.encoder == "streamed" else 0
     return (
-        CONTEXT + sizes.rest + (sizes.blocks - one.streamed) * sizes.block + streamed
-        + (0 if one.tabled else sizes.modulation) + sizes.vae + sizes.lora
+        CONTEXT + sizes.rest + (sizes.blocks - one.streamed) * sizes.block + streamed + encoder
+        + (0 if one.tabled else sizes.modulation) + sizes.vae + BRANCHED * sizes.lora
     )  # fmt: skip
 
 
 def denoising(sizes: Sizes, one: Plan, references: int = 3) -> int:
     """Bytes while denoising; those that turbo keeps come on top."""
     resident = sizes.encoder if one.encoder == "resident" else 0
-    return int(held(sizes, one) + resident + ACTIVATIONS * TOKENS[references] / TOKENS[3])
+    working = ACTIVATIONS + (BRANCHES if sizes.lora else 0)
+    return int(held(sizes, one) + resident + working * TOKENS[references] / TOKENS[3])
 
 
 def kept_words(kv: KeysValues, room: int | None, kinds: tuple[Kept, ...]) -> str:
@@ -248,15 +264,21 @@ def _with_figures(sizes: Sizes, machine: Machine, one: Plan, kinds: tuple[Kept, 
 
 def expected(sizes: Sizes, machine: Machine, one: Plan) -> dict[int, float] | None:
     """Seconds of an edit by references, None for a card that no figure is known of."""
-    rate = RATES.get(machine.capability) if machine.capability else None
-    if rate is None:
+    if machine.capability not in NOMINAL:
         return None
+    nominal = NOMINAL[machine.capability]
+    rate = nominal * share(machine.capability, machine.recipe)
     moved = {"resident": 0, "offloaded": sizes.encoder, "streamed": 2 * sizes.encoder}
     streaming = one.streamed * sizes.block / machine.link
-    fixed = FIXED_S * RATES[(9, 0)] / rate + moved[one.encoder] / machine.link
+    fixed = FIXED_S * NOMINAL[HOPPER] / nominal + moved[one.encoder] / machine.link
     return {
         count: round(FORWARDS * max(forward(count, rate), streaming) + fixed, 1) for count in (1, 3)
     }
+
+
+def share(capability: tuple[int, int], recipe: str) -> float:
+    """What a forward reaches of the card's nominal rate: as measured, else as is sure."""
+    return SHARES.get(recipe, CAUTIOUS) if capability == HOPPER else CAUTIOUS
 
 
 def forward(references: int, rate: float) -> float:

@@ -61,7 +61,7 @@ SIZED = ("--random",), ("--model", "demo", "--rounds", "1")
 PARTS = [
     Part("kernels", 30, "which kernels run, errors, times", ("tests.bench.blocks", "kernels")),
     Part("loop", 20, "nothing waits for the card", ("tests.bench.blocks", "loop")),
-    Part("trace", 35, "where a block's time goes", ("tests.bench.blocks", "trace")),
+    Part("trace", 25, "where a block's time goes", ("tests.bench.blocks", "trace")),
     Part("edits", 400, "artefact, whole edits, predecessor's too, VAE and encoder",
          ("tests.bench.full_size",), weights="model"),
     Part("reference", 380, "all methods, 3 references", BENCH, sized=SIZED),
@@ -72,7 +72,7 @@ PARTS = [
          ("tests.bench.precision", "--blocks", "40")),
     Part("one", 130, "methods, 1 reference",
          (*BENCH, "--references", "1", "--skip", "compiled;no Triton"), sized=SIZED),
-    Part("sizes", 150, "references and megapixels", ("tests.bench.blocks", "sizes")),
+    Part("sizes", 100, "references and megapixels", ("tests.bench.blocks", "sizes")),
 ]  # fmt: skip
 """The most wanted first. The artefact is made by `edits` or `memory`, whichever is first."""
 

@@ -14,6 +14,7 @@ from tests.bench import vae
 from tests.bench.edits import PROMPT, SIZE, pictures, reference
 from tests.bench.median import median
 from vellumd import images
+from vellumd.engine import language
 from vellumd.engine.copies import Copies, Copy, begin
 from vellumd.engine.model import Model
 from vellumd.models import LoraRef
@@ -115,12 +116,21 @@ class Bench:
 
         inputs = one._processed(views, device)
         seen = one._look(inputs, device)
-        past = one._begin(inputs, seen, device)
+        begin, position = one._begin(inputs, seen, device)
+        model = one._model.language_model
+        language.read(model, [begin])
+
+        def template() -> None:
+            language.read(model, [one._begin(inputs, seen, device)[0]])
+
+        def prompt() -> None:
+            language.read(model, [one._text(PROMPT, begin.kept, position, device)])
+
         yield "both prompts", partial(embed, forget=True)
         yield "processor", lambda: one._processed(views, device)
         yield "vision tower", lambda: one._look(inputs, device)
-        yield "template and pictures", lambda: one._begin(inputs, seen, device)
-        yield "one prompt", lambda: one._read(PROMPT, past)
+        yield "template and pictures", template
+        yield "one prompt", prompt
         yield "new prompt", partial(embed, forget=False)
         yield "nothing new", partial(embed, forget=False, fresh=False)
         yield "cut to length", lambda: one.readable(PROMPT)

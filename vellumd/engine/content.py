@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -43,14 +43,18 @@ class Store:
         size: Callable[[T], int],
     ) -> T:
         """The value of `key`: the kept one, or that of `make`, of `size` bytes, from now on."""
-        kind = key[0]
         if key in self._entries:
-            self.hits[kind] += 1
-            self._entries.move_to_end(key)
-            return self._entries[key].value  # type: ignore[return-value]
-        self.misses[kind] += 1
+            return self.known(key)  # type: ignore[no-any-return]
+        self.misses[key[0]] += 1
         value = make()
         self._keep(key, Entry(value, size(value)))
+        return value
+
+    def known(self, key: tuple[str, *tuple[Hashable, ...]]) -> Any:
+        """The kept value of `key`; KeyError if there is none."""
+        value = self._entries[key].value
+        self.hits[key[0]] += 1
+        self._entries.move_to_end(key)
         return value
 
     def _keep(self, key: Hashable, entry: Entry) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vellumd.engine import language
 from vellumd.engine.content import Store, size_of
 from vellumd.engine.copies import Copy
 
@@ -56,7 +54,8 @@ class Encoder:
 
     A prompt's tokens come after those of the pictures and see only what is before them. So
     the template and the pictures are read once for all prompts, and an embedding depends on
-    its own prompt alone, whichever others are read with it.
+    its own prompt alone, whichever others are read with it: layer by layer, since layers may
+    come from the host.
     """
 
     def __init__(self, processor: Any, model: Any, limit: int, store: Store | None = None) -> None:
@@ -67,8 +66,6 @@ class Encoder:
         self._store = store or Store(0)
         special = processor.tokenizer.get_added_vocab()
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len)[::-1])))
-        language = inspect.signature(self._model.language_model.forward).parameters
-        self._past = "cache" if "cache" in language else "past_key_values"  # before 5.24
 
     def readable(self, prompt: str) -> tuple[str, bool]:
         """The part of `prompt` that is read, and whether something was cut off.
@@ -89,39 +86,46 @@ class Encoder:
     def blocks(self, prompts: Sequence[str], views: Sequence[Copy]) -> int:
         """How many of the model's blocks `embed` will run."""
         model = self._model
-        count = len(self._unread(prompts, views)) * len(model.language_model.layers)
-        if self.looks(prompts, views):
-            count += len(model.visual.blocks) + len(model.language_model.layers)
-        return count
+        count = len(model.language_model.layers) if self._unread(prompts, views) else 0
+        return count + (len(model.visual.blocks) if self.looks(prompts, views) else 0)
 
     def _unread(self, prompts: Sequence[str], views: Sequence[Copy]) -> list[str]:
         keys = _keys(views)
-        return [text for text in {*prompts} if ("prompt", keys, text) not in self._store]
+        known = self._store
+        return [text for text in dict.fromkeys(prompts) if ("prompt", keys, text) not in known]
 
     @torch.inference_mode()
     def embed(
         self, prompts: Sequence[str], views: Sequence[Copy], device: torch.device
     ) -> list[Tensor]:
         """The embeddings [1, tokens, channels] of `prompts`, each with `views`."""
-        keys = _keys(views)
-        seen: list[Seen] = []
-
-        def read(prompt: str) -> Tensor:
-            if not seen:
-                key = ("pictures", keys)
-                seen.append(self._store.get(key, lambda: self._see(views, device), Seen.bytes))
-            return self._read(prompt, seen[0])
-
+        keys, unread = _keys(views), self._unread(prompts, views)
+        # The known ones first: those that are read now may take their place in the store.
+        order = sorted(dict.fromkeys(prompts), key=unread.__contains__)
+        made = iter(self._read(unread, views, device) if unread else ())
         found = {
-            prompt: self._store.get(("prompt", keys, prompt), partial(read, prompt), size_of)
-            for prompt in dict.fromkeys(prompts)
+            prompt: self._store.get(("prompt", keys, prompt), made.__next__, size_of)
+            for prompt in order
         }
         return [found[prompt] for prompt in prompts]
 
-    def _see(self, views: Sequence[Copy], device: torch.device) -> Seen:
-        """Run the vision tower, and the template with the pictures through the model."""
-        inputs = self._processed(views, device)
-        return self._begin(inputs, self._look(inputs, device), device)
+    def _read(
+        self, prompts: Sequence[str], views: Sequence[Copy], device: torch.device
+    ) -> list[Tensor]:
+        """The embeddings of `prompts`; what they begin with is read along where it is new."""
+        key = "pictures", _keys(views)
+        if key in self._store:
+            seen: Seen = self._store.known(key)
+            texts = [self._text(prompt, seen.past, seen.position, device) for prompt in prompts]
+            read = language.read(self._model.language_model, texts)
+        else:
+            inputs = self._processed(views, device)
+            begin, position = self._begin(inputs, self._look(inputs, device), device)
+            texts = [self._text(prompt, begin.kept, position, device) for prompt in prompts]
+            first, *read = language.read(self._model.language_model, [begin, *texts])
+            new = Seen(first[:, PREFIX_TOKENS:], begin.kept, position)
+            seen = self._store.get(key, lambda: new, Seen.bytes)
+        return [torch.cat([seen.hidden, hidden], dim=1) for hidden in read]
 
     def _processed(self, views: Sequence[Copy], device: torch.device) -> Any:
         """Tokens of the template with the pictures, and the pictures' patches."""
@@ -140,10 +144,10 @@ class Encoder:
         ).pooler_output
         return seen
 
-    def _begin(self, inputs: Any, seen: Tensor, device: torch.device) -> Seen:
-        """Read the template with what was `seen` in its places.
+    def _begin(self, inputs: Any, seen: Tensor, device: torch.device) -> tuple[language.Text, int]:
+        """The template with what was `seen` in its places, and the position after it.
 
-        As the whole model's forward does, without its checks, each of which waits for the card.
+        As the whole model's forward makes it, without its checks, each of which waits for the card.
         """
         ids, model = inputs["input_ids"], self._model
         # mm_token_type_ids gives picture tokens their rows and columns; without them
@@ -157,35 +161,15 @@ class Encoder:
         tokens = model.get_input_embeddings()(ids.to(device))
         places = (ids[0] == model.config.image_token_id).nonzero()[:, 0]
         tokens[0, places.to(device)] = seen.to(tokens.dtype)
-        output = model.language_model(
-            inputs_embeds=tokens, position_ids=positions.to(device), use_cache=True
-        )
-        hidden = output.last_hidden_state[:, PREFIX_TOKENS:]
-        return Seen(hidden, output[self._past], int(positions.max()) + 1)
+        return language.Text(tokens, positions.to(device)), int(positions.max()) + 1
 
-    def _read(self, prompt: str, seen: Seen) -> Tensor:
-        """The embedding of `prompt`, which follows what was `seen`."""
-        tokens = self._processor.tokenizer(prompt + TAIL, return_tensors="pt")["input_ids"]
-        positions = torch.arange(seen.position, seen.position + tokens.shape[1])
-        device = seen.hidden.device
-        output = self._model.language_model(
-            inputs_embeds=self._model.get_input_embeddings()(tokens.to(device)),
-            position_ids=positions.expand(3, 1, -1).to(device),
-            use_cache=True,
-            **{self._past: _continued(seen.past)},
-        )
-        return torch.cat([seen.hidden, output.last_hidden_state], dim=1)
+    def _text(self, prompt: str, past: Any, position: int, device: torch.device) -> language.Text:
+        """`prompt` and the template's end, from `position` on, after the keys and values `past`."""
+        ids = self._processor.tokenizer(prompt + TAIL, return_tensors="pt")["input_ids"]
+        positions = torch.arange(position, position + ids.shape[1]).expand(3, 1, -1)
+        tokens = self._model.get_input_embeddings()(ids.to(device))
+        return language.Text(tokens, positions.to(device), past)
 
 
 def _keys(views: Sequence[Copy]) -> tuple[Hashable, ...]:
     return tuple(view.key for view in views)
-
-
-def _continued(past: Any) -> Any:
-    """A cache that goes on where `past` ends, which stays as it is.
-
-    Its layers get new tensors as they grow, so the old ones need no copies.
-    """
-    continued = copy.copy(past)
-    continued.layers = [copy.copy(layer) for layer in past.layers]
-    return continued

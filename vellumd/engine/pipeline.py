@@ -72,22 +72,22 @@ class QwenEngine:
         choice = self._choose(opened.configs["transformer"], report)
         self._recipe = choice.recipe
         self._shelf = Shelf(settings, self._card, opened.transformer.files, choice.recipe)
-        ready = self._shelf.best(presets.expected(settings, self._card).loras or ())
+        loras = presets.expected(settings, self._card).loras or ()
+        ready = self._shelf.best(loras)
         memory.limit(self._device, settings.vram_budget_gb)
-        plan = self._planned(opened, ready)
+        plan = self._planned(opened, ready, loras)
         log.info("memory plan: %s", plan)
         parts = loading.load(
             opened, self._device, report.beat, choice.recipe, settings.keep, ready, plan
         )
         self._model = self._assembled(parts)
-        loras = self._model.loras
         return Capabilities(
             model=self._card.name,
             device=_name_of(self._device),
             tiers=self._model.tiers,
             recipe=choice.recipe.name,
             memory_plan=str(plan),
-            loras=loras.names(),
+            loras=self._model.loras.names(),
             load_s=round(time.monotonic() - started, 3),
             notes=tuple(self._notes(parts)),
             warms_up=self._warms_up,
@@ -109,8 +109,15 @@ class QwenEngine:
         )  # fmt: skip
         return choice
 
-    def _planned(self, opened: weights.Model, ready: Artefact | None) -> memory_plan.Plan:
-        self._plan = placing.plan(self._settings, opened, ready, self._recipe, self._device)
+    def _planned(
+        self, opened: weights.Model, ready: Artefact | None, loras: Sequence[LoraRef]
+    ) -> memory_plan.Plan:
+        """The plan for the transformer out of `ready`, with those of `loras` beside it that it
+        lacks.
+        """
+        assert self._shelf is not None
+        beside = self._shelf.beside(ready, loras)
+        self._plan = placing.plan(self._settings, opened, ready, self._recipe, self._device, beside)
         if not self._plan.fits:
             log.warning("the model is larger than the budgets; the smallest plan is tried")
         return self._plan
@@ -135,7 +142,7 @@ class QwenEngine:
         bare = replace(parts, transformer=None, table=None)
         del parts
         memory.free()
-        plan = self._planned(bare.model, ready)
+        plan = self._planned(bare.model, ready, loras)
         parts = loading.exchange(bare, report.beat, self._recipe, self._settings.keep, ready, plan)
         self._model = self._assembled(parts, store)
         return self._model

@@ -39,21 +39,27 @@ def plan(
     ready: Artefact | None,
     recipe: Recipe,
     device: torch.device,
+    lora: int = 0,
 ) -> Plan:
-    """The plan for this machine; all resident on a CPU, unless a budget is set to try it."""
+    """The plan for this machine; all resident on a CPU, unless a budget is set to try it.
+
+    `lora`: bytes of the files of LoRAs that are to run beside the weights.
+    """
     if device.type == "cpu" and settings.vram_budget_gb is None:
         return Plan(tabled=ready is not None)
     width = 2 if device.type == "cuda" else 4
     sizes = sizes_of(model, ready, recipe, settings.keep, width)
-    made = memory_plan.plan(
-        sizes, machine(settings, device), KINDS[settings.turbo_kv], turbo=settings.tier == "turbo"
+    return memory_plan.plan(
+        replace(sizes, lora=lora),
+        machine(settings, device, recipe),
+        KINDS[settings.turbo_kv],
+        turbo=settings.tier == "turbo",
+        tabled=ready is not None,
     )
-    # An artefact has no other modulation.
-    return replace(made, tabled=True) if ready is not None else made
 
 
-def machine(settings: EngineSettings, device: torch.device) -> Machine:
-    """What this machine has, within the budgets."""
+def machine(settings: EngineSettings, device: torch.device, recipe: Recipe) -> Machine:
+    """What this machine has, within the budgets; it multiplies by `recipe`."""
     vram, capability = 0, None
     if device.type == "cuda":
         vram = torch.cuda.mem_get_info(device)[1]
@@ -62,7 +68,7 @@ def machine(settings: EngineSettings, device: torch.device) -> Machine:
         vram = int(settings.vram_budget_gb * GB)
     ram = settings.ram_budget_gb
     available = platform.memory().available if ram is None else int(ram * GB)
-    return Machine(vram, available, capability=capability)
+    return Machine(vram, available, capability=capability, recipe=recipe.name)
 
 
 def sizes_of(

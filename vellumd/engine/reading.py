@@ -3,7 +3,7 @@
 One thread reads a file from memory at a few gigabytes a second, and copies to a card from
 ordinary memory are slower still. So four threads read spans of 32 MiB, for a card into a
 ring of pinned buffers from which copies run while the next spans are read: 20 GB in 1.0 s
-where mmap and `.to(cuda)` take 2.9 s (H100, docs/performance.md).
+where mmap and `.to(cuda)` take 2.9 s (H100).
 """
 
 # torch annotates in part only.

@@ -1,7 +1,7 @@
 """Blocks whose weights come from the host, through two buffers, while others compute.
 
-Copies run on a stream of their own, ahead by one block: with three references a copy takes
-a tenth of the time that a block computes, so it costs nothing (docs/performance.md). On a
+Copies run on a stream of their own, ahead by one block: with three references on an H200 a
+copy takes half of the 8.6 ms that a block computes, so it should cost nothing there. On a
 CPU the same code moves the same bytes, without streams.
 """
 
