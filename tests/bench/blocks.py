@@ -98,8 +98,12 @@ def operations(scale: Scale) -> dict[str, Pair]:
     turns = torch.randn(rows, width // 2, device=DEVICE)
     split, by_head = rows // 4, x.view(1, rows, scale.heads, width)
     rotated = by_head, weight, turns.cos(), turns.sin(), torch.empty_like(by_head)
+    three = by_head, by_head, by_head
     found: dict[str, Pair] = {
-        "by_head": (partial(heads.by_head_triton, by_head), partial(heads.by_head, by_head))
+        "by_head of three": (
+            partial(heads.by_head_triton, *three),
+            partial(heads.by_head, *three),
+        )
     }
 
     def add(name: str, kind: str, *given: Any) -> None:
@@ -107,6 +111,8 @@ def operations(scale: Scale) -> dict[str, Pair]:
 
     for need, form in ((Need(True, False), "whole"), (Need(False, True), "e4m3")):
         add(f"norm_modulate {form}", "norm_modulate", x, shift, gain, split, need)
+        gated = x, y, gain * 0.01, shift, gain, split, need
+        add(f"gate_norm_modulate {form}", "gate_norm_modulate", *gated)
         add(f"gelu {form}", "gelu", wide, need)
     add("feed e4m3", "feed", x, Need(False, True))
     add("norm_rotate", "norm_rotate", *rotated)

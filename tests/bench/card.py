@@ -62,6 +62,7 @@ PARTS = [
     Part("kernels", 30, "which kernels run, errors, times", ("tests.bench.blocks", "kernels")),
     Part("loop", 20, "nothing waits for the card", ("tests.bench.blocks", "loop")),
     Part("trace", 25, "where a block's time goes", ("tests.bench.blocks", "trace")),
+    Part("host", 30, "what a block costs the host", ("tests.bench.host",), sized=((), ())),
     Part("edits", 400, "artefact, whole edits, predecessor's too, VAE and encoder",
          ("tests.bench.full_size",), weights="model"),
     Part("reference", 380, "all methods, 3 references", BENCH, sized=SIZED),

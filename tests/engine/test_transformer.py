@@ -11,7 +11,8 @@ from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.engine import random_transformer as small
-from vellumd.engine import attention, schedule
+from vellumd.engine import attention, precision, schedule
+from vellumd.engine.block import Streams
 from vellumd.engine.denoise import denoise
 from vellumd.engine.modulation import CHUNK, Modulation, modulate
 from vellumd.engine.plan import Plan
@@ -54,11 +55,12 @@ def test_each_block_is_the_stock_block(
     (mods,) = modulate(model, small.TIMES[1:2].to(dtype) / 1000)
     ours = Own(model, attention.default).blocks
     prompt = Prompt.of(model, given.prompt, given.shapes)
-    rope, room = prompt.rope, prompt.rooms.enter(0)
+    room = prompt.rooms.enter(0)
     for block, block_mods, (image, text, next_image, next_text) in zip(
         ours, mods.blocks, seen, strict=True
     ):
-        made = block(image, text, block_mods, rope, room, small.TARGET)
+        streams = Streams.of(block.stock)
+        made = block(image, text, streams, block_mods, prompt.ropes, room, small.TARGET)
         if block is ours[-1]:
             assert made[0].shape[1] == small.TARGET
             assert small.error(made[0], next_image[:, : small.TARGET]) <= BOUND[dtype]
@@ -123,19 +125,26 @@ def test_modulation_of_a_long_schedule() -> None:
         together = modulation.step(step)
         assert small.error(together.shift, alone.shift) <= 1e-6
         for one, other in zip(together.blocks, alone.blocks, strict=True):
-            assert small.error(one.image, other.image) <= 1e-6
-            assert small.error(one.text, other.text) <= 1e-6
+            rows = zip((*one.image, *one.text), (*other.image, *other.text), strict=True)
+            for made, exact in rows:
+                assert small.error(made, exact) <= 1e-6
 
 
+@pytest.mark.parametrize(
+    ("recipe", "dtype"), [(precision.PLAIN, torch.float32), (precision.ROWS, torch.bfloat16)]
+)
 @torch.inference_mode()
-def test_compiled_blocks_share_what_was_compiled() -> None:
+def test_compiled_blocks_share_what_was_compiled(
+    recipe: precision.Recipe, dtype: torch.dtype
+) -> None:
     """What is around attention is one graph each, however many blocks, and the same maths."""
-    model, given = small.transformer(torch.float32, layers=4), small.conditioning(torch.float32, 1)
-    exact = prepared(model, given, small.TIMES)(0, 0, small.noise(torch.float32))
+    model, given = small.transformer(dtype, layers=4), small.conditioning(dtype, 1)
+    precision.hold(model, recipe)
+    exact = prepared(model, given, small.TIMES)(0, 0, small.noise(dtype))
     torch._dynamo.reset()
     counters.clear()
     fused = Own(model, attention.default).fused(backend="eager").prepare(given, small.TIMES, PLAN)
-    assert small.error(fused(0, 0, small.noise(torch.float32)), exact) <= 1e-6
+    assert small.error(fused(0, 0, small.noise(dtype)), exact) <= 1e-6
     # Both projections, the end of a block in both streams, and that of the target alone.
     assert counters["stats"]["unique_graphs"] == 5
 

@@ -66,11 +66,11 @@ def fa3(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return _first(_fa3(query.device)(query, key, value))
 
 
-def _fa3_8bit(by_head: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Attention:
+def _fa3_8bit(by_head: Callable[[Tensor, Tensor, Tensor], tuple[heads.Rounded, ...]]) -> Attention:
     """FlashAttention 3 on e4m3, with a scale for each head, rounded by `by_head`."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        (q, q_scale), (k, k_scale), (v, v_scale) = map(by_head, (query, key, value))
+        (q, q_scale), (k, k_scale), (v, v_scale) = by_head(query, key, value)
         kernel = _fa3(q.device)
         mixed = _first(kernel(q, k, v, q_descale=q_scale, k_descale=k_scale, v_descale=v_scale))
         return mixed.to(query.dtype)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vellumd.engine.attention import Attention
 from vellumd.engine.kernels.choice import PLAIN, Ops
-from vellumd.engine.kernels.feed import Fed, Need
+from vellumd.engine.kernels.feed import Need
 
 
 class Rope(NamedTuple):
@@ -30,30 +30,62 @@ class Rope(NamedTuple):
         return Rope(self.cos[start:end], self.sin[start:end])
 
 
-class Room(NamedTuple):
-    """Where queries, keys and values of all rows are put: [1, rows, heads, width] each.
+class Ropes(NamedTuple):
+    """Those of the text's rows, and of all pictures'."""
 
-    Each stream writes its own rows, so nothing is joined by copying.
-    """
+    text: Rope
+    image: Rope
+
+
+class Part(NamedTuple):
+    """Queries, keys and values of some rows: [1, rows, heads, width] each."""
 
     query: Tensor
     key: Tensor
     value: Tensor
 
 
-class Mods(NamedTuple):
-    """One block's modulation at one step: shift, scale, gate before attention and MLP each.
+class Room:
+    """Where queries, keys and values of all rows are put.
 
-    `image` is [6, 1 or 2, channels]: at the step's time, and at time 0 for references;
-    `text` [6, 1, channels].
+    Each stream writes its own rows, so nothing is joined by copying.
     """
 
-    image: Tensor
-    text: Tensor
+    def __init__(self, whole: Part) -> None:
+        self.whole = whole
+        self._parts: dict[tuple[int, int], Part] = {}
+
+    def rows(self, start: int, end: int) -> Part:
+        """Those of some rows; cut once, since each step asks for the same."""
+        part = self._parts.get((start, end))
+        if part is None:
+            part = self._parts[start, end] = Part(*(x[:, start:end] for x in self.whole))
+        return part
+
+
+class Mods(NamedTuple):
+    """A stream's modulation in one block at one step, before attention and before the MLP.
+
+    Each is [1 or 2, channels]: at the step's time, and at time 0 for references.
+    """
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+    mlp_shift: Tensor
+    mlp_scale: Tensor
+    mlp_gate: Tensor
+
+
+class BlockMods(NamedTuple):
+    """Those of both streams; the text has no second row."""
+
+    image: Mods
+    text: Mods
 
 
 class Stream(NamedTuple):
-    """What one of the two streams has of its own."""
+    """What one of the two streams has of its own, and what its linears need."""
 
     query: torch.nn.Module
     key: torch.nn.Module
@@ -63,24 +95,43 @@ class Stream(NamedTuple):
     out: torch.nn.Module
     up: torch.nn.Module
     down: torch.nn.Module
+    need: Need
+    need_out: Need
+    need_up: Need
+    need_down: Need
+
+    @classmethod
+    def of(
+        cls, query: Any, key: Any, value: Any, query_norm: Any, key_norm: Any, out: Any, mlp: Any
+    ) -> Stream:
+        """Of the modules of a stock block."""
+        up, down = mlp.net[0].proj, mlp.net[2]
+        return cls(
+            query, key, value, query_norm.weight, key_norm.weight, out, up, down,
+            Need.of(query, key, value), Need.of(out), Need.of(up), Need.of(down),
+        )  # fmt: skip
 
 
-def image_stream(stock: Any) -> Stream:
-    """The picture stream's part of a stock block, as it is now: LoRAs come and go."""
-    attn, mlp = stock.attn, stock.img_mlp.net
-    return Stream(
-        attn.to_q, attn.to_k, attn.to_v, attn.norm_q.weight, attn.norm_k.weight,
-        attn.to_out[0], mlp[0].proj, mlp[2],
-    )  # fmt: skip
+class Streams(NamedTuple):
+    """Both of a block, as they are during an edit: LoRAs come and go between edits."""
 
+    image: Stream
+    text: Stream
 
-def text_stream(stock: Any) -> Stream:
-    """The text stream's part of a stock block."""
-    attn, mlp = stock.attn, stock.txt_mlp.net
-    return Stream(
-        attn.add_q_proj, attn.add_k_proj, attn.add_v_proj, attn.norm_added_q.weight,
-        attn.norm_added_k.weight, attn.to_add_out, mlp[0].proj, mlp[2],
-    )  # fmt: skip
+    @classmethod
+    def of(cls, stock: Any) -> Streams:
+        """Those of a stock block."""
+        attn = stock.attn
+        return cls(
+            Stream.of(
+                attn.to_q, attn.to_k, attn.to_v, attn.norm_q, attn.norm_k, attn.to_out[0],
+                stock.img_mlp,
+            ),
+            Stream.of(
+                attn.add_q_proj, attn.add_k_proj, attn.add_v_proj, attn.norm_added_q,
+                attn.norm_added_k, attn.to_add_out, stock.txt_mlp,
+            ),
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -101,8 +152,8 @@ def called(stock: Any) -> Iterator[None]:
 class Block(torch.nn.Module):
     """A `QwenImageTransformerBlock` with this module's forward.
 
-    It reads the stock block's modules at each call, so whatever takes a linear's place
-    there is used here.
+    The stock block's modules are given at each call as `Streams`, so whatever has taken a
+    linear's place there is used here.
     """
 
     def __init__(
@@ -127,8 +178,9 @@ class Block(torch.nn.Module):
         self,
         image: Tensor,
         text: Tensor,
-        mods: Mods,
-        rope: Rope,
+        streams: Streams,
+        mods: BlockMods,
+        ropes: Ropes,
         room: Room,
         target: int,
         alone: list[Tensor] | None = None,
@@ -139,104 +191,96 @@ class Block(torch.nn.Module):
         references' keys and values are those that `room` holds, or those of `alone`:
         reference pictures that look at nothing but themselves. Each becomes its next.
         """
-        tokens = text.shape[1]
+        tokens, rows = text.shape[1], text.shape[1] + image.shape[1]
+        one, two = (image, room.rows(tokens, rows)), (text, room.rows(0, tokens))
         with called(self.stock):
             if alone:
-                self.look_alone(alone, mods, rope, room, tokens + target)
+                self.look_alone(alone, streams.image, mods.image, ropes.image, room, tokens, target)
             if self.last:
-                image, query = self.project_last(image, text, mods, rope, room, target)
-                heads = self.attention(query, room.key, room.value)
-                return self.finish_image(image, heads, mods, target), text
-            query = self.project(image, text, mods, rope, room, target)
-            heads = self.attention(query, room.key, room.value)
-            image = self.finish_image(image, heads[:, tokens:], mods, target)
-            return image, self.finish_text(text, heads[:, :tokens], mods)
+                query = room.rows(0, target).query
+                self.project_last(*one, *two, query, streams, mods, ropes)
+                heads = self.attention(query, room.whole.key, room.whole.value)
+                image = image[:, :target]
+                return self.finish_image(image, heads, streams.image, mods.image, target), text
+            self.project(*one, *two, target, streams, mods, ropes)
+            heads = self.attention(room.rows(0, rows).query, room.whole.key, room.whole.value)
+            image = self.finish_image(image, heads[:, tokens:], streams.image, mods.image, target)
+            return image, self.finish_text(text, heads[:, :tokens], streams.text, mods.text)
 
     def project(
-        self, image: Tensor, text: Tensor, mods: Mods, rope: Rope, room: Room, target: int
-    ) -> Tensor:
-        """Put the keys and values of both streams into `room`; all rows' queries."""
-        tokens, rows = text.shape[1], text.shape[1] + image.shape[1]
-        one, two = image_stream(self.stock), text_stream(self.stock)
-        x = self.modulated(one, image, mods.image, target)
-        self.keys_values(one, x, rope.rows(tokens, rows), room, tokens, rows)
-        self.queries(one, x, rope.rows(tokens, rows), room.query[:, tokens:rows])
-        y = self.modulated(two, text, mods.text, tokens)
-        self.keys_values(two, y, rope.rows(0, tokens), room, 0, tokens)
-        self.queries(two, y, rope.rows(0, tokens), room.query[:, :tokens])
-        return room.query[:, :rows]
+        self, image: Tensor, image_part: Part, text: Tensor, text_part: Part, target: int,
+        streams: Streams, mods: BlockMods, ropes: Ropes,
+    ) -> None:  # fmt: skip
+        """Put the queries, keys and values of both streams into their parts of the room."""
+        query = image_part.query
+        self.fill(streams.image, image, mods.image, target, ropes.image, image_part, query)
+        query = text_part.query
+        self.fill(streams.text, text, mods.text, text.shape[1], ropes.text, text_part, query)
 
     def project_last(
-        self, image: Tensor, text: Tensor, mods: Mods, rope: Rope, room: Room, target: int
-    ) -> tuple[Tensor, Tensor]:
-        """As `project`, but the target's rows of `image` and their queries alone."""
-        tokens, rows = text.shape[1], text.shape[1] + image.shape[1]
-        one, two = image_stream(self.stock), text_stream(self.stock)
-        x = self.modulated(one, image, mods.image, target)
-        self.keys_values(one, x, rope.rows(tokens, rows), room, tokens, rows)
-        query = room.query[:, :target]
-        self.queries(one, x.first(target), rope.rows(tokens, tokens + target), query)
-        y = self.modulated(two, text, mods.text, tokens)
-        self.keys_values(two, y, rope.rows(0, tokens), room, 0, tokens)
-        return image[:, :target], query
+        self, image: Tensor, image_part: Part, text: Tensor, text_part: Part, query: Tensor,
+        streams: Streams, mods: BlockMods, ropes: Ropes,
+    ) -> None:  # fmt: skip
+        """As `project`, but of the queries those of the target alone, which `query` is for."""
+        target = query.shape[1]
+        self.fill(streams.image, image, mods.image, target, ropes.image, image_part, query)
+        self.fill(streams.text, text, mods.text, text.shape[1], ropes.text, text_part, None)
 
     def look_alone(
-        self, pictures: list[Tensor], mods: Mods, rope: Rope, room: Room, start: int
-    ) -> None:
-        """Each of `pictures` past this block; keys and values are put into `room` from `start`."""
-        clean = mods._replace(image=mods.image[:, 1:])
+        self, pictures: list[Tensor], stream: Stream, mods: Mods, rope: Rope, room: Room,
+        tokens: int, target: int,
+    ) -> None:  # fmt: skip
+        """Each of `pictures` past this block; keys and values are put into their rows of `room`."""
+        clean = Mods(*(rows[1:] for rows in mods))
+        start = target
         for number, picture in enumerate(pictures):
             end = start + picture.shape[1]
-            query = self.project_alone(picture, clean, rope, room, start)
+            part = room.rows(tokens + start, tokens + end)
+            self.project_alone(picture, part, stream, clean, rope.rows(start, end))
             if not self.last:
-                heads = self.attention(query, room.key[:, start:end], room.value[:, start:end])
-                pictures[number] = self.finish_image(picture, heads, clean, picture.shape[1])
+                heads = self.attention(*part)
+                pictures[number] = self.finish_image(
+                    picture, heads, stream, clean, picture.shape[1]
+                )
             start = end
 
     def project_alone(
-        self, picture: Tensor, mods: Mods, rope: Rope, room: Room, start: int
-    ) -> Tensor:
-        """Put keys and values of one picture into `room` from `start` on; its queries."""
-        end = start + picture.shape[1]
-        one, turns = image_stream(self.stock), rope.rows(start, end)
-        query = room.query[:, start:end]
-        x = self.modulated(one, picture, mods.image, picture.shape[1])
-        self.keys_values(one, x, turns, room, start, end)
-        if not self.last:
-            self.queries(one, x, turns, query)
-        return query
-
-    def modulated(self, stream: Stream, x: Tensor, mods: Tensor, split: int) -> Fed:
-        """What queries, keys and values of `x` are made of."""
-        need = Need.of(stream.query, stream.key, stream.value)
-        return self.ops.norm_modulate(x, mods[0], mods[1], split, need)
-
-    def queries(self, stream: Stream, x: Fed, rope: Rope, room: Tensor) -> None:
-        """Put the queries of `x` into `room` [1, rows, heads, width]."""
-        query = x.to(stream.query).view_as(room)
-        self.ops.norm_rotate(query, stream.query_norm, *rope, room)
-
-    def keys_values(
-        self, stream: Stream, x: Fed, rope: Rope, room: Room, start: int, end: int
+        self, picture: Tensor, part: Part, stream: Stream, mods: Mods, rope: Rope
     ) -> None:
-        """Put keys and values of `x` into the rows `start` to `end` of `room`."""
-        key, value = room.key[:, start:end], room.value[:, start:end]
-        self.ops.norm_rotate(x.to(stream.key).view_as(key), stream.key_norm, *rope, key)
-        value.copy_(x.to(stream.value).view_as(value))
+        """Put the queries, keys and values of one picture into its `part` of the room."""
+        query = None if self.last else part.query
+        self.fill(stream, picture, mods, picture.shape[1], rope, part, query)
 
-    def finish_image(self, image: Tensor, heads: Tensor, mods: Mods, target: int) -> Tensor:
+    def fill(
+        self, stream: Stream, x: Tensor, mods: Mods, split: int, rope: Rope, part: Part,
+        query: Tensor | None,
+    ) -> None:  # fmt: skip
+        """Put keys and values of `x` into `part`, and as many queries as `query` has rows there."""
+        fed = self.ops.norm_modulate(x, mods.shift, mods.scale, split, stream.need)
+        key = fed.to(stream.key).view_as(part.key)
+        self.ops.norm_rotate(key, stream.key_norm, *rope, part.key)
+        fed.put(stream.value, part.value)
+        if query is not None:
+            asked = fed if query.shape[1] == x.shape[1] else fed.first(query.shape[1])
+            made = asked.to(stream.query).view_as(query)
+            self.ops.norm_rotate(made, stream.query_norm, *rope, query)
+
+    def finish_image(
+        self, image: Tensor, heads: Tensor, stream: Stream, mods: Mods, target: int
+    ) -> Tensor:
         """What follows attention in the picture stream."""
-        return self.finish(image_stream(self.stock), image, heads, mods.image, target)
+        return self.finish(stream, image, heads, mods, target)
 
-    def finish_text(self, text: Tensor, heads: Tensor, mods: Mods) -> Tensor:
+    def finish_text(self, text: Tensor, heads: Tensor, stream: Stream, mods: Mods) -> Tensor:
         """What follows attention in the text stream."""
-        return self.finish(text_stream(self.stock), text, heads, mods.text, text.shape[1])
+        return self.finish(stream, text, heads, mods, text.shape[1])
 
-    def finish(self, stream: Stream, x: Tensor, heads: Tensor, mods: Tensor, split: int) -> Tensor:
+    def finish(self, stream: Stream, x: Tensor, heads: Tensor, mods: Mods, split: int) -> Tensor:
         """`x` with what attention made of its rows, then with what the MLP makes of it."""
         ops = self.ops
-        y = ops.feed(heads.flatten(2), Need.of(stream.out)).to(stream.out)
-        x = ops.gate_residual(x, y, mods[2], split)
-        fed = ops.norm_modulate(x, mods[3], mods[4], split, Need.of(stream.up))
-        y = ops.gelu(fed.to(stream.up), Need.of(stream.down)).to(stream.down)
-        return ops.gate_residual(x, y, mods[5], split)
+        y = ops.feed(heads.flatten(2), stream.need_out).to(stream.out)
+        x, fed = ops.gate_norm_modulate(
+            x, y, mods.gate, mods.mlp_shift, mods.mlp_scale, split, stream.need_up
+        )
+        y = ops.gelu(fed.to(stream.up), stream.need_down).to(stream.down)
+        return ops.gate_residual(x, y, mods.mlp_gate, split)

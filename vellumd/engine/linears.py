@@ -6,7 +6,8 @@ One form of weights, three ways to multiply with it, because cards differ in wha
 
 from __future__ import annotations
 
-from typing import Self
+from functools import cache
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -39,6 +40,12 @@ def by_token(x: Tensor) -> tuple[Tensor, Tensor]:
     """Activations `x` [tokens, in] as e4m3 and scales [tokens, 1] in float32."""
     scale = x.abs().amax(dim=1, keepdim=True).float().clamp(min=TINY) / FP8_MAX
     return (x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale
+
+
+@cache
+def _one(device: torch.device) -> Tensor:
+    """Made once: on a card it is a kernel."""
+    return torch.ones((), device=device)
 
 
 def whole(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -113,12 +120,20 @@ class ByToken(Fp8Linear):
         small, scale = by_token(x.flatten(end_dim=-2))
         return self.multiply(small, scale, x.dtype).view(*x.shape[:-1], self.out_features)
 
-    def multiply(self, x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    def multiply(
+        self, x: Tensor, scale: Tensor, dtype: torch.dtype, out: Tensor | None = None
+    ) -> Tensor:
         """The linear of e4m3 `x` [tokens, in] with `scale` [tokens, 1], in `dtype`.
 
-        For callers that have made `x` small themselves, fused with what made it.
+        For callers that have made `x` small themselves, fused with what made it. Where the
+        product is all there is to it, it is written to `out` [tokens, out], and that returned.
         """
         raise NotImplementedError
+
+    def _held(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Weight, scale and bias: by name each is looked up in Python, 1 us of the host."""
+        held: dict[str, Any] = self._parameters
+        return held["weight"], held["scale"], held.get("bias")
 
     def _shifted(self, y: Tensor) -> Tensor:
         return y if self.bias is None else y + self.bias
@@ -127,15 +142,18 @@ class ByToken(Fp8Linear):
 class RowGemm(ByToken):
     """The GEMM takes both scales (`torch._scaled_mm`, row-wise; SM89, SM90)."""
 
-    def multiply(self, x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    def multiply(
+        self, x: Tensor, scale: Tensor, dtype: torch.dtype, out: Tensor | None = None
+    ) -> Tensor:
         """See `ByToken.multiply`."""
+        weight, by_row, bias = self._held()
         # The GEMM adds a bias of 16 bits for nothing; apart, it is one more pass over y.
-        bias = self.bias if dtype is torch.bfloat16 else None
+        complete = bias is None or dtype is torch.bfloat16
         y = torch._scaled_mm(
-            x, self.weight.t(), scale_a=scale, scale_b=self.scale.t(), bias=bias,
-            out_dtype=dtype, use_fast_accum=True,
+            x, weight.t(), scale_a=scale, scale_b=by_row.t(), bias=bias if complete else None,
+            out_dtype=dtype, use_fast_accum=True, out=out if complete else None,
         )  # fmt: skip
-        return y if bias is not None else self._shifted(y)
+        return y if complete else self._shifted(y)
 
 
 class TensorGemm(ByToken):
@@ -146,11 +164,14 @@ class TensorGemm(ByToken):
     products of 448 by 448 are far below bfloat16's largest number.
     """
 
-    def multiply(self, x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    def multiply(
+        self, x: Tensor, scale: Tensor, dtype: torch.dtype, out: Tensor | None = None
+    ) -> Tensor:
         """See `ByToken.multiply`."""
-        one = torch.ones((), device=x.device)
+        one = _one(x.device)
+        weight, by_row, _ = self._held()
         y = torch._scaled_mm(
-            x, self.weight.t(), scale_a=one, scale_b=one, out_dtype=dtype, use_fast_accum=True
+            x, weight.t(), scale_a=one, scale_b=one, out_dtype=dtype, use_fast_accum=True
         )
         # In place: in float32 it would be four times y, a gigabyte of the MLP's.
-        return self._shifted(y.mul_(scale).mul_(self.scale.t()))
+        return self._shifted(y.mul_(scale).mul_(by_row.t()))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from vellumd.engine.block import Mods, called
+from vellumd.engine.block import BlockMods, Mods, called
 
 CHUNK = 8
 """Steps that are computed together. All of a long schedule would be up to 440 MB; the
@@ -18,7 +18,7 @@ weights are 13.6 GB, which are read once a chunk instead of once a forward."""
 class StepMods(NamedTuple):
     """One step's modulation: that of each block, and scale and shift [1, channels] at the end."""
 
-    blocks: list[Mods]
+    blocks: list[BlockMods]
     scale: Tensor
     shift: Tensor
 
@@ -59,7 +59,7 @@ def modulate(stock: Any, times: Tensor) -> list[StepMods]:
     return [
         StepMods(
             [
-                Mods(_six(_with_zero(of_image, step, count)), _six(of_text[step : step + 1]))
+                BlockMods(_six(_with_zero(of_image, step, count)), _six(of_text[step : step + 1]))
                 for of_image, of_text in zip(image, text, strict=True)
             ],
             *ends[step : step + 1].chunk(2, dim=1),
@@ -73,6 +73,6 @@ def _with_zero(rows: Tensor, step: int, count: int) -> Tensor:
     return torch.cat([rows[step : step + 1], rows[count:]])
 
 
-def _six(rows: Tensor) -> Tensor:
-    """`rows` [segments, 6 · channels] as [6, segments, channels]."""
-    return rows.view(len(rows), 6, -1).transpose(0, 1).contiguous()
+def _six(rows: Tensor) -> Mods:
+    """`rows` [segments, 6 · channels] taken apart."""
+    return Mods(*rows.view(len(rows), 6, -1).transpose(0, 1).contiguous().unbind())

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vellumd.engine.block import Room
+from vellumd.engine.block import Part, Room
 from vellumd.engine.linears import TINY
 from vellumd.memory_plan import Kept
 
@@ -38,8 +38,13 @@ def rooms(query: Tensor, blocks: int, kept: Kept | None, first: int) -> Rooms:
     """
     if kept == "whole":
         return Whole(query, blocks)
-    passing = Room(query, torch.empty_like(query), torch.empty_like(query))
+    passing = roomy(query)
     return Passing(passing) if kept is None else Small(passing, first)
+
+
+def roomy(query: Tensor) -> Room:
+    """A room with the queries `query`."""
+    return Room(Part(query, torch.empty_like(query), torch.empty_like(query)))
 
 
 class Passing:
@@ -60,9 +65,7 @@ class Whole:
     """A room for each block, with queries in common: keys and values stay where they are."""
 
     def __init__(self, query: Tensor, blocks: int) -> None:
-        self._rooms = [
-            Room(query, torch.empty_like(query), torch.empty_like(query)) for _ in range(blocks)
-        ]
+        self._rooms = [roomy(query) for _ in range(blocks)]
 
     def enter(self, block: int, *, fresh: bool = True) -> Room:
         """See `Rooms`."""
@@ -77,7 +80,7 @@ class Small(Passing):
 
     def __init__(self, room: Room, first: int) -> None:
         super().__init__(room)
-        self._rows = [rows[:, first:] for rows in (room.key, room.value)]
+        self._rows = [rows[:, first:] for rows in (room.whole.key, room.whole.value)]
         self._kept: dict[int, list[Rounded]] = {}
 
     def enter(self, block: int, *, fresh: bool = True) -> Room:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vellumd.engine.attention import Attention
-from vellumd.engine.block import Block, Rope
+from vellumd.engine.block import Block, Rope, Ropes, Streams
 from vellumd.engine.kernels.choice import PLAIN, Ops
 from vellumd.engine.kernels.feed import Need
 from vellumd.engine.modulation import Modulation
@@ -97,7 +97,7 @@ class Stock:
 class Own:
     """Our forward over the weights of diffusers' `QwenImageTransformer2DModel`.
 
-    Modules of `stock` are looked up at each call, so quantised linears and LoRA branches
+    Modules of `stock` are looked up for each edit, so quantised linears and LoRA branches
     work by taking a linear's place there.
     """
 
@@ -142,7 +142,7 @@ class Prepared:
         self._causal = causal
         self._sizes = [math.prod(shape) for shape in conditioning.shapes[1:]]
         self._stock = stock
-        self._blocks = blocks
+        self._blocks = [(block, Streams.of(block.stock)) for block in blocks]
         self._plan = plan
         self._references = stock.img_in(references)
         self._modulation = Modulation(stock, times.to(references.dtype) / 1000)
@@ -162,9 +162,11 @@ class Prepared:
             alone = list(self._references.split(self._sizes, dim=1))
         elif fresh:
             image = torch.cat([image, self._references], dim=1)
-        for number, (block, block_mods) in enumerate(zip(self._blocks, mods.blocks, strict=True)):
+        for number, (block, streams) in enumerate(self._blocks):
             room = given.rooms.enter(number, fresh=fresh)
-            image, text = block(image, text, block_mods, given.rope, room, target, alone)
+            image, text = block(
+                image, text, streams, mods.blocks[number], given.ropes, room, target, alone
+            )
             given.rooms.leave(number, fresh=fresh)
         given.filled = True
         ends = Need.of(self._stock.proj_out)
@@ -176,12 +178,12 @@ class Prepared:
 class Prompt:
     """What one prompt's forwards share.
 
-    `text` is its embedding [1, tokens, channels], `rope` the positions of all rows; `filled`
+    `text` is its embedding [1, tokens, channels], `ropes` the positions of all rows; `filled`
     tells whether a step has left the references' keys and values in `rooms`.
     """
 
     text: Tensor
-    rope: Rope
+    ropes: Ropes
     rooms: Rooms
     filled: bool = False
 
@@ -199,12 +201,14 @@ class Prompt:
             [shapes], max_txt_seq_len=text.shape[1], device=text.device
         )
         # Diffusers' tables are complex; Inductor compiles none, and fused kernels read pairs.
-        turns = torch.cat([words, pictures])
+        ropes = Ropes(
+            *(Rope(turns.real.contiguous(), turns.imag.contiguous()) for turns in (words, pictures))
+        )
         attn = stock.transformer_blocks[0].attn
-        shape = (1, len(turns), attn.heads, attn.inner_dim // attn.heads)
+        shape = (1, len(words) + len(pictures), attn.heads, attn.inner_dim // attn.heads)
         blocks, first = len(stock.transformer_blocks), text.shape[1] + math.prod(shapes[0])
         return cls(
             text,
-            Rope(turns.real.contiguous(), turns.imag.contiguous()),
+            ropes,
             rooms(text.new_empty(shape), blocks, kept, first),
         )

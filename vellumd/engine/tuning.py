@@ -16,6 +16,7 @@ from vellumd import __version__, platform
 from vellumd.engine import attention, precision
 from vellumd.engine.bench.measure import WARM, timed
 from vellumd.engine.bench.workload import TIMES, Workload, random_transformer
+from vellumd.engine.block import Streams
 from vellumd.engine.kernels import choice
 from vellumd.engine.modulation import modulate
 from vellumd.engine.precision import PLAIN, RECIPES, Recipe
@@ -132,11 +133,13 @@ def measured(
         (mods,) = modulate(model, torch.tensor(TIMES[-1:], device=device, dtype=dtype) / 1000)
         block = Own(model, best, ops).blocks[0]
         image = torch.randn(1, 2 * work.tokens, work.channels, device=device, dtype=dtype)
+        asked = (
+            image, prompt.text, Streams.of(block.stock), mods.blocks[0], prompt.ropes,
+            prompt.rooms.enter(0), work.tokens,
+        )  # fmt: skip
 
         def run() -> object:
-            return block(  # noqa: B023 (called in this turn only)
-                image, prompt.text, mods.blocks[0], prompt.rope, prompt.rooms.enter(0), work.tokens  # noqa: B023
-            )  # fmt: skip
+            return block(*asked)  # noqa: B023 (called in this turn only)
 
         for _ in range(WARM):
             run()

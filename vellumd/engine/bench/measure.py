@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vellumd.engine.bench.methods import Method
 from vellumd.engine.bench.workload import TIMES, Workload
+from vellumd.engine.block import Streams
 from vellumd.engine.modulation import modulate
 from vellumd.engine.plan import Plan
 from vellumd.engine.transformer import Own, Prompt, Stock
@@ -119,8 +120,9 @@ def block_errors(
         own = mine[block]
         image, text = asked["hidden_states"], asked["encoder_hidden_states"]
         made, _text = own(
-            image, text, by_block[own], prompt.rope, prompt.rooms.enter(0), workload.tokens
-        )
+            image, text, Streams.of(own.stock), by_block[own], prompt.ropes,
+            prompt.rooms.enter(0), workload.tokens,
+        )  # fmt: skip
         found.append(error(made[:, : workload.tokens], output[1][:, : workload.tokens]))
 
     handles = [block.register_forward_hook(compare, with_kwargs=True) for block in mine]

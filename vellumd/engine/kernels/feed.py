@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from vellumd.engine.kernels.language import jit, next_power_of_2, tl, warps
+from vellumd.engine.kernels.language import jit, kernel, next_power_of_2, tl, warps
 from vellumd.engine.linears import FP8, FP8_MAX, TINY, ByToken, by_token
 from vellumd.engine.lora import Branched
 
@@ -35,7 +35,10 @@ class Need(NamedTuple):
 
 
 class Fed(NamedTuple):
-    """Rows [1, rows, channels]: `whole`, or e4m3 `small` with `scale` [rows, 1], or both."""
+    """Rows as `whole` [1, rows, channels], as `small` with `scale`, or both.
+
+    Those are e4m3 [rows, channels] and float32 [rows, 1].
+    """
 
     whole: Tensor | None
     small: Tensor | None
@@ -48,13 +51,13 @@ class Fed(NamedTuple):
         if not need.small:
             return cls(x, None, None, x.dtype)
         small, scale = by_token(x[0])
-        return cls(x if need.whole else None, small[None], scale, x.dtype)
+        return cls(x if need.whole else None, small, scale, x.dtype)
 
     def first(self, rows: int) -> Fed:
         """The first `rows` of it."""
         return Fed(
             None if self.whole is None else self.whole[:, :rows],
-            None if self.small is None else self.small[:, :rows],
+            None if self.small is None else self.small[:rows],
             None if self.scale is None else self.scale[:rows],
             self.dtype,
         )
@@ -62,12 +65,22 @@ class Fed(NamedTuple):
     def to(self, linear: torch.nn.Module) -> Tensor:
         """What `linear` makes of it: [1, rows, out]."""
         if isinstance(linear, ByToken) and self.small is not None and self.scale is not None:
-            return linear.multiply(self.small[0], self.scale, self.dtype)[None]
+            return linear.multiply(self.small, self.scale, self.dtype)[None]
         if isinstance(linear, Branched) and isinstance(linear.base, ByToken):
             assert self.whole is not None
             return self.to(linear.base) + F.linear(F.linear(self.whole, linear.down), linear.up)
         y: Tensor = linear(self.whole)
         return y
+
+    def put(self, linear: torch.nn.Module, out: Tensor) -> None:
+        """Put what `linear` makes of it into `out` [1, rows, heads, width]."""
+        flat = out.flatten(2)[0]
+        if isinstance(linear, ByToken) and self.small is not None and self.scale is not None:
+            made = linear.multiply(self.small, self.scale, self.dtype, flat)
+        else:
+            made = self.to(linear)[0]
+        if made is not flat:
+            flat.copy_(made)
 
 
 def quantise(x: Tensor, need: Need) -> Fed:
@@ -76,20 +89,24 @@ def quantise(x: Tensor, need: Need) -> Fed:
         return Fed.of(x, need)
     x = x.contiguous()
     small, scale = room(x)
-    block = next_power_of_2(x.shape[-1])
-    _quantise[(x.shape[1],)](
-        x, small, scale, x.shape[-1], FP8_MAX, TINY, block=block, num_warps=warps(block)
-    )
+    rows, channels = small.shape
+    block = next_power_of_2(channels)
+    _quantise((rows, 1, 1), (x, small, scale), (), (channels, FP8_MAX, TINY, block), warps(block))
     return Fed(x if need.whole else None, small, scale, x.dtype)
 
 
 def room(x: Tensor) -> tuple[Tensor, Tensor]:
     """Room for `x` in e4m3 and its scales."""
-    return x.new_empty(x.shape, dtype=FP8), x.new_empty((x.shape[1], 1), dtype=torch.float32)
+    rows, device = x.shape[1], x.device
+    small = torch.empty((rows, x.shape[2]), dtype=FP8, device=device)
+    return small, torch.empty((rows, 1), dtype=torch.float32, device=device)
 
 
-@jit
-def _quantise(x, small, scale, channels, largest, tiny, block: tl.constexpr):
+@kernel()
+def _quantise(
+    x, small, scale,
+    channels: tl.constexpr, largest: tl.constexpr, tiny: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
     """One row a program."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, block)

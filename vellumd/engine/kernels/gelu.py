@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from vellumd.engine.kernels.feed import Fed, Need, room, store_small
-from vellumd.engine.kernels.language import jit, next_power_of_2, tl, warps
+from vellumd.engine.kernels.language import kernel, next_power_of_2, tl, warps
 from vellumd.engine.linears import FP8_MAX, TINY
 
 
@@ -25,16 +25,17 @@ def gelu_triton(x: Tensor, need: Need) -> Fed:
     whole = torch.empty_like(x) if need.whole else None
     small, scale = room(x) if need.small else (None, None)
     block = next_power_of_2(channels)
-    _gelu[(x.shape[1],)](
-        x, whole, small, scale, channels, FP8_MAX, TINY, need.whole, need.small, block=block,
-        num_warps=warps(block),
+    _gelu(
+        (x.shape[1], 1, 1), (x, whole, small, scale), (),
+        (channels, FP8_MAX, TINY, need.whole, need.small, block), warps(block),
     )  # fmt: skip
     return Fed(whole, small, scale, x.dtype)
 
 
-@jit
+@kernel()
 def _gelu(
-    x, whole, small, scale, channels, largest, tiny,
+    x, whole, small, scale,
+    channels: tl.constexpr, largest: tl.constexpr, tiny: tl.constexpr,
     as_whole: tl.constexpr, as_small: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """One row a program. x/2 · (1 + tanh u) is x / (1 + exp(-2u)).

@@ -1,4 +1,4 @@
-"""LayerNorm with modulation, and the gate before a residual sum.
+"""LayerNorm with modulation, the gate before a residual sum, and both at once.
 
 A picture stream [1, rows, channels] has up to two segments with a modulation each: the
 target's first `split` rows, and the references after them.
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from vellumd.engine.kernels.feed import Fed, Need, room, store_small
-from vellumd.engine.kernels.language import jit, next_power_of_2, tl, warps
+from vellumd.engine.kernels.language import kernel, next_power_of_2, tl, warps
 from vellumd.engine.linears import FP8_MAX, TINY
 
 EPSILON = 1e-6
@@ -52,37 +52,70 @@ def gate_residual(x: Tensor, y: Tensor, gate: Tensor, split: int) -> Tensor:
     return y.add_(x)
 
 
+def gate_norm_modulate(
+    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, split: int, need: Need
+) -> tuple[Tensor, Fed]:
+    """`gate_residual`, and `norm_modulate` of what it gives."""
+    x = gate_residual(x, y, gate, split)
+    return x, norm_modulate(x, shift, scale, split, need)
+
+
 def norm_modulate_triton(x: Tensor, shift: Tensor, scale: Tensor, split: int, need: Need) -> Fed:
     """`norm_modulate` in one pass over `x`."""
-    x, channels = x.contiguous(), x.shape[-1]
+    return _normed(x, None, None, shift, scale, split, need)
+
+
+def gate_norm_modulate_triton(
+    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, split: int, need: Need
+) -> tuple[Tensor, Fed]:
+    """`gate_norm_modulate` in one pass over `x` and `y`."""
+    y = y.contiguous()
+    return y, _normed(x, y, gate.contiguous(), shift, scale, split, need)
+
+
+def _normed(
+    x: Tensor, y: Tensor | None, gate: Tensor | None,
+    shift: Tensor, scale: Tensor, split: int, need: Need,
+) -> Fed:  # fmt: skip
+    x, (_, rows, channels) = x.contiguous(), x.shape
     whole = torch.empty_like(x) if need.whole else None
     small, small_scale = room(x) if need.small else (None, None)
     block = next_power_of_2(channels)
-    _norm_modulate[(x.shape[1],)](
-        x, shift.contiguous(), scale.contiguous(), whole, small, small_scale,
-        split if len(shift) == 2 else x.shape[1], channels, EPSILON, FP8_MAX, TINY,
-        need.whole, need.small, block=block, num_warps=warps(block),
-    )  # fmt: skip
+    _norm_modulate(
+        (rows, 1, 1),
+        (x, y, gate, shift.contiguous(), scale.contiguous(), whole, small, small_scale),
+        (split if shift.shape[0] == 2 else rows,),
+        (channels, EPSILON, FP8_MAX, TINY, y is not None, need.whole, need.small, block),
+        warps(block),
+    )
     return Fed(whole, small, small_scale, x.dtype)
 
 
-@jit
+@kernel("split")
 def _norm_modulate(
-    x, shift, scale, whole, small, small_scale, split, channels, epsilon, largest, tiny,
-    as_whole: tl.constexpr, as_small: tl.constexpr, block: tl.constexpr,
+    x, y, gate, shift, scale, whole, small, small_scale, split,
+    channels: tl.constexpr, epsilon: tl.constexpr, largest: tl.constexpr, tiny: tl.constexpr,
+    gated: tl.constexpr, as_whole: tl.constexpr, as_small: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """One row a program."""
+    """One row a program. If `gated`, `y` becomes the sum, and that is what is normed."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, block)
     inside = columns < channels
-    values = tl.load(x + row * channels + columns, mask=inside, other=0).to(tl.float32)
+    here, at = row * channels + columns, tl.where(row < split, 0, channels) + columns
+    values = tl.load(x + here, mask=inside, other=0).to(tl.float32)
+    if gated:
+        factor = tl.load(gate + at, mask=inside, other=0).to(tl.float32)
+        values += tl.load(y + here, mask=inside, other=0).to(tl.float32) * factor
+        # The norm is that of the sum as it is kept, as it is of the twin.
+        rounded = values.to(y.dtype.element_ty)
+        tl.store(y + here, rounded, mask=inside)
+        values = rounded.to(tl.float32)
     centred = tl.where(inside, values - tl.sum(values) / channels, 0.0)
     normed = centred * tl.rsqrt(tl.sum(centred * centred) / channels + epsilon)
-    at = tl.where(row < split, 0, channels) + columns
     factor = 1 + tl.load(scale + at, mask=inside, other=0).to(tl.float32)
     made = normed * factor + tl.load(shift + at, mask=inside, other=0).to(tl.float32)
     if as_whole:
-        tl.store(whole + row * channels + columns, made.to(whole.dtype.element_ty), mask=inside)
+        tl.store(whole + here, made.to(whole.dtype.element_ty), mask=inside)
     if as_small:
         store_small(made, small, small_scale, row, columns, inside, channels, largest, tiny)
 
@@ -91,15 +124,16 @@ def gate_residual_triton(x: Tensor, y: Tensor, gate: Tensor, split: int) -> Tens
     """`gate_residual` in one pass."""
     x, y, channels = x.contiguous(), y.contiguous(), x.shape[-1]
     block = next_power_of_2(channels)
-    _gate_residual[(x.shape[1],)](
-        x, y, gate.contiguous(), split if len(gate) == 2 else x.shape[1], channels, block=block,
-        num_warps=warps(block),
+    rows = x.shape[1]
+    _gate_residual(
+        (rows, 1, 1), (x, y, gate.contiguous()), (split if gate.shape[0] == 2 else rows,),
+        (channels, block), warps(block),
     )  # fmt: skip
     return y
 
 
-@jit
-def _gate_residual(x, y, gate, split, channels, block: tl.constexpr):
+@kernel("split")
+def _gate_residual(x, y, gate, split, channels: tl.constexpr, block: tl.constexpr):
     """One row a program."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, block)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vellumd.engine.kernels.language import jit, next_power_of_2, tl, warps
+from vellumd.engine.kernels.language import kernel, next_power_of_2, tl, warps
 from vellumd.engine.kernels.modulate import EPSILON
 
 MANY = 16
@@ -20,10 +20,13 @@ def norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, out: Tensor
 
     `x` and `out` are [1, rows, heads, width], `cos` and `sin` [rows, width / 2]: neighbours
     make a pair, which is turned as a complex number would be (RoFormer, arXiv:2104.09864).
+    `cos` and `sin` may have more rows; the first ones are taken.
     """
+    rows = x.shape[1]
     variance = x.float().square().mean(-1, keepdim=True)
     y = (x * torch.rsqrt(variance + EPSILON)).to(weight.dtype) * weight
-    out.copy_(_turned(y.float().view(*y.shape[:-1], -1, 2), cos[:, None], sin[:, None]).flatten(-2))
+    pairs = y.float().view(*y.shape[:-1], -1, 2)
+    out.copy_(_turned(pairs, cos[:rows, None], sin[:rows, None]).flatten(-2))
 
 
 def _turned(pairs: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -41,16 +44,16 @@ def norm_rotate_triton(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, out:
     if not out.is_contiguous():
         raise ValueError("norm_rotate_triton writes to whole rows")
     count, block = rows * heads, next_power_of_2(width)
-    _norm_rotate[(-(-count // MANY),)](
-        x.contiguous(), weight, cos, sin, out, count, heads, width, EPSILON, many=MANY,
-        block=block, num_warps=warps(MANY * block),
+    _norm_rotate(
+        (-(-count // MANY), 1, 1), (x.contiguous(), weight, cos, sin, out), (count,),
+        (heads, width, EPSILON, MANY, block), warps(MANY * block),
     )  # fmt: skip
 
 
-@jit
+@kernel("count")
 def _norm_rotate(
-    x, weight, cos, sin, out, count, heads, width, epsilon,
-    many: tl.constexpr, block: tl.constexpr,
+    x, weight, cos, sin, out, count, heads: tl.constexpr, width: tl.constexpr,
+    epsilon: tl.constexpr, many: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """`many` heads a program, of one row after the other.
 
