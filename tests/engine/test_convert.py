@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -24,8 +26,10 @@ from vellumd import artefact, errors, model_card, protocol
 from vellumd.engine import (
     convert,
     converting,
+    hashes,
     linears,
     loading,
+    lora,
     pipeline,
     precision,
     shards,
@@ -223,6 +227,30 @@ def test_kill_it_and_go_on(tmp_path: Path, home: Path, monkeypatch: pytest.Monke
     assert [entry.name for entry in tmp_path.iterdir() if entry.is_dir()] == ["plain"]
 
 
+def test_a_torn_line_costs_one_file(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it wrote down a finished file, and stopped again later: what was written down
+    after that line is taken all the same."""
+    target, write, written = tmp_path / "plain", shards.write, list[str]()
+
+    def stop_at_fourth(file: Path, *args: Any) -> artefact.Shard:
+        written.append(file.name)
+        if len(written) in (4, 8):
+            raise KeyboardInterrupt
+        return write(file, *args)
+
+    monkeypatch.setattr(shards, "write", stop_at_fourth)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            conversion().run(target, lambda *_: None)
+        with (target.with_name("plain.part") / convert.JOURNAL).open("a") as journal:
+            journal.write('{"name": "transf')
+    conversion().run(target, lambda *_: None)
+    assert len(written) == len(set(written)) + 3  # two that were stopped, one of the torn line
+    assert digests(target) == digests(home / "plain")
+
+
 def test_another_order_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was finished for other LoRAs is not taken for this."""
     target, write = tmp_path / "one", shards.write
@@ -255,6 +283,97 @@ def test_what_is_there_stays(tmp_path: Path, home: Path) -> None:
     (tmp_path / "photos").mkdir()
     with pytest.raises(errors.ConfigError, match="no artefact"):
         conversion().run(tmp_path / "photos", lambda *_: None)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on files' sizes")
+def test_a_disk_that_fills_up(tmp_path: Path, home: Path) -> None:
+    """A write that fails in its thread ends the run with all threads; no half file is taken."""
+    import resource
+
+    size = max(shard.size for shard in next(artefact.found(home)).manifest.files.values())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            conversion().run(tmp_path / "plain", lambda *_: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    names = [thread.name.partition("_")[0] for thread in threading.enumerate()]
+    assert not {"hash", "write", "weights"} & {*names}
+    assert made(tmp_path / "plain") and digests(tmp_path / "plain") == digests(home / "plain")
+
+
+def test_a_card_that_fills_up(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest is rounded on the CPU, with what was written before left as it is."""
+    card, read, by_row, written = torch.device("cuda", 0), lora.read, linears.by_row, []
+    monkeypatch.setattr(convert, "device_for_rounding", lambda: card)
+    reader = convert.Conversion._reader
+    monkeypatch.setattr(convert.Conversion, "_reader", lambda job, _: reader(job, CPU))
+    monkeypatch.setattr(lora, "read", lambda file, of, _: read(file, of, CPU))
+
+    def full(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        written.append(job._device)
+        if len(written) == 20:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return by_row(weight)
+
+    monkeypatch.setattr(linears, "by_row", full)
+    target, job = tmp_path / "lightning", conversion(DEMO, LORA)
+    job.run(target, lambda *_: None)
+    assert written[:20] == [card] * 20 and {*written[20:]} == {CPU}
+    assert digests(target) == digests(home / "lightning")
+    monkeypatch.setattr(linears, "by_row", lambda _: torch.empty(1 << 60))
+    with pytest.raises(RuntimeError, match="memory"):  # the machine's own: nothing is left
+        conversion().run(tmp_path / "plain", lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("out of memory"), torch.AcceleratorError("busy")]
+)
+def test_a_card_without_room_for_a_context(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Even asking how full it is fails; then the CPU rounds."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", Mock(side_effect=error))
+    assert convert.device_for_rounding() == CPU
+
+
+@pytest.mark.timeout(60)
+def test_hashing_ends_with_the_work(tmp_path: Path) -> None:
+    """A terabyte is not read to its end by whom nobody waits for; a small file's hash is right."""
+    large, small = tmp_path / "large", tmp_path / "small"
+    with large.open("wb") as file:
+        file.truncate(1 << 40)
+    small.write_bytes(b"bytes" * 1_000_000)
+    with pytest.raises(ZeroDivisionError), hashes.Hashes([large, large]):
+        raise ZeroDivisionError
+    with hashes.Hashes([small]) as found:
+        assert found.found() == {"small": hashlib.sha256(small.read_bytes()).hexdigest()}
+    (tmp_path / "lost").unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError), hashes.Hashes([tmp_path / "lost"]) as found:
+        found.found()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a.part"), "a.part: No space left"),
+        (MemoryError(), "memory ran out"),
+        (KeyboardInterrupt(), "stopped"),
+    ],
+    ids=str,
+)
+def test_what_the_machine_refuses_is_told(
+    error: BaseException,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """In a line, with what to do; no traceback."""
+    monkeypatch.setattr(convert.Conversion, "run", Mock(side_effect=error))
+    assert converting.main(['{"engine": {"model": "demo"}}']) != 0
+    assert capfd.readouterr().err.splitlines()[-1].startswith(f"vellumd: {told}")
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:

@@ -99,10 +99,29 @@ def test_the_vision_tower_runs_once(model: Model) -> None:
     tower, blocks = runs(model.parts.text_encoder.model.visual), []
     for block in model.parts.encoder_blocks():
         blocks.append(runs(block))
-    foretold = encoder.blocks(["one", "two", "one"], pictures)
-    encoder.embed(["one", "two"], pictures, CPU)
+    prompts = ["one", "two", "one"]
+    foretold = encoder.blocks(prompts, pictures)
+    encoder.embed(prompts, pictures, CPU)
     assert len(tower) == 1
     assert sum(map(len, blocks)) == foretold == 2 + 2
+
+
+def test_what_is_read_may_take_the_place_of_what_is_known(model: Model) -> None:
+    """A known prompt keeps its embedding also where the pictures, which went before it, come
+    back and push it out while another prompt is read; of any number of bytes that are kept."""
+    pictures, others = views(2), views(2)[::-1]
+    exact = encoder_of(model).embed(["known", "new"], pictures, CPU)
+    whole = Store(10**8)
+    encoder_of(model, whole).embed(["known"], pictures, CPU)
+    for limit in range(whole.size // 2, 2 * whole.size, whole.size // 20):
+        encoder = encoder_of(model, Store(limit))
+        for given, seen in ((["known"], pictures), (["a"], others), (["known"], pictures)):
+            encoder.embed(given, seen, CPU)
+        for prompts in (["known", "new"], ["known"], ["new", "known"]):
+            for prompt, embedding in zip(
+                prompts, encoder.embed(prompts, pictures, CPU), strict=True
+            ):
+                assert torch.equal(embedding, exact[prompt == "new"]), (limit, prompts)
 
 
 def test_what_was_read_is_kept(model: Model) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,3 +130,22 @@ def test_the_same_again_is_left_as_it_is(model: Model) -> None:
     assert len(branches()) == len(first)
     loras.use([])
     assert not branches()
+
+
+def test_half_a_lora_stays_nowhere(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory runs out among the branches, the next edit without LoRAs has none of them."""
+    loras, made, role = model.loras, lora.Branched.__init__, LoraRef(name="lightning-8")
+    begun: list[object] = []
+
+    def full(branch: Branched, *given: Any) -> None:
+        begun.append(branch)
+        if len(begun) == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        made(branch, *given)
+
+    loras.use([])
+    monkeypatch.setattr(lora.Branched, "__init__", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        loras.use([role])
+    loras.use([])
+    assert not [one for one in model.parts.transformer.modules() if isinstance(one, Branched)]

@@ -371,16 +371,46 @@ def test_a_block_that_fails_stops_nothing(tmp_path: Path) -> None:
     stream.close()
 
 
+@pytest.mark.parametrize("host", [streaming.Held.of_files, streaming.Filed])
+def test_a_system_that_pins_nothing(
+    host: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ordinary memory stands in, for blocks that stay, for a ring and for a whole module."""
+    empty, refused = torch.empty, []
+
+    def unpinned(*args: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        if pin_memory:
+            refused.append(args)
+            raise torch.AcceleratorError("CUDA error: out of memory")
+        return empty(*args, **options)
+
+    monkeypatch.setattr(torch, "empty", unpinned)
+    blocks = blocks_of(4)
+    places, parts = in_file(blocks, tmp_path)
+    made = host(places, parts, pin=True)
+    wanted = streaming.Held.of_files(places, parts, pin=False).bytes_of(2)
+    for part in parts:
+        assert torch.equal(part.of(made.bytes_of(2)), part.of(wanted))
+    made.close()
+    assert torch.equal(streaming._pinned(blocks[0][0].weight), blocks[0][0].weight)
+    assert len(refused) >= 3
+
+
 def test_a_file_that_is_lost_is_told(tmp_path: Path) -> None:
-    """Not read wrongly: the edit ends with what is wrong, and so does the next one."""
+    """Not read wrongly: each edit ends with what is wrong, until the file is there again."""
     from vellumd import errors
 
     blocks = blocks_of(4)
+    expected = run(blocks)
     stream = streaming.Streamed(blocks, filed(blocks, tmp_path), CPU)
-    (tmp_path / "blocks.safetensors").write_bytes(b"")
-    for _ in range(2):
+    file = tmp_path / "blocks.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(b"")
+    for order in ([0, 1], [2, 3], [0, 1], [3], [1]):
         with pytest.raises(errors.ModelInvalid, match="cut short"):
-            run(blocks)
+            run(blocks, order)
+    file.write_bytes(whole)
+    assert torch.equal(run(blocks), expected)
     stream.drop()
 
 

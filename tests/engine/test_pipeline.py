@@ -160,11 +160,12 @@ SHORT = (
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
     RuntimeError("CUDA error: out of memory"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
     RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4 bytes."),
     MemoryError(),
     OSError(errno.ENOMEM, "Cannot allocate memory"),
 )
-"""As the driver, the CPU's allocator on Linux and Windows, Python and the system say it."""
+"""As the driver, convolutions, the CPU's allocator here and on Windows, and Python say it."""
 
 
 def fail_in_decoder(model: Model, times: int) -> tuple[Any, list[bool]]:

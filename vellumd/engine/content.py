@@ -45,10 +45,14 @@ class Store:
         """The value of `key`: the kept one, or that of `make`, of `size` bytes, from now on."""
         if key in self._entries:
             return self.known(key)  # type: ignore[no-any-return]
-        self.misses[key[0]] += 1
         value = make()
-        self._keep(key, Entry(value, size(value)))
+        self.add(key, value, size(value))
         return value
+
+    def add(self, key: tuple[str, *tuple[Hashable, ...]], value: object, size: int) -> None:
+        """Keep `value`, of `size` bytes, that was made since there was none of `key`."""
+        self.misses[key[0]] += 1
+        self._keep(key, Entry(value, size))
 
     def known(self, key: tuple[str, *tuple[Hashable, ...]]) -> Any:
         """The kept value of `key`; KeyError if there is none."""

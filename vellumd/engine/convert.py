@@ -12,12 +12,10 @@ appears under its name when all are there.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +25,9 @@ from torch import Tensor
 
 from vellumd import artefact, errors, platform
 from vellumd.artefact import MANIFEST, MODULATION, TABLES, TRANSFORMER, Fused, Manifest, Order
-from vellumd.engine import linears, loading, lora, precision, schedule, shards, tables
+from vellumd.engine import linears, loading, lora, memory, precision, schedule, shards, tables
+from vellumd.engine.faults import is_memory
+from vellumd.engine.hashes import Hashes
 from vellumd.engine.reading import Reader, StoredTensor
 from vellumd.model_card import ModelCard
 from vellumd.weights.checkpoint import FUSED_KEY, Weight
@@ -42,8 +42,6 @@ writing, and rounding as measured on one core of a busy machine: rather too long
 A card rounds while the next bytes are read."""
 CARD_ROOM = 3 * GB
 """Bytes that must be free on the card: its context, and a matrix in float32 a few times."""
-HASHERS = 2
-"""Files of the source that are hashed at once."""
 RESERVE = 1 * GB
 """Bytes that must be left on the disk."""
 SPAN, AHEAD, THREADS = 8 << 20, 8, 2
@@ -161,12 +159,13 @@ class Conversion:
             done = self._resume(home)
             total = self.needs().writes
             self._check_room(home, total - sum(shard.size for shard in done.values()))
-            with ThreadPoolExecutor(1, "hash") as pool:
-                hashes = pool.submit(self._hashes)
-                files = self._write(home, done, lambda size: beat(size, total))
+            sources = *self._model.transformer.files, *(one.file for one in self._loras)
+            with Hashes(sources) as hashes:
+                files = self._written(home, lambda size: beat(size, total))
                 manifest = Manifest(
                     order=self.order, key=self.order.key, model=self._card.name,
-                    fp8_source=self.fp8_source, hashes=hashes.result(), files=files,
+                    fp8_source=self.fp8_source, hashes=hashes.found(),
+                    files=dict(sorted(files.items())),
                 )  # fmt: skip
             platform.replace_durably(home / MANIFEST, manifest.model_dump_json(indent=1).encode())
             (home / JOURNAL).unlink()
@@ -209,16 +208,30 @@ class Conversion:
                 if (home / entry["name"]).stat().st_size == shard.size:
                     done[entry["name"]] = shard
             except (ValueError, KeyError, OSError):
-                break  # the line that was being written, or a file that was taken away
+                continue  # a line that was being written, or a file that was taken away
         return done
 
-    def _write(
-        self, home: Path, done: dict[str, artefact.Shard], beat: Callable[[int], None]
-    ) -> dict[str, artefact.Shard]:
-        """Write the files that are not `done`; all of them."""
+    def _written(self, home: Path, beat: Callable[[int], None]) -> dict[str, artefact.Shard]:
+        """All files, written on the CPU from where the card's memory ran out.
+
+        It is shared with whatever starts there in the meantime, a daemon for one.
+        """
+        try:
+            return self._write(home, beat)
+        except Exception as error:
+            if self._device.type == "cpu" or not is_memory(error):
+                raise
+        log.warning("the card's memory ran out: the rest is rounded on the CPU")
+        self._device = torch.device("cpu")
+        self._pairs = self._read_loras()
+        memory.free()
+        return self._write(home, beat)
+
+    def _write(self, home: Path, beat: Callable[[int], None]) -> dict[str, artefact.Shard]:
+        """Write the files that are not finished; all of them."""
         config = json.dumps(self._model.configs[TRANSFORMER], indent=1).encode()
         platform.replace_durably(home / TRANSFORMER / "config.json", config)
-        files = dict(done)
+        files = self._resume(home)
         beat(sum(shard.size for shard in files.values()))
         with self._reader(torch.device("cpu")) as host, self._reader(self._device) as reader:
             for name, group in self._groups().items():
@@ -349,23 +362,18 @@ class Conversion:
         table.cover(times(torch.bfloat16), lambda done, of: None)
         yield from table.tensors()
 
-    def _hashes(self) -> dict[str, str]:
-        """The full SHA-256 of the source's files, read beside the work."""
-        files = [*self._model.transformer.files, *(one.file for one in self._loras)]
-        with ThreadPoolExecutor(HASHERS, "hash") as pool:
-            return dict(zip((file.name for file in files), pool.map(_hash, files), strict=True))
-
 
 def device_for_rounding() -> torch.device:
     """The card, if there is one with room beside whatever else runs there; else the CPU."""
-    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] >= CARD_ROOM:
-        return torch.device("cuda", torch.cuda.current_device())
+    if torch.cuda.is_available():
+        try:
+            free, _ = torch.cuda.mem_get_info()
+        except RuntimeError as error:  # too full for a context, or another's alone
+            log.info("the card is left out: %s", error)
+            free = 0
+        if free >= CARD_ROOM:
+            return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def times(dtype: torch.dtype) -> Tensor:

@@ -14,10 +14,11 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from vellumd import errors, model_card
-from vellumd.engine import convert, shelf
+from vellumd.engine import convert, faults, shelf
 from vellumd.settings import EngineSettings
 
-OK, FAILED, CONFIG = 0, 1, 78
+OK, FAILED, CONFIG, INTERRUPTED = 0, 1, 78, 130
+AGAIN = "the same command goes on where it was."
 SHOWN_S = 0.5
 """Seconds between two looks at the progress."""
 
@@ -37,15 +38,25 @@ def main(argv: Sequence[str]) -> int:
     except errors.VellumError as error:
         print(f"vellumd: {error.message} {error.remedy}", file=sys.stderr)
         return CONFIG if isinstance(error, errors.ConfigError) else FAILED
-    except OSError as error:
-        if told := errors.disk_error(error):
-            print(f"vellumd: {told.message} {told.remedy}", file=sys.stderr)
-        return FAILED
     except KeyboardInterrupt:
-        print("vellumd: stopped; the same command goes on where it was.", file=sys.stderr)
-        return 130
+        print(f"vellumd: stopped; {AGAIN}", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if not (why := shortage(error)):
+            raise
+        print(f"vellumd: {why}; {AGAIN}", file=sys.stderr)
+        return FAILED
     print(made)
     return OK
+
+
+def shortage(error: Exception) -> str | None:
+    """What the machine lacks by `error`, or refuses; None for what is no fault of its."""
+    if faults.is_memory(error):
+        return "memory ran out"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the artefact'}: {error.strerror}"
+    return None
 
 
 def make(wanted: Wanted) -> Path:

@@ -101,12 +101,14 @@ class Encoder:
         """The embeddings [1, tokens, channels] of `prompts`, each with `views`."""
         keys, unread = _keys(views), self._unread(prompts, views)
         # The known ones first: those that are read now may take their place in the store.
-        order = sorted(dict.fromkeys(prompts), key=unread.__contains__)
-        made = iter(self._read(unread, views, device) if unread else ())
-        found = {
-            prompt: self._store.get(("prompt", keys, prompt), made.__next__, size_of)
-            for prompt in order
+        known = [prompt for prompt in dict.fromkeys(prompts) if prompt not in unread]
+        found: dict[str, Tensor] = {
+            prompt: self._store.known(("prompt", keys, prompt)) for prompt in known
         }
+        if unread:
+            for prompt, made in zip(unread, self._read(unread, views, device), strict=True):
+                self._store.add(("prompt", keys, prompt), made, size_of(made))
+                found[prompt] = made
         return [found[prompt] for prompt in prompts]
 
     def _read(
@@ -123,8 +125,8 @@ class Encoder:
             begin, position = self._begin(inputs, self._look(inputs, device), device)
             texts = [self._text(prompt, begin.kept, position, device) for prompt in prompts]
             first, *read = language.read(self._model.language_model, [begin, *texts])
-            new = Seen(first[:, PREFIX_TOKENS:], begin.kept, position)
-            seen = self._store.get(key, lambda: new, Seen.bytes)
+            seen = Seen(first[:, PREFIX_TOKENS:], begin.kept, position)
+            self._store.add(key, seen, seen.bytes())
         return [torch.cat([seen.hidden, hidden], dim=1) for hidden in read]
 
     def _processed(self, views: Sequence[Copy], device: torch.device) -> Any:

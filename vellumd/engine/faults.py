@@ -16,8 +16,13 @@ NO_MEMORY = (
     "can't allocate memory",  # torch's allocator of the CPU
     "not enough memory",  # the same on Windows
     "STATUS_ALLOC_FAILED",  # cuBLAS and cuDNN
+    "unable to find an engine",  # torch, when cuDNN's workspaces found no room one after the other
 )
 """What a RuntimeError of torch says that is about memory."""
+
+
+LOST = "CUDA error", "Triton Error [CUDA]"
+"""What a RuntimeError says of a call that the card did not answer: torch's, Triton's."""
 
 
 class UnstoredError(Exception):
@@ -70,6 +75,6 @@ def is_memory(error: BaseException) -> bool:
 def is_sticky(error: BaseException) -> bool:
     """Whether `error` is one after which a CUDA context answers nothing any more."""
     lost = type(error).__name__ == "AcceleratorError" or (
-        isinstance(error, RuntimeError) and "CUDA error" in str(error)
+        isinstance(error, RuntimeError) and any(text in str(error) for text in LOST)
     )
     return lost and not is_memory(error)

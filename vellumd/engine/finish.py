@@ -25,9 +25,13 @@ THREADS = 4
 
 @dataclass(frozen=True)
 class Inputs:
-    """An edit's decoded inputs."""
+    """What is kept of an edit's decoded inputs: image 1, which results are made to fit.
 
-    pictures: Sequence[images.Picture]
+    `transparent` tells of each picture whether it has an alpha.
+    """
+
+    first: images.Picture
+    transparent: Sequence[bool]
     mask: Image.Image | None
 
 
@@ -49,25 +53,31 @@ def check(folder: Path, edit: ResolvedEdit) -> None:
 
 
 def decode(files: Sequence[Path], mask: Path | None, limits: Limits) -> Inputs:
-    """Decode all inputs to the last pixel, so that no GPU time goes to a broken one."""
-    pictures = []
+    """Decode all inputs to the last pixel, so that no GPU time goes to a broken one.
+
+    The first that is broken ends it.
+    """
+    first, transparent = None, []
     with ThreadPoolExecutor(THREADS) as threads:  # Pillow decodes without the GIL
-        loading = [threads.submit(images.load, file, limits) for file in files]
-        for n, loaded in enumerate(loading):
+        loading = threads.map(lambda file: images.load(file, limits), files)
+        for n in range(len(files)):
             with errors.about(f"images.{n}"):
-                pictures.append(loaded.result())
+                picture = next(loading)
+            first = first or picture
+            transparent.append(picture.alpha is not None)
+    assert first is not None
     with errors.about("mask"):
-        shape = images.load_mask(mask, pictures[0].image.size, limits) if mask else None
-    return Inputs(pictures, shape)
+        shape = images.load_mask(mask, first.image.size, limits) if mask else None
+    return Inputs(first, transparent, shape)
 
 
 def warnings(edit: ResolvedEdit, inputs: Inputs) -> list[str]:
     """Codes of the warnings that follow from the inputs."""
     kept = 1 if edit.output.alpha == "reapply" else 0
     found = []
-    if any(picture.alpha is not None for picture in inputs.pictures[kept:]):
+    if any(inputs.transparent[kept:]):
         found.append("alpha_flattened")
-    if len(inputs.pictures) > 3:
+    if len(inputs.transparent) > 3:
         found.append("many_images")
     return found
 
@@ -78,7 +88,7 @@ def finish(picture: Image.Image, edit: ResolvedEdit, inputs: Inputs) -> Image.Im
     Raises `BadOutput` for a black picture.
     """
     images.check_output(picture)
-    first = inputs.pictures[0]
+    first = inputs.first
     kept = first.alpha if edit.output.alpha == "reapply" else None
     if inputs.mask is not None:
         original = first.flat if kept is None else first.image
@@ -115,7 +125,7 @@ class Results:
         picture = finish(picture, self._edit, self._inputs)
         seed = self._edit.seed + n - 1
         data, media_type = images.encode(
-            picture, self._edit.output, self._inputs.pictures[0], self._facts(seed)
+            picture, self._edit.output, self._inputs.first, self._facts(seed)
         )
         result = Result(
             n=n,

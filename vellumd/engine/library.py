@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import tempfile
 import warnings
@@ -170,8 +169,7 @@ class QwenImageEditEngine:
 
     def _ref(self, file: Path) -> ImageRef:
         header = images.inspect(file, self._settings.limits)
-        with file.open("rb") as data:
-            digest = hashlib.file_digest(data, "sha256").hexdigest()
+        digest = images.sha256_of(file)
         return ImageRef(sha256=digest, width=header.width, height=header.height, type=header.type)
 
 

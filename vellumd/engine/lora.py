@@ -93,7 +93,7 @@ class Loras:
         """Make exactly `wanted` take part in the next forwards, at their scales.
 
         Raises `UnknownLora` for a name without a file, `ModelInvalid` for a file that
-        is damaged or made for another model; then none takes part.
+        is damaged or made for another model. Whatever is raised, then none takes part.
         """
         wanted = [ref for ref in wanted if not self._is_inside(ref)]
         found = {ref.name: self._file(ref.name) for ref in wanted}
@@ -108,7 +108,11 @@ class Loras:
                 for gone in set(self._loaded) - set(found):
                     del self._loaded[gone]
                 self._loaded[name] = self._load(file)
-        self._attach(wanted)
+        try:
+            self._attach(wanted)
+        except BaseException:
+            self._detach()  # `_used` would pass off the half of them as none
+            raise
         self._used = used
 
     def _is_inside(self, ref: LoraRef) -> bool:

@@ -106,11 +106,12 @@ class Ladder:
             except Exception as error:
                 if not is_memory(error):
                     raise
+                log.warning("out of memory: %s", f"{error}".partition("\n")[0])
             free()
             rung = next(self._left, None)
             if rung is None:
                 raise errors.OutOfMemory("The edit does not fit in memory.")
-            log.warning("out of memory: once more (%s)", rung.code)
+            log.warning("once more (%s)", rung.code)
             self._report.warn(rung.code)
             self._taken.enter_context(rung.taken())
 

@@ -11,11 +11,13 @@ where mmap and `.to(cuda)` take 2.9 s (H100).
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,8 +26,11 @@ import torch
 from torch import Tensor
 
 from vellumd import errors
+from vellumd.engine.faults import is_memory
 from vellumd.weights.checkpoint import Scaling, Weight
 from vellumd.weights.header import Place, told
+
+log = logging.getLogger(__name__)
 
 THREADS = 4
 """Eight are slower: they take the memory's bandwidth from each other."""
@@ -240,6 +245,27 @@ class Reader:
             torch.cuda.current_stream(self.device).wait_event(event)
 
 
+def on_host(size: int, pin: bool) -> Tensor:
+    """`size` bytes of the host's memory, pinned if `pin` and the system has them.
+
+    It may refuse with half of the memory free (CUDA on WSL User Guide, Known Limitations).
+    Copies from other memory wait and are slower, but go on.
+    """
+    if pin:
+        try:
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError as error:
+            if not is_memory(error):
+                raise
+        _tell_slow()
+    return torch.empty(size, dtype=torch.uint8)
+
+
+@cache
+def _tell_slow() -> None:
+    log.warning("the system pins no more memory: copies to the card are slower")
+
+
 class _Ring:
     """Buffers that spans are read into and copied from, each used again once it is copied."""
 
@@ -262,7 +288,7 @@ class _Ring:
             if copied is not None:
                 copied.synchronize()
             if buffer is None:
-                buffer = torch.empty(self._size, dtype=torch.uint8, pin_memory=self._pinned)
+                buffer = on_host(self._size, self._pinned)
             read_span(span, [buffer[: span.nbytes]])
             copied = self._copy(span, buffer, targets, after)
         finally:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from vellumd.engine.reading import Piece, Span, read_span
+from vellumd.engine.reading import Piece, Span, on_host, read_span
 from vellumd.memory_plan import RING, SLOTS
 from vellumd.weights.header import Place
 
@@ -100,7 +100,7 @@ def read_block(buffer: Tensor, parts: Sequence[Part], places: Sequence[Place]) -
 
 
 class Held:
-    """Blocks in the host's memory, pinned where there is a card."""
+    """Blocks in the host's memory, pinned where there is a card, if the system allows."""
 
     def __init__(self, packed: list[Tensor]) -> None:
         """`packed`: the bytes of each block."""
@@ -114,7 +114,7 @@ class Held:
         """
         held = []
         for block in blocks:
-            packed = torch.empty(size_of(parts), dtype=torch.uint8, pin_memory=pin)
+            packed = on_host(size_of(parts), pin)
             for part, parameter in zip(parts, block.parameters(), strict=True):
                 part.of(packed).copy_(parameter)
             held.append(packed)
@@ -137,7 +137,7 @@ class Held:
         """
 
         def one(places: Sequence[Place]) -> Tensor:
-            packed = torch.empty(size_of(parts), dtype=torch.uint8, pin_memory=pin)
+            packed = on_host(size_of(parts), pin)
             read_block(packed, parts, places)
             return packed
 
@@ -177,7 +177,7 @@ class Filed:
         self._pin = pin
         size = size_of(parts)
         count = max(2, min(len(places), int(ring) // size))
-        self._free = [torch.empty(size, dtype=torch.uint8, pin_memory=pin) for _ in range(count)]
+        self._free = [on_host(size, pin) for _ in range(count)]
         self._copied: dict[int, torch.cuda.Event] = {}
         self._staged: dict[int, tuple[Tensor, Future[None]]] = {}
         self._pool = ThreadPoolExecutor(2, "blocks")
@@ -188,8 +188,12 @@ class Filed:
             self._skip()
             self._stage(number)
         buffer, read = self._staged.pop(number)
-        read.result()
-        target.copy_(buffer, non_blocking=True)
+        try:
+            read.result()
+            target.copy_(buffer, non_blocking=True)
+        except BaseException:
+            self._free.append(buffer)
+            raise
         if self._pin:
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(target.device))
@@ -203,7 +207,7 @@ class Filed:
     def _skip(self) -> None:
         """The order was broken, by an edit that was cancelled: what is staged is not next."""
         for buffer, read in self._staged.values():
-            read.result()
+            read.exception()  # waits; nobody wants what it was to read
             self._free.append(buffer)
         self._staged.clear()
 
@@ -335,6 +339,11 @@ def streamed(blocks: Sequence[torch.nn.Module], device: torch.device) -> Iterato
         stream.close()
 
 
+def _pinned(tensor: Tensor) -> Tensor:
+    """A copy of `tensor` on the host."""
+    return on_host(tensor.nbytes, True).view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
 class Offloaded:
     """A module whose weights lie in the host's memory but for the time it is used."""
 
@@ -342,7 +351,7 @@ class Offloaded:
         self._device = device
         pin = device.type == "cuda"
         self._host = [
-            (parameter, parameter.detach().to("cpu").pin_memory() if pin else parameter.detach())
+            (parameter, _pinned(parameter.detach()) if pin else parameter.detach())
             for parameter in module.parameters()
         ]
         self._leave()

@@ -27,18 +27,14 @@ class Windows:
     @classmethod
     def of(cls, bounds: Tensor) -> Windows:
         """Those between `bounds` [windows + 1], which begin with 0 and are read back."""
-        starts, ends = (torch.tensor(edges) for edges in cut(bounds.tolist()))
+        edges = bounds.cpu()
+        starts, ends = edges[:-1], edges[1:]
         places = starts[:, None] + torch.arange(int((ends - starts).max()))
         filled = places < ends[:, None]
         rows = torch.where(filled, places, 0).to(bounds.device)
         back = filled.flatten().nonzero()[:, 0].to(bounds.device)
         whole = bool(filled.all())
         return cls(rows, None if whole else filled[:, None, None].to(bounds.device), back)
-
-
-def cut(bounds: list[int]) -> tuple[list[int], list[int]]:
-    """First token and end of each window."""
-    return bounds[:-1], bounds[1:]
 
 
 class Layout:
