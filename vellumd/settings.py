@@ -102,7 +102,8 @@ class EngineSettings(Group):
     )
     forward: Literal["own", "stock"] = Field(
         "own",
-        description="The transformer's forward: vellumd's own, or diffusers' to compare with.",
+        description="The forward of the transformer, and of the VAE on a GPU: vellumd's own, or "
+        "diffusers'.",
     )
     attention: Literal["auto", "fa3", "cudnn", "flash", "math"] = Field(
         "auto", description="Attention kernel; auto takes the first of them that runs."
