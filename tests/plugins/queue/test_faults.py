@@ -414,8 +414,9 @@ async def test_polling_slows_down_and_wakes(old: OldServer, open_door: OpenDoor)
             came = len(times)
             await until(lambda came=came: len(times) >= came + 3)
             woken += pauses(times[came:])
-    assert statistics.median(quick) > 0.045
-    assert statistics.median(slow) > 0.09
+    # The mean: a poll that is late makes the pause before it longer and the next one shorter.
+    assert statistics.mean(quick) > 0.045
+    assert statistics.mean(slow) > 0.09
     assert min(woken) < 0.08
 
 
