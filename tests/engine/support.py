@@ -44,7 +44,7 @@ PICTURES = [encoded(picture(80, 60, seed)) for seed in (1, 2)]
 def reference(data: bytes) -> ImageRef:
     with Image.open(io.BytesIO(data)) as image:
         kind, (width, height) = TYPES[str(image.format)], image.size
-        if image.getexif().get(0x0112, 1) > 4:  # stored lying on its side
+        if kind == "image/jpeg" and image.getexif().get(0x0112, 1) > 4:  # lying on its side
             width, height = height, width
     return ImageRef(sha256=sha256(data).hexdigest(), width=width, height=height, type=kind)
 
