@@ -72,9 +72,11 @@ $(NODE_RED_5_READY):  # brings a newer node of its own
 		node-red@5.0.7 "node-$$(node -p 'process.platform + "-" + process.arch')@22"
 	@touch $@
 
-# Tests wait a third of their time, hence three at once; torch shares no core with itself.
+# Tests wait a third of their time, hence three at once; torch shares no core with itself. A few that
+# fail beside others are told, and asked once more alone: what is broken fails again.
 test: lint mosquitto chromium $(AXE_READY) $(NODE_RED_READY)  ## everything, within 12 minutes on 2 cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile || \
+		{ [ $$? -eq 1 ] && $(BIN)/python -m pytest --last-failed --last-failed-no-failures none --maxfail 1; }
 
 trust: $(TESTS_READY) mosquitto chromium $(AXE_READY) $(NODE_RED_READY) $(NODE_RED_5_READY)  ## the fault tests with full counts; results in tests/trust/results
 	$(BIN)/python -m pytest tests/trust tests/plugins/mqtt/test_faults.py tests/e2e \
