@@ -21,8 +21,8 @@ FOLDER = Path(__file__).parent / "static"
 _SCRIPT, _STYLE = "text/javascript; charset=utf-8", "text/css; charset=utf-8"
 STUDIO = (
     "api.js", "compare.js", "compose.js", "copy.js", "dom.js", "engine.js", "flow.js", "jobs.js",
-    "mask.js", "phone.js", "pictures.js", "presets.js", "qr.js", "samples.js", "stage.js",
-    "store.js", "stream.js", "studio.js", "words.js",
+    "mask.js", "paint.js", "phone.js", "pictures.js", "presets.js", "qr.js", "samples.js",
+    "stage.js", "store.js", "stream.js", "studio.js", "words.js",
 )  # fmt: skip
 """The studio's modules; the page names them, so that they come at the same time."""
 FILES = {

@@ -42,19 +42,6 @@ export function shaped(frame, image) {
   return frame;
 }
 
-/** Call `draw` once before the next paint, however often it is asked for. */
-export function atNextPaint(draw) {
-  let asked = false;
-  return () => {
-    if (asked) return;
-    asked = true;
-    requestAnimationFrame(() => {
-      asked = false;
-      draw();
-    });
-  };
-}
-
 /** 128 random bits in hex; `crypto.randomUUID` exists on secure origins alone. */
 export function randomId() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));

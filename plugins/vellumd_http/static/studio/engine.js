@@ -1,7 +1,8 @@
 // The engine's card: what is loaded, how it is, and the switch.
 
 import * as api from "./api.js";
-import { $, atNextPaint, button, h, toast } from "./dom.js";
+import { $, button, h, toast } from "./dom.js";
+import { atNextPaint } from "./paint.js";
 import { on, state, taken } from "./store.js";
 
 const WORDS = { loading: "Loading", ready: "Ready", restarting: "Restarting", failed: "Failed", unloaded: "Unloaded" };

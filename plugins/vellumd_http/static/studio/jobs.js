@@ -1,7 +1,8 @@
 // The list of jobs from every door, with what can be done to one that waits.
 
 import * as api from "./api.js";
-import { $, atNextPaint, button, crisp, h, icon, toast } from "./dom.js";
+import { $, button, crisp, h, icon, toast } from "./dom.js";
+import { atNextPaint } from "./paint.js";
 import { ago, seconds, sourceName } from "./words.js";
 import { keep, loadJobs, on, select, shown, state, taken } from "./store.js";
 

@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { $, button, crisp, h, icon, toast } from "./dom.js";
 import { paintMask } from "./mask.js";
+import { atNextPaint } from "./paint.js";
 
 const most = Number(document.body.dataset.most);
 let pictures = [];
@@ -21,7 +22,7 @@ export function add(files) {
   if (taken.length > room) toast(`An edit takes at most ${most} pictures.`, true);
   if (files.length && !taken.length) toast("This is no picture.", true);
   for (const file of taken.slice(0, room)) pictures.push(made(file));
-  draw();
+  changed();
 }
 
 /** Put other pictures in place of those there are; `mask` belongs to the first. */
@@ -29,7 +30,7 @@ export function replace(files, mask = null) {
   pictures.forEach((picture) => URL.revokeObjectURL(picture.url));
   pictures = [...files].slice(0, most).map(made);
   if (mask && pictures.length) setMask(pictures[0], mask);
-  draw();
+  changed();
 }
 
 function made(file) {
@@ -44,7 +45,7 @@ function send(picture) {
     (kept) => Object.assign(picture, kept),
     (failure) => { picture.error = failure; },
   );
-  picture.sending.then(draw);
+  picture.sending.then(drawSoon);
 }
 
 function setMask(picture, blob) {
@@ -71,7 +72,7 @@ export async function references(anew = false) {
 function move(index, by) {
   const [picture] = pictures.splice(index, 1);
   pictures.splice(index + by, 0, picture);
-  draw();
+  changed();
   tiles()[index + by]?.querySelector(by < 0 ? ".back, .forth" : ".forth, .back")?.focus();
 }
 
@@ -79,7 +80,13 @@ async function mask(picture) {
   const painted = await paintMask(picture.url, picture.mask?.url);
   if (painted === undefined) return; // closed without a decision
   setMask(picture, painted);
+  changed();
+}
+
+/** Show what somebody did to them; an upload that ends is no such deed. */
+function changed() {
   draw();
+  onChange();
 }
 
 const tiles = () => [...$("pictures").querySelectorAll(".tile")];
@@ -90,8 +97,9 @@ function draw() {
   $("pictures").classList.toggle("some", pictures.length > 0);
   $("pick").hidden = pictures.length >= most;
   $("pick").querySelector("b").textContent = pictures.length ? "Add" : "Add pictures";
-  onChange();
 }
+
+const drawSoon = atNextPaint(draw);
 
 function tile(picture, index) {
   const image = crisp(h("img", { src: picture.url, alt: `Picture ${index + 1}: ${picture.name}`, draggable: false }));
@@ -102,7 +110,7 @@ function tile(picture, index) {
     picture.mask && index === 0 ? h("img", { class: "masked", src: picture.mask.url, alt: "" }) : null,
     h("span", { class: "number" }, String(index + 1)),
     picture.error ? h("span", { class: "fault", role: "alert" }, picture.error.message) : null,
-    button(`Remove ${place}`, "close", () => { pictures.splice(index, 1); URL.revokeObjectURL(picture.url); draw(); }, { round: true, class: "round remove" }),
+    button(`Remove ${place}`, "close", () => { pictures.splice(index, 1); URL.revokeObjectURL(picture.url); changed(); }, { round: true, class: "round remove" }),
     h("span", { class: "foot" },
       index > 0 ? button(`Move ${place} forward`, "left", () => move(index, -1), { round: true, class: "round back" }) : null,
       index < pictures.length - 1 ? button(`Move ${place} back`, "right", () => move(index, 1), { round: true, class: "round forth" }) : null,
@@ -121,8 +129,8 @@ function tile(picture, index) {
 }
 
 /** Let pictures come by choice, camera, drop and paste. */
-export function start(changed) {
-  onChange = changed;
+export function start(whenChanged) {
+  onChange = whenChanged;
   const pick = $("pick").querySelector("input");
   pick.required = false;
   const chosen = (event) => {

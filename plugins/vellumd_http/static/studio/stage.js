@@ -1,10 +1,11 @@
 // The job that is looked at: waiting, being made, made, or not.
 
 import * as api from "./api.js";
-import { $, atNextPaint, button, crisp, h, icon, shaped, sure, toast } from "./dom.js";
+import { $, button, crisp, h, icon, shaped, sure, toast } from "./dom.js";
 import { compare } from "./compare.js";
 import { fillFrom, goOnFrom } from "./compose.js";
 import { asCurl, asFlow } from "./copy.js";
+import { atNextPaint } from "./paint.js";
 import { ago, seconds, sourceName } from "./words.js";
 import { ended, forget, keep, on, select, selectedJob, state } from "./store.js";
 import { welcome } from "./samples.js";

@@ -7,17 +7,18 @@ import json
 import re
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import zxingcpp
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from vellumd import Keyring
 
 from .conftest import OpenPage
-from .house import DESKTOP, PHONE, House, add, findings, photo, png, send, shoot
+from .house import DESKTOP, PHONE, House, add, file, findings, photo, png, send, shoot
 
 TABS = ("compose", "stage", "jobs", "engine")
 
@@ -152,6 +153,107 @@ def test_by_keyboard_alone(house: House, page: Page) -> None:
     page.locator("#list .row").first.focus()
     page.keyboard.press("Enter")
     expect(page.locator("#list .row").first).to_have_attribute("aria-current", "true")
+
+
+@contextmanager
+def pressed(target: Locator, way: str = "mouse") -> Iterator[None]:
+    """It is pressed, and let go after the block: what people do takes a tenth of a second."""
+    page = target.page
+    target.scroll_into_view_if_needed()
+    if way == "key":
+        target.focus()
+        page.keyboard.down("Space")
+        yield
+        page.keyboard.up("Space")
+    elif way == "finger":
+        box = target.bounding_box()
+        assert box
+        at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        touch = page.context.new_cdp_session(page)
+        touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [at]})
+        yield
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    else:
+        target.hover()
+        page.mouse.down()
+        yield
+        page.mouse.up()
+
+
+def told(page: Page, job: str, status: str) -> None:
+    """Wait until the page knows it and had time to draw it."""
+    page.evaluate("import('/static/store.js').then(({ state }) => { window.state = state; })")
+    page.wait_for_function(
+        "([id, status]) => state.jobs.get(id)?.status === status", arg=[job, status]
+    )
+    painted(page)
+
+
+def painted(page: Page) -> None:
+    """Wait for two paints, the second of which is after whatever the first one drew."""
+    frame = "new Promise(requestAnimationFrame)"
+    page.evaluate(f"{frame}.then(() => {frame})")
+
+
+@pytest.mark.parametrize("way", ["mouse", "finger", "key"])
+def test_a_row_that_changes_while_it_is_pressed(
+    house: House, open_page: OpenPage, way: str
+) -> None:
+    """It is the one that opens, though its job ends and another comes above it meanwhile."""
+    house.rest()
+    page = open_page(house.url, phone=way == "finger")
+    page.wait_for_selector(".lamp.ready", state="attached")
+    house.json("/v1/queue/pause", "POST")
+    job = house.submit(f"pressed by {way}")["id"]
+    if way == "finger":
+        page.tap(".tabs [data-tab=jobs]")
+    row = page.locator("#list .row", has_text=f"pressed by {way}")
+    with pressed(row, way):
+        house.json(f"/v1/jobs/{job}/cancel", "POST")
+        above = house.submit("another")["id"]
+        told(page, job, "cancelled")
+        told(page, above, "queued")
+    expect(page.locator(".job.cancelled .prompt")).to_have_text(f"pressed by {way}")
+    expect(row).to_contain_text("Cancelled")
+    expect(page.locator("#list .row").first).to_contain_text("another")
+    house.rest()
+
+
+def test_what_is_pressed_while_the_page_changes(house: House, page: Page) -> None:
+    """Every button is heard: of the engine as jobs come, of a job as it begins, of a picture."""
+    house.json("/v1/queue/pause", "POST")
+    lamp, switch = page.locator("#engine .lamp"), page.locator("#engine-switch")
+    with pressed(switch):
+        job = house.submit("held")["id"]
+        told(page, job, "queued")
+    expect(lamp).to_have_text("Unloaded")
+    switch.click()
+    expect(lamp).to_have_text("Ready")
+    page.locator("#list .row", has_text="held").click()
+    with pressed(page.locator("#stage").get_by_role("button", name="Close")):
+        house.json(f"/v1/jobs/{job}/cancel", "POST")
+        told(page, job, "cancelled")
+    expect(page.locator(".job")).to_have_count(0)
+    late: list[Route] = []
+    page.route("**/v1/inputs", lambda route: late.append(route))
+    with page.expect_request("**/v1/inputs"):
+        page.set_input_files("#pick input", [file("late.png", png())])
+    with pressed(page.locator(".tile .remove")):
+        with page.expect_response("**/v1/inputs") as got:
+            late[0].continue_()
+        got.value.finished()
+        painted(page)
+    expect(page.locator(".tile")).to_have_count(0)
+
+
+def test_a_press_whose_end_nobody_hears_of(house: House, page: Page) -> None:
+    """It holds the page up until the pointer moves again, as after a menu of the browser."""
+    page.locator("#theme").dispatch_event("pointerdown")
+    told(page, house.submit("nobody let go")["id"], "done")
+    row = page.locator("#list .row", has_text="nobody let go")
+    assert row.count() == 0
+    page.mouse.move(640, 400)
+    expect(row).to_contain_text("Done")
 
 
 def overflow(page: Page) -> int:
