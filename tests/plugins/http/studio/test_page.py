@@ -52,7 +52,7 @@ def test_a_daemon_that_dies_and_comes_back(
     expect(page.locator(".job.done")).to_be_visible()
     house.start()
     house.json("/v1/queue/resume", "POST")
-    expect(page.locator("#banner")).to_be_hidden(timeout=15_000)
+    expect(page.locator("#banner")).to_be_hidden()
     expect(page.locator("#list li", has_text="through the night")).to_contain_text("Done")
     expect(page.locator("#prompt")).to_have_value("half a thought")
     page.click("#submit")
@@ -73,7 +73,7 @@ def test_the_stream_is_taken_up_where_it_broke(
     expect(page.locator("#banner")).to_be_visible()
     with page.expect_request("**/v1/events?preview=1") as asked:
         house.start()
-        page.wait_for_selector("#banner", state="hidden", timeout=15_000)
+        page.wait_for_selector("#banner", state="hidden")
     assert int(asked.value.headers["last-event-id"]) >= 3
 
 
