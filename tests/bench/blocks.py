@@ -29,6 +29,7 @@ from vellumd.engine.kernels import choice, heads
 from vellumd.engine.kernels.choice import PLAIN, TRITON
 from vellumd.engine.kernels.feed import Need
 from vellumd.engine.plan import Plan
+from vellumd.engine.rows import BOTH
 from vellumd.engine.transformer import Own
 
 CUDA = torch.cuda.is_available()
@@ -114,7 +115,7 @@ def operations(scale: Scale) -> dict[str, Pair]:
         gated = x, y, gain * 0.01, shift, gain, split, need
         add(f"gate_norm_modulate {form}", "gate_norm_modulate", *gated)
         add(f"gelu {form}", "gelu", wide, need)
-    add("feed e4m3", "feed", x, Need(False, True))
+    add("feed e4m3", "feed", [x], Need(False, True))
     add("norm_rotate", "norm_rotate", *rotated)
     add("gate_residual", "gate_residual", x, y, gain * 0.01, split)
     return found
@@ -139,7 +140,7 @@ def loop(scale: Scale, record: Record) -> None:
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode(watched)
         try:
-            denoise(own, scheduler, tokens, given, 1.0, Plan.full(4), lambda *_: None)
+            denoise(own, scheduler, tokens, given, 3.0, Plan.full(4), lambda *_: None)
         finally:
             if CUDA:
                 torch.cuda.set_sync_debug_mode("default")
@@ -151,8 +152,8 @@ def loop(scale: Scale, record: Record) -> None:
 def trace(scale: Scale, record: Record) -> None:
     """What the kernels of one full block of the reference job take, by recipe and tier.
 
-    The first of two: the last one's rows are fewer. `again`: a step that uses the references'
-    keys and values again.
+    Both prompts pass it at once; a forward's share is told. The first of two blocks: the last
+    one's rows are fewer. `again`: a step that uses the references' keys and values again.
     """
     width = scale.config.get("attention_head_dim", scale.width)
     small = attention.choose_8bit(DEVICE, DTYPE, width)
@@ -173,9 +174,9 @@ def trace(scale: Scale, record: Record) -> None:
 
         def forward(velocity: Any = velocity, tokens: Any = tokens, plan: Plan = plan) -> None:
             for step in range(plan.steps):
-                velocity(step, 0, tokens)
+                velocity(step, BOTH, tokens)
 
-        record[name] = of_block(forward, own.blocks[0], DEVICE)
+        record[name] = of_block(forward, own.blocks[0], DEVICE, len(BOTH))
 
 
 def sizes(scale: Scale, record: Record) -> None:
