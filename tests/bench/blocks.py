@@ -11,6 +11,7 @@ over 1, 2, 3 references of 0.5, 1, 2 megapixels, one block in five.
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from vellumd.engine.kernels.feed import Need
 from vellumd.engine.plan import Plan
 from vellumd.engine.rows import BOTH
 from vellumd.engine.transformer import Own
+from vellumd.engine.trial import refusal
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if CUDA else torch.device("cpu")
@@ -80,6 +82,7 @@ def kernels(scale: Scale, record: Record) -> None:
             "ms": milliseconds(partial(kernel, *mixed), scale.rounds),
         }
     del mixed
+    record["fa3, both prompts"] = both_prompts(scale)
     for name, (triton, plain) in operations(scale).items():
         kind = name.split()[0]
         why = None if kind == "by_head" else choice.complaint(kind, TRITON, DEVICE, DTYPE)
@@ -87,6 +90,40 @@ def kernels(scale: Scale, record: Record) -> None:
             {"refused": why or "no card"} if why or not CUDA
             else {"triton_ms": milliseconds(triton, scale.rounds)}
         )  # fmt: skip
+
+
+def both_prompts(scale: Scale) -> dict[str, Any]:
+    """FA3 for two prompts by a call each, and by one call, where no tile waits for the other's.
+
+    What one call gives is compared with what two give. Text differs in length.
+    """
+    rows = scale.rows, scale.rows - 30
+    query, key, value = (
+        torch.randn(sum(rows), scale.heads, scale.width, device=DEVICE, dtype=DTYPE)
+        for _ in range(3)
+    )
+    ends = torch.tensor([0, rows[0], sum(rows)], device=DEVICE, dtype=torch.int32)
+    parts = [torch.split(x[None], rows, dim=1) for x in (query, key, value)]
+
+    def each() -> list[torch.Tensor]:
+        return [attention.fa3(*three) for three in zip(*parts, strict=True)]
+
+    def one() -> torch.Tensor:
+        kernel = importlib.import_module("fa3_fwd_interface").flash_attn_varlen_func
+        made = kernel(query, key, value, ends, ends, max(rows), max(rows))
+        return made[0] if isinstance(made, tuple) else made
+
+    found: dict[str, Any] = {}
+
+    def measure() -> None:
+        exact = torch.cat(each(), dim=1)[0].double()
+        found["error"] = float((one().double() - exact).norm() / exact.norm())
+        for _ in range(2):  # in turns: the card's clock changes
+            for name, run in (("a call each", each), ("one call", one)):
+                found.setdefault(f"{name}, ms", []).append(milliseconds(run, scale.rounds))
+
+    why = refusal(measure)
+    return {"refused": why} if why else found
 
 
 def operations(scale: Scale) -> dict[str, Pair]:

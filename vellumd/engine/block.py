@@ -146,7 +146,7 @@ class Block(torch.nn.Module):
 
         Blocks have the same code, so they share what was compiled for the first of them.
         """
-        for name in ("project", "project_alone", "finish_image", "finish_text"):
+        for name in ("project", "project_alone", "mix", "finish"):
             setattr(self, name, torch.compile(getattr(self, name), fullgraph=True, **options))
 
     def forward(
@@ -166,7 +166,7 @@ class Block(torch.nn.Module):
         `prompts` are those of `room`, `text` has the tokens of one after the other, and so has
         `ropes`. `image` begins with `target` rows of the target. Where it has no others, the
         references' keys and values are those that `room` holds, or those of `alone`:
-        reference pictures that look at nothing but themselves. Each becomes its next too.
+        reference pictures that look at nothing but themselves. They become the next ones too.
         """
         seats = room.seats(prompts, image.shape[1], target, self.last)
         with called(self.stock):
@@ -176,12 +176,14 @@ class Block(torch.nn.Module):
                 )
             self.project(image, text, seats.pictures, seats.texts, target, streams, mods, ropes)
             answers = [self.attention(*asking) for asking in seats.prompts]
-            pictures = seats.of_pictures(answers)
-            if self.last:
-                image = image[:, :target]
-                return self.finish_image(image, pictures, streams.image, mods.image, target), text
-            image = self.finish_image(image, pictures, streams.image, mods.image, target)
-            return image, self.finish_text(text, seats.of_texts(answers), streams.text, mods.text)
+            mixed = self.mix(seats.of_pictures(answers), streams.image)
+            mixed_text = None if self.last else self.mix(seats.of_texts(answers), streams.text)
+            del answers  # before the MLP needs room
+            image = image[:, : seats.asked.pictures]
+            self.finish(image, mixed.view_as(image), streams.image, mods.image, target)
+            if mixed_text is not None:
+                self.finish(text, mixed_text, streams.text, mods.text, text.shape[1])
+            return image, text
 
     def project(
         self, image: Tensor, text: Tensor, pictures: Part, texts: tuple[Part, ...], target: int,
@@ -201,17 +203,16 @@ class Block(torch.nn.Module):
         """
         clean = Mods(*(rows[1:] for rows in mods))
         start = target
-        for number, picture in enumerate(pictures):
+        for picture in pictures:
             end = start + picture.shape[1]
             part = room.alone(prompts[0], start, end, asking=not self.last)
             self.project_alone(picture, part, stream, clean, rope.rows(start, end))
             for rows in room.pictures(prompts, start, end):
                 rows[1:] = rows[:1]
             if part.query is not None:
-                answers = [self.attention(part.query, part.key, part.value)]
-                pictures[number] = self.finish_image(
-                    picture, answers, stream, clean, picture.shape[1]
-                )
+                answer = self.attention(part.query, part.key, part.value)
+                mixed = self.mix([answer], stream)
+                self.finish(picture, mixed, stream, clean, picture.shape[1])
             start = end
 
     def project_alone(
@@ -241,32 +242,20 @@ class Block(torch.nn.Module):
         for rows, rope, out in zip(pieces, ropes, outs, strict=True):
             self.ops.norm_rotate(rows.view_as(out), weight, *rope, out)
 
-    def finish_image(
-        self, image: Tensor, answers: list[Tensor], stream: Stream, mods: Mods, target: int
-    ) -> Tensor:
-        """What follows attention in the picture stream."""
-        return self.finish(stream, image, answers, mods, target)
+    def mix(self, answers: list[Tensor], stream: Stream) -> Tensor:
+        """Attention's `answers` to the rows of a stream, one after the other, past its linear."""
+        heads = [answer.flatten(2) for answer in answers]
+        return self.ops.feed(heads, stream.need_out).to(stream.out)
 
-    def finish_text(
-        self, text: Tensor, answers: list[Tensor], stream: Stream, mods: Mods
-    ) -> Tensor:
-        """What follows attention in the text stream."""
-        return self.finish(stream, text, answers, mods, text.shape[1])
-
-    def finish(
-        self, stream: Stream, x: Tensor, answers: list[Tensor], mods: Mods, split: int
-    ) -> Tensor:
-        """`x` with attention's `answers` to its rows, then with what the MLP makes of it.
+    def finish(self, x: Tensor, mixed: Tensor, stream: Stream, mods: Mods, split: int) -> None:
+        """Add to `x` what attention `mixed`, then what the MLP makes of that.
 
         Inside the MLP rows are four times as wide: those of one prompt are at a time.
         """
         ops = self.ops
-        heads = [answer.flatten(2) for answer in answers]
-        mixed = ops.feed(heads, stream.need_out).to(stream.out).view_as(x)
         for rows, y in zip(torch.split(x, 1), torch.split(mixed, 1), strict=True):
             fed = ops.gate_norm_modulate(
                 rows, y, mods.gate, mods.mlp_shift, mods.mlp_scale, split, stream.need_up
             )
             y = ops.gelu(fed.to(stream.up), stream.need_down).to(stream.down)
             ops.gate_residual(rows, y, mods.mlp_gate, split)
-        return x
