@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -17,6 +18,8 @@ from watchdog.observers import Observer
 
 # It calls it an error that its own thread ends.
 logging.getLogger("watchdog.observers.inotify").setLevel(logging.CRITICAL)
+# And warns that it watches a folder twice, where one was made in another faster than it watches.
+warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
 
 NETWORK = {
     "9p", "afs", "afpfs", "ceph", "cifs", "davfs", "fuse.davfs2", "fuse.glusterfs",

@@ -89,7 +89,11 @@ class Intake:
         entry = Entry(connection, message)
         self._unacknowledged.append(entry)
         verb, _ = self._topics.request(message.topic)
-        (self._commands if verb in COMMANDS else self._edits).put_nowait(entry)
+        if verb in COMMANDS:
+            self._commands.put_nowait(entry)
+        else:
+            self._edits.put_nowait(entry)
+            self.link.unwritten = True  # for as long as it waits here
 
     async def run(self) -> None:
         """Deal with what comes, for ever."""

@@ -50,6 +50,14 @@ class Link:
         self.max_payload = self._settings.max_payload
         self.opened = 0.0
         """When the connection was opened, on the loop's clock."""
+        self.unwritten = False
+        """Whether the broker may have acknowledged what it has not written.
+
+        Mosquitto writes all it has when something is retained, queued for somebody who is
+        away, or acknowledged by a receiver. A message that it hands on at once to somebody
+        connected is none of these (2.0 and 2.1: `persistence_changes`), and lost if it is killed
+        before one of them.
+        """
 
     async def check_files(self) -> None:
         """Raises `ConfigError` for a file that is not there."""

@@ -51,6 +51,7 @@ class Outbox:
             reply = wire.Reply.restored(delivery.reply)
             told, problem = await self._answer(delivery.job, reply)
             heard = [await self._link.publish(message) for message in told]
+            self._link.unwritten = True  # by a broker whose reader takes its time
         except Refusal as refusal:
             self._context.log.warning("an answer waits: %s", refusal)
             await delivery.retry(REFUSED_S)

@@ -96,7 +96,8 @@ class Presence:
         """The queue when it has changed, not more often than it can be read; presets likewise.
 
         Pauses, the engine's state and presets come without a job's event: looked at now and
-        then.
+        then. What the broker may not have written is written with what is retained next, so
+        the queue is told again for it.
         """
         told: dict[str, Any] = {}
         while True:
@@ -104,7 +105,8 @@ class Presence:
                 async with asyncio.timeout(4 * PACE_S):
                     await self._changed.wait()
             self._changed.clear()
-            if (now := status(self._context)) != told:
+            if (now := status(self._context)) != told or self._link.unwritten:
+                self._link.unwritten = False
                 self._keep(self._topics.queue, now)
                 told = now
             if self._facts and self._facts["presets"] != self._context.info()["presets"]:

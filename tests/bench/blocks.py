@@ -11,6 +11,7 @@ over 1, 2, 3 references of 0.5, 1, 2 megapixels, one block in five.
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,9 @@ from vellumd.engine.kernels import choice, heads
 from vellumd.engine.kernels.choice import PLAIN, TRITON
 from vellumd.engine.kernels.feed import Need
 from vellumd.engine.plan import Plan
+from vellumd.engine.rows import BOTH
 from vellumd.engine.transformer import Own
+from vellumd.engine.trial import refusal
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if CUDA else torch.device("cpu")
@@ -79,6 +82,7 @@ def kernels(scale: Scale, record: Record) -> None:
             "ms": milliseconds(partial(kernel, *mixed), scale.rounds),
         }
     del mixed
+    record["fa3, both prompts"] = both_prompts(scale)
     for name, (triton, plain) in operations(scale).items():
         kind = name.split()[0]
         why = None if kind == "by_head" else choice.complaint(kind, TRITON, DEVICE, DTYPE)
@@ -86,6 +90,40 @@ def kernels(scale: Scale, record: Record) -> None:
             {"refused": why or "no card"} if why or not CUDA
             else {"triton_ms": milliseconds(triton, scale.rounds)}
         )  # fmt: skip
+
+
+def both_prompts(scale: Scale) -> dict[str, Any]:
+    """FA3 for two prompts by a call each, and by one call, where no tile waits for the other's.
+
+    What one call gives is compared with what two give. Text differs in length.
+    """
+    rows = scale.rows, scale.rows - 30
+    query, key, value = (
+        torch.randn(sum(rows), scale.heads, scale.width, device=DEVICE, dtype=DTYPE)
+        for _ in range(3)
+    )
+    ends = torch.tensor([0, rows[0], sum(rows)], device=DEVICE, dtype=torch.int32)
+    parts = [torch.split(x[None], rows, dim=1) for x in (query, key, value)]
+
+    def each() -> list[torch.Tensor]:
+        return [attention.fa3(*three) for three in zip(*parts, strict=True)]
+
+    def one() -> torch.Tensor:
+        kernel = importlib.import_module("fa3_fwd_interface").flash_attn_varlen_func
+        made = kernel(query, key, value, ends, ends, max(rows), max(rows))
+        return made[0] if isinstance(made, tuple) else made
+
+    found: dict[str, Any] = {}
+
+    def measure() -> None:
+        exact = torch.cat(each(), dim=1)[0].double()
+        found["error"] = float((one().double() - exact).norm() / exact.norm())
+        for _ in range(2):  # in turns: the card's clock changes
+            for name, run in (("a call each", each), ("one call", one)):
+                found.setdefault(f"{name}, ms", []).append(milliseconds(run, scale.rounds))
+
+    why = refusal(measure)
+    return {"refused": why} if why else found
 
 
 def operations(scale: Scale) -> dict[str, Pair]:
@@ -114,7 +152,7 @@ def operations(scale: Scale) -> dict[str, Pair]:
         gated = x, y, gain * 0.01, shift, gain, split, need
         add(f"gate_norm_modulate {form}", "gate_norm_modulate", *gated)
         add(f"gelu {form}", "gelu", wide, need)
-    add("feed e4m3", "feed", x, Need(False, True))
+    add("feed e4m3", "feed", [x], Need(False, True))
     add("norm_rotate", "norm_rotate", *rotated)
     add("gate_residual", "gate_residual", x, y, gain * 0.01, split)
     return found
@@ -139,7 +177,7 @@ def loop(scale: Scale, record: Record) -> None:
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode(watched)
         try:
-            denoise(own, scheduler, tokens, given, 1.0, Plan.full(4), lambda *_: None)
+            denoise(own, scheduler, tokens, given, 3.0, Plan.full(4), lambda *_: None)
         finally:
             if CUDA:
                 torch.cuda.set_sync_debug_mode("default")
@@ -151,8 +189,8 @@ def loop(scale: Scale, record: Record) -> None:
 def trace(scale: Scale, record: Record) -> None:
     """What the kernels of one full block of the reference job take, by recipe and tier.
 
-    The first of two: the last one's rows are fewer. `again`: a step that uses the references'
-    keys and values again.
+    Both prompts pass it at once; a forward's share is told. The first of two blocks: the last
+    one's rows are fewer. `again`: a step that uses the references' keys and values again.
     """
     width = scale.config.get("attention_head_dim", scale.width)
     small = attention.choose_8bit(DEVICE, DTYPE, width)
@@ -173,9 +211,9 @@ def trace(scale: Scale, record: Record) -> None:
 
         def forward(velocity: Any = velocity, tokens: Any = tokens, plan: Plan = plan) -> None:
             for step in range(plan.steps):
-                velocity(step, 0, tokens)
+                velocity(step, BOTH, tokens)
 
-        record[name] = of_block(forward, own.blocks[0], DEVICE)
+        record[name] = of_block(forward, own.blocks[0], DEVICE, len(BOTH))
 
 
 def sizes(scale: Scale, record: Record) -> None:

@@ -1,4 +1,4 @@
-"""What one block costs the host: microseconds between the card's kernels.
+"""What one block costs the host for both prompts: microseconds between the card's kernels.
 
     python -m tests.bench.host --out FILE
     python -m tests.bench.host --profile NAME        # where they go in a case with NAME in its name
@@ -29,6 +29,7 @@ from vellumd.engine import attention, precision
 from vellumd.engine.bench.workload import Workload, random_transformer
 from vellumd.engine.kernels import choice, heads
 from vellumd.engine.plan import Plan
+from vellumd.engine.rows import BOTH
 from vellumd.engine.transformer import Own, Velocity
 
 CUDA = torch.cuda.is_available()
@@ -99,7 +100,7 @@ def forward(recipe: str, turbo: bool) -> tuple[Velocity, Tensor]:
     given, tokens = Workload.of(model, AREA, 1, TEXT).inputs(model, DEVICE)
     plan = Plan.of(2, every=2) if turbo else Plan.full(2)
     velocity = own.prepare(given, torch.tensor([1000.0, 500.0], device=DEVICE), plan)
-    velocity(0, 0, tokens)
+    velocity(0, BOTH, tokens)
     return velocity, tokens
 
 
@@ -110,7 +111,7 @@ def microseconds(velocity: Velocity, tokens: Tensor) -> dict[str, float]:
         if CUDA:
             torch.cuda.synchronize()
         began = time.perf_counter()
-        velocity(1, 0, tokens)
+        velocity(1, BOTH, tokens)
         found.append((time.perf_counter() - began) * 1e6 / BLOCKS)
     return {"least_us": round(min(found), 1), "median_us": round(statistics.median(found), 1)}
 
@@ -131,9 +132,9 @@ def main() -> None:
         if args.profile is None:
             record[name] = microseconds(velocity, tokens)
         elif args.profile in name:
-            velocity(1, 0, tokens)
+            velocity(1, BOTH, tokens)
             with cProfile.Profile() as profile:
-                velocity(1, 0, tokens)
+                velocity(1, BOTH, tokens)
             pstats.Stats(profile).sort_stats("tottime").print_stats(30)
 
 

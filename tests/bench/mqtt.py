@@ -119,7 +119,7 @@ def back(house: House, count: int = 5) -> float:
 def main() -> None:
     """Measure all, print it and keep it."""
     with tempfile.TemporaryDirectory() as name:
-        broker = Broker(Path(name), "max_packet_size 16777216")
+        broker = Broker(Path(name), "max_packet_size 16777216\nlog_dest none")
         house = House(Path(name), broker, {})
         try:
             found = {

@@ -57,9 +57,12 @@ def summed(kernels: Iterable[Kernel]) -> dict[str, Any]:
 
 
 def of_block(
-    forward: Callable[[], object], block: torch.nn.Module, device: torch.device
+    forward: Callable[[], object], block: torch.nn.Module, device: torch.device, prompts: int = 1
 ) -> dict[str, Any]:
-    """`block` alone with what it is given last in `forward`: its kernels, and its own time."""
+    """`block` alone with what it is given last in `forward`: its kernels, and its own time.
+
+    It does the work of so many `prompts`; what is told is the share of one of them.
+    """
     given: list[tuple[Any, ...]] = []
     handle = block.register_forward_pre_hook(lambda _, args: given.append(args))
     for _ in range(WARM):
@@ -67,8 +70,10 @@ def of_block(
     handle.remove()
     args = given[-1]
     times = sorted(timed(lambda: block(*args), device) for _ in range(ROUNDS))
-    found = summed(kernels(lambda: block(*args), device))
-    return {"block_ms": round(1000 * times[ROUNDS // 2], 4)} | found
+    found = summed(
+        (name, count, ms / prompts) for name, count, ms in kernels(lambda: block(*args), device)
+    )
+    return {"block_ms": round(1000 * times[ROUNDS // 2] / prompts, 4)} | found
 
 
 def kernels(run: Callable[[], object], device: torch.device) -> list[Kernel]:

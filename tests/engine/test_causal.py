@@ -30,6 +30,7 @@ from vellumd import errors, memory_plan
 from vellumd.engine import attention
 from vellumd.engine.model import Model
 from vellumd.engine.plan import Plan
+from vellumd.engine.rows import BOTH, ONE
 from vellumd.engine.run import Run
 from vellumd.engine.tiers import Forwards
 from vellumd.engine.transformer import Conditioning, Own, Stock
@@ -85,8 +86,8 @@ def test_as_the_masked_model(masked: list[tuple[Tensor, Tensor]]) -> None:
     for prompt in (0, 1):
         masked.clear()
         for step in STEPS:
-            expected = exact(step, prompt, noise(step))
-            assert small.error(own(step, prompt, noise(step)), expected) <= 1e-6
+            expected = exact(step, (prompt,), noise(step))
+            assert small.error(own(step, (prompt,), noise(step)), expected) <= 1e-6
         first, *others = (masked[k : k + 3] for k in range(0, len(masked), 3))
         assert len(others) == len(TIMES) - 1
         for other in others:
@@ -99,7 +100,7 @@ def velocities(own: Own, given: Conditioning, plan: Plan) -> Iterator[Tensor]:
     velocity = own.prepare(given, TIMES, plan)
     for step in STEPS:
         for prompt in (0, 1):
-            yield velocity(step, prompt, noise(step))
+            yield velocity(step, (prompt,), noise(step))
 
 
 @pytest.mark.parametrize("references", [1, 3])
@@ -116,8 +117,8 @@ def test_once_is_always(references: int, dtype: torch.dtype) -> None:
     for step in STEPS:
         for prompt in (1, 0):
             target = noise(step).to(dtype)
-            made = velocity(step, prompt, target)
-            assert torch.equal(made, again(step, prompt, target))
+            made = velocity(step, (prompt,), target)
+            assert torch.equal(made, again(step, (prompt,), target))
             assert anew is None or torch.equal(made, anew[2 * step + prompt])
 
 
@@ -126,18 +127,23 @@ def test_keys_and_values_know_no_step() -> None:
     """Nor the target, nor the prompt: the same bits in every block; each picture's own too."""
     given, recorded = small.conditioning(torch.float32, 2), Recorded()
     own = Own(small.transformer(torch.float32), recorded, causal=True)
-    list(velocities(own, given, Plan.full(len(TIMES))))
+    velocity = own.prepare(given, TIMES, Plan.full(len(TIMES)))
+    for step in STEPS:
+        velocity(step, BOTH, noise(step))
     rows = sum(height * width for _, height, width in small.SHAPES[1:3])
-    ends = [
-        (key[:, -rows:], value[:, -rows:])
-        for key, value in recorded.seen
-        if key.shape[1] > rows  # all rows: a picture alone is shorter
+    # Those of all rows; a picture alone is shorter. The prompt's text is before its pictures,
+    # the negative one's behind them.
+    whole = [pair for pair in recorded.seen if pair[0].shape[1] > rows]
+    first = [(key[:, -rows:], value[:, -rows:]) for key, value in whole[::2]]
+    end = small.TARGET + rows
+    other = [
+        (key[:, small.TARGET : end], value[:, small.TARGET : end]) for key, value in whole[1::2]
     ]
     layers = 3
-    assert len(ends) == layers * 2 * len(TIMES)
-    for number, (key, value) in enumerate(ends):
-        assert torch.equal(key, ends[number % layers][0])
-        assert torch.equal(value, ends[number % layers][1])
+    assert len(first) == len(other) == layers * len(TIMES)
+    for ends in (first, other):
+        for number, pair in enumerate(ends):
+            assert all(map(torch.equal, pair, first[number % layers]))
 
 
 @torch.inference_mode()
@@ -152,7 +158,9 @@ def test_pictures_do_not_see_each_other() -> None:
             other = torch.randn((1, rows[1], 64), generator=torch.Generator().manual_seed(seed))
             given = replace(given, references=torch.cat([given.references[:, : rows[0]], other], 1))
             recorded = Recorded()
-            Own(model, recorded, causal=causal).prepare(given, TIMES, Plan.full(4))(0, 0, noise(0))
+            Own(model, recorded, causal=causal).prepare(given, TIMES, Plan.full(4))(
+                0, ONE, noise(0)
+            )
             key = recorded.seen[-1][0]  # the last block's
             ends[causal, seed] = key[:, -sum(rows) : -rows[1]]
     assert torch.equal(ends[True, 4], ends[True, 5])
@@ -195,7 +203,7 @@ def test_an_edit_computes_its_pictures_once(model: Model, tmp_path: Path) -> Non
         handle.remove()
         assert made == paint(other, tmp_path, told, tier="turbo")
         assert made == paint(roomy, tmp_path)
-    assert looks == [2, 8] and told.warnings == []  # two prompts, four steps
+    assert looks == [1, 4] and told.warnings == []  # four steps, both prompts at once
     assert made != paint(model, tmp_path)
 
 

@@ -124,8 +124,8 @@ def test_rounding_once_for_all_linears_changes_no_bit(recipe: precision.Recipe) 
     model = small.transformer(torch.bfloat16)
     precision.hold(model, recipe)
     given, tokens = small.conditioning(torch.bfloat16, 2), small.noise(torch.bfloat16)
-    stock = Stock(model).prepare(given, small.TIMES, PLAN)(1, 0, tokens)
-    own = Own(model, attention.default).prepare(given, small.TIMES, PLAN)(1, 0, tokens)
+    stock = Stock(model).prepare(given, small.TIMES, PLAN)(1, (0,), tokens)
+    own = Own(model, attention.default).prepare(given, small.TIMES, PLAN)(1, (0,), tokens)
     assert small.error(own, stock) <= 1e-2
 
 
@@ -143,13 +143,13 @@ def test_forms_of_an_input(kind: type[linears.Fp8Linear]) -> None:
     assert Need.of(eight, eight) == (False, True)
     assert Need.of(eight, plain) == Need.of(branched) == (True, True)
     assert Need.of(Branched(plain, [pair])) == (True, False)
-    x = torch.randn(1, 9, 48, generator=numbers)
+    x = torch.randn(2, 9, 48, generator=numbers)
     for linear in (plain, eight, branched, Branched(plain, [pair])):
         fed = Fed.of(x, Need.of(linear))
         assert torch.equal(fed.to(linear), linear(x))
         assert torch.equal(fed.first(4).to(linear), linear(x[:, :4]))
-        room = torch.zeros(1, 9, 4, 8)
-        fed.put(linear, room)
+        room = torch.zeros(2, 9, 4, 8)
+        fed.put(linear, [room])
         assert torch.equal(room.flatten(2), linear(x))
 
 
@@ -163,7 +163,7 @@ def test_a_product_is_put_where_it_belongs(
     precision.fill(linear, torch.randn(32, 48), torch.randn(32))
     fed = Fed.of(torch.randn(1, 16, 48).to(dtype), Need.of(linear))
     room = torch.zeros(1, 20, 4, 8, dtype=dtype)
-    fed.put(linear, room[:, 3:19])
+    fed.put(linear, [room[:, 3:19]])
     exact = fed.to(linear)
     assert torch.equal(room[:, 3:19].flatten(2), exact)
     assert not room[:, :3].any() and not room[:, 19:].any()
@@ -228,7 +228,7 @@ def launches(need: Need) -> dict[str, Callable[[], object]]:
         "pixels.double": lambda: FAST.double(features),
     }
     if need.small:
-        found["feed"] = lambda: TRITON.feed(x, need)
+        found["feed"] = lambda: TRITON.feed([x], need)
         found["by_head"] = lambda: heads_of.by_head_triton(by_head, by_head, by_head)
     return found
 
@@ -317,7 +317,7 @@ def test_a_launch_is_what_triton_makes_of_it(
         host.driver(lambda *args: launched.append((*args[:6], *args[7:]))),
     )
     # A kernel of its own: the module's must not learn of what no card runs.
-    gate = Kernel(modulate._gate_residual._function.fn, ("split",))
+    gate = Kernel(modulate._gate_residual._function.fn, ("rows", "split"))
     monkeypatch.setattr(modulate, "_gate_residual", gate)
     room, mods = torch.zeros(8 * 32 + 1, dtype=torch.bfloat16), torch.zeros(2, 32).bfloat16()
     x, odd = room[:-1].view(1, 8, 32), room[1:].view(1, 8, 32)

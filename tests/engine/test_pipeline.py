@@ -110,7 +110,7 @@ def test_beats_and_steps_come_from_the_work(model: Model, files: list[Path]) -> 
     paint(model, files, told, n=2, true_cfg_scale=2.0)
     blocks = len(model.parts.transformer.transformer_blocks)
     denoised = [beat for beat in told.beats if beat[0] == "denoise"]
-    assert denoised == [("denoise", k, 4 * blocks) for k in range(4 * blocks + 1)] * 2
+    assert denoised == [("denoise", k, 2 * blocks) for k in range(2 * blocks + 1)] * 2
     assert told.steps == [(1, 2, 1, 2), (1, 2, 2, 2), (2, 2, 1, 2), (2, 2, 2, 2)]
 
 

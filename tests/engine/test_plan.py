@@ -11,6 +11,7 @@ from tests.engine import random_transformer as small
 from vellumd.engine import attention
 from vellumd.engine.plan import Plan
 from vellumd.engine.rooms import Rounded
+from vellumd.engine.rows import BOTH, ONE
 from vellumd.engine.transformer import Own
 
 TIMES = torch.tensor([1000.0, 600.0, 600.0, 300.0])
@@ -49,13 +50,26 @@ def test_reuse_is_exact_where_nothing_has_changed(zero_cond_t: bool) -> None:
     for prompt in (0, 1):
         # Step 0 was not to be fresh, but there is nothing to use again yet.
         first = small.noise(torch.float32, seed=8)
-        assert torch.equal(turbo(0, prompt, first), exact(0, prompt, first))
-        assert torch.equal(turbo(1, prompt, tokens), exact(1, prompt, tokens))
-    for prompt in (1, 0):  # each prompt has its own
-        assert small.error(turbo(2, prompt, tokens), exact(2, prompt, tokens)) <= 1e-6
+        assert torch.equal(turbo(0, (prompt,), first), exact(0, (prompt,), first))
+        assert torch.equal(turbo(1, (prompt,), tokens), exact(1, (prompt,), tokens))
+    for prompts in ((1,), ONE, BOTH):  # each prompt has its own
+        assert small.error(turbo(2, prompts, tokens), exact(2, prompts, tokens)) <= 1e-6
     other = small.noise(torch.float32, seed=9)
-    assert small.error(turbo(2, 0, other), exact(2, 0, other)) > 1e-3
-    assert torch.equal(turbo(3, 0, other), exact(3, 0, other))
+    assert small.error(turbo(2, ONE, other), exact(2, ONE, other)) > 1e-3
+    assert torch.equal(turbo(3, BOTH, other), exact(3, BOTH, other))
+
+
+@torch.inference_mode()
+def test_a_prompt_that_comes_later_finds_nothing_to_use() -> None:
+    """The first step that is guided computes the references anew, for both at once."""
+    given, tokens = small.conditioning(torch.float32, 2), small.noise(torch.float32)
+    own, full = Own(small.transformer(torch.float32), attention.default), Plan.full(len(TIMES))
+    exact = own.prepare(given, TIMES, full)
+    turbo = own.prepare(given, TIMES, replace(full, fresh=frozenset({0})))
+    turbo(0, ONE, small.noise(torch.float32, seed=8))
+    assert torch.equal(turbo(1, BOTH, tokens), exact(1, BOTH, tokens))
+    # What it has left is what step 2, of the same time, would compute.
+    assert small.error(turbo(2, BOTH, tokens), exact(2, BOTH, tokens)) <= 1e-6
 
 
 @torch.inference_mode()
@@ -67,7 +81,7 @@ def test_a_reusing_step_runs_no_reference() -> None:
     given = small.conditioning(torch.float32, 1, guided=False)
     turbo = own.prepare(given, TIMES, replace(Plan.full(4), fresh=frozenset({0, 3})))
     for step in range(4):
-        turbo(step, 0, small.noise(torch.float32))
+        turbo(step, ONE, small.noise(torch.float32))
     whole = small.TARGET + given.references.shape[1]
     assert rows == [whole, small.TARGET, small.TARGET, whole]
 
@@ -89,7 +103,7 @@ def test_keys_and_values_as_int8() -> None:
     own, full = Own(model, attention.default), Plan.full(len(TIMES))
     turbo = own.prepare(given, TIMES, replace(full, fresh=frozenset({1}), kept="int8"))
     whole = own.prepare(given, TIMES, replace(full, fresh=frozenset({1})))
-    for prompt in (0, 1):
-        assert torch.equal(turbo(1, prompt, tokens), whole(1, prompt, tokens))
-    for prompt in (1, 0):
-        assert 1e-5 < small.error(turbo(2, prompt, tokens), whole(2, prompt, tokens)) < 0.005
+    for prompts in (ONE, (1,)):
+        assert torch.equal(turbo(1, prompts, tokens), whole(1, prompts, tokens))
+    for prompts in ((1,), ONE, BOTH):
+        assert 1e-5 < small.error(turbo(2, prompts, tokens), whole(2, prompts, tokens)) < 0.005

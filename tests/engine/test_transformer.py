@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from vellumd.engine.block import Streams
 from vellumd.engine.denoise import denoise
 from vellumd.engine.modulation import CHUNK, Modulation, modulate
 from vellumd.engine.plan import Plan
-from vellumd.engine.transformer import Own, Prompt, Stock, Velocity
+from vellumd.engine.rows import BOTH, ONE
+from vellumd.engine.transformer import Inputs, Own, Stock, Velocity
 
 BOUND = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
 """Relative error of a whole forward: our last block multiplies fewer rows at once, and
@@ -43,24 +45,27 @@ def test_each_block_is_the_stock_block(
     """Given the same rows, every block gives the same bits; the last one, the target's."""
     model = small.transformer(dtype, zero_cond_t=zero_cond_t)
     given = small.conditioning(dtype, references)
-    seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    seen: list[tuple[Tensor, ...]] = []
     for block in model.transformer_blocks:
         block.register_forward_hook(
             lambda _module, _args, given, output: seen.append(
-                (given["hidden_states"], given["encoder_hidden_states"], output[1], output[0])
+                tuple(
+                    rows.clone()
+                    for rows in (given["hidden_states"], given["encoder_hidden_states"], *output)
+                )
             ),
             with_kwargs=True,
         )
-    Stock(model).prepare(given, small.TIMES, PLAN)(1, 0, small.noise(dtype))
+    Stock(model).prepare(given, small.TIMES, PLAN)(1, ONE, small.noise(dtype))
     (mods,) = modulate(model, small.TIMES[1:2].to(dtype) / 1000)
     ours = Own(model, attention.default).blocks
-    prompt = Prompt.of(model, given.prompt, given.shapes)
-    room = prompt.rooms.enter(0)
-    for block, block_mods, (image, text, next_image, next_text) in zip(
+    inputs = Inputs.of(model, replace(given, negative=None))
+    room, ropes = inputs.rooms.enter(0, ONE), inputs.ropes_of(ONE)
+    for block, block_mods, (image, text, next_text, next_image) in zip(
         ours, mods.blocks, seen, strict=True
     ):
         streams = Streams.of(block.stock)
-        made = block(image, text, streams, block_mods, prompt.ropes, room, small.TARGET)
+        made = block(image, text, streams, block_mods, ropes, room, ONE, small.TARGET)
         if block is ours[-1]:
             assert made[0].shape[1] == small.TARGET
             assert small.error(made[0], next_image[:, : small.TARGET]) <= BOUND[dtype]
@@ -76,16 +81,17 @@ def test_each_block_is_the_stock_block(
 def test_the_whole_forward_is_the_stock_one(
     dtype: torch.dtype, zero_cond_t: bool, references: int
 ) -> None:
-    """At every step, for both prompts, in turns as guidance runs them."""
+    """At every step, for each prompt alone and for both at once, as guidance runs them."""
     model = small.transformer(dtype, zero_cond_t=zero_cond_t)
     given = small.conditioning(dtype, references)
     stock = Stock(model).prepare(given, small.TIMES, PLAN)
     own = prepared(model, given, small.TIMES)
     for step in range(len(small.TIMES)):
-        for prompt in (0, 1):
-            tokens = small.noise(dtype, seed=step)
-            exact = stock(step, prompt, tokens)
-            assert small.error(own(step, prompt, tokens), exact) <= BOUND[dtype]
+        tokens = small.noise(dtype, seed=step)
+        for prompts in (ONE, BOTH, (1,)):
+            made, exact = own(step, prompts, tokens), stock(step, prompts, tokens)
+            for one, other in zip(made, exact, strict=True):
+                assert small.error(one, other) <= BOUND[dtype]
 
 
 @torch.inference_mode()
@@ -93,9 +99,9 @@ def test_a_forward_leaves_nothing_behind() -> None:
     """Whatever ran before, a step gives the same bits: what is computed once stays as it is."""
     model, given = small.transformer(torch.float32), small.conditioning(torch.float32, 2)
     own = prepared(model, given, small.TIMES)
-    first = own(0, 0, small.noise(torch.float32))
-    own(2, 1, small.noise(torch.float32, seed=9))
-    assert torch.equal(own(0, 0, small.noise(torch.float32)), first)
+    first = own(0, ONE, small.noise(torch.float32))
+    own(2, (1,), small.noise(torch.float32, seed=9))
+    assert torch.equal(own(0, ONE, small.noise(torch.float32)), first)
 
 
 @torch.inference_mode()
@@ -103,13 +109,13 @@ def test_what_takes_a_linears_place_is_used() -> None:
     """A quantised linear or a LoRA branch comes after our forward was made."""
     model, given = small.transformer(torch.float32), small.conditioning(torch.float32, 1)
     own = Own(model, attention.default)
-    before = own.prepare(given, small.TIMES, PLAN)(0, 0, small.noise(torch.float32))
+    before = own.prepare(given, small.TIMES, PLAN)(0, ONE, small.noise(torch.float32))
     for name in ("img_mlp.net.2", "attn.add_k_proj", "attn.to_out.0", "img_mod.1"):
         home, _, last = name.rpartition(".")
         parent = model.transformer_blocks[0].get_submodule(home)
         linear = getattr(parent, last)
         setattr(parent, last, torch.nn.Sequential(linear, torch.nn.Tanh()))
-        after = own.prepare(given, small.TIMES, PLAN)(0, 0, small.noise(torch.float32))
+        after = own.prepare(given, small.TIMES, PLAN)(0, ONE, small.noise(torch.float32))
         assert small.error(after, before) > 1e-3
         setattr(parent, last, linear)
 
@@ -138,15 +144,16 @@ def test_compiled_blocks_share_what_was_compiled(
     recipe: precision.Recipe, dtype: torch.dtype
 ) -> None:
     """What is around attention is one graph each, however many blocks, and the same maths."""
-    model, given = small.transformer(dtype, layers=4), small.conditioning(dtype, 1)
+    model, given = small.transformer(dtype, layers=7), small.conditioning(dtype, 1)
     precision.hold(model, recipe)
-    exact = prepared(model, given, small.TIMES)(0, 0, small.noise(dtype))
+    exact = prepared(model, given, small.TIMES)(0, ONE, small.noise(dtype))
     torch._dynamo.reset()
     counters.clear()
     fused = Own(model, attention.default).fused(backend="eager").prepare(given, small.TIMES, PLAN)
-    assert small.error(fused(0, 0, small.noise(dtype)), exact) <= 1e-6
-    # Both projections, the end of a block in both streams, and that of the target alone.
-    assert counters["stats"]["unique_graphs"] == 5
+    assert small.error(fused(0, ONE, small.noise(dtype)), exact) <= 1e-6
+    # However many blocks: both projections, and the two parts that follow attention, for
+    # pictures, texts and the target alone; some of these share one.
+    assert counters["stats"]["unique_graphs"] == 7
 
 
 class NoReading(TorchDispatchMode):

@@ -1,14 +1,14 @@
 """One joint block of Qwen-Image, over the weights of diffusers' block.
 
-Text and pictures are two streams with weights of their own that meet in attention. Rows are
-in the order text, target, references throughout (Esser et al., arXiv:2403.03206; the order
-is diffusers').
+Text and pictures are two streams with weights of their own that meet in attention; rows lie
+where `vellumd.engine.rows` says (Esser et al., arXiv:2403.03206). Prompts pass a block together, so
+its weights are read once for both.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from vellumd.engine.attention import Attention
 from vellumd.engine.kernels.choice import PLAIN, Ops
 from vellumd.engine.kernels.feed import Need
+from vellumd.engine.rows import Part, Prompts, Room
 
 
 class Rope(NamedTuple):
@@ -31,36 +32,10 @@ class Rope(NamedTuple):
 
 
 class Ropes(NamedTuple):
-    """Those of the text's rows, and of all pictures'."""
+    """Those of each prompt's text, and of a prompt's pictures, which are the same for all."""
 
-    text: Rope
+    texts: tuple[Rope, ...]
     image: Rope
-
-
-class Part(NamedTuple):
-    """Queries, keys and values of some rows: [1, rows, heads, width] each."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-
-
-class Room:
-    """Where queries, keys and values of all rows are put.
-
-    Each stream writes its own rows, so nothing is joined by copying.
-    """
-
-    def __init__(self, whole: Part) -> None:
-        self.whole = whole
-        self._parts: dict[tuple[int, int], Part] = {}
-
-    def rows(self, start: int, end: int) -> Part:
-        """Those of some rows; cut once, since each step asks for the same."""
-        part = self._parts.get((start, end))
-        if part is None:
-            part = self._parts[start, end] = Part(*(x[:, start:end] for x in self.whole))
-        return part
 
 
 class Mods(NamedTuple):
@@ -171,7 +146,7 @@ class Block(torch.nn.Module):
 
         Blocks have the same code, so they share what was compiled for the first of them.
         """
-        for name in ("project", "project_last", "project_alone", "finish_image", "finish_text"):
+        for name in ("project", "project_alone", "mix", "finish"):
             setattr(self, name, torch.compile(getattr(self, name), fullgraph=True, **options))
 
     def forward(
@@ -182,105 +157,105 @@ class Block(torch.nn.Module):
         mods: BlockMods,
         ropes: Ropes,
         room: Room,
+        prompts: Prompts,
         target: int,
         alone: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The next `image` [1, rows, channels] and `text` [1, tokens, channels].
+        """The next `image` [prompts, rows, channels] and `text` [1, tokens, channels], in place.
 
-        `image` begins with `target` rows of the target. Where it has no others, the
+        `prompts` are those of `room`, `text` has the tokens of one after the other, and so has
+        `ropes`. `image` begins with `target` rows of the target. Where it has no others, the
         references' keys and values are those that `room` holds, or those of `alone`:
-        reference pictures that look at nothing but themselves. Each becomes its next.
+        reference pictures that look at nothing but themselves. They become the next ones too.
         """
-        tokens, rows = text.shape[1], text.shape[1] + image.shape[1]
-        one, two = (image, room.rows(tokens, rows)), (text, room.rows(0, tokens))
+        seats = room.seats(prompts, image.shape[1], target, self.last)
         with called(self.stock):
             if alone:
-                self.look_alone(alone, streams.image, mods.image, ropes.image, room, tokens, target)
-            if self.last:
-                query = room.rows(0, target).query
-                self.project_last(*one, *two, query, streams, mods, ropes)
-                heads = self.attention(query, room.whole.key, room.whole.value)
-                image = image[:, :target]
-                return self.finish_image(image, heads, streams.image, mods.image, target), text
-            self.project(*one, *two, target, streams, mods, ropes)
-            heads = self.attention(room.rows(0, rows).query, room.whole.key, room.whole.value)
-            image = self.finish_image(image, heads[:, tokens:], streams.image, mods.image, target)
-            return image, self.finish_text(text, heads[:, :tokens], streams.text, mods.text)
+                self.look_alone(
+                    alone, streams.image, mods.image, ropes.image, room, prompts, target
+                )
+            self.project(image, text, seats.pictures, seats.texts, target, streams, mods, ropes)
+            answers = [self.attention(*asking) for asking in seats.prompts]
+            mixed = self.mix(seats.of_pictures(answers), streams.image)
+            mixed_text = None if self.last else self.mix(seats.of_texts(answers), streams.text)
+            del answers  # before the MLP needs room
+            image = image[:, : seats.asked.pictures]
+            self.finish(image, mixed.view_as(image), streams.image, mods.image, target)
+            if mixed_text is not None:
+                self.finish(text, mixed_text, streams.text, mods.text, text.shape[1])
+            return image, text
 
     def project(
-        self, image: Tensor, image_part: Part, text: Tensor, text_part: Part, target: int,
+        self, image: Tensor, text: Tensor, pictures: Part, texts: tuple[Part, ...], target: int,
         streams: Streams, mods: BlockMods, ropes: Ropes,
     ) -> None:  # fmt: skip
-        """Put the queries, keys and values of both streams into their parts of the room."""
-        query = image_part.query
-        self.fill(streams.image, image, mods.image, target, ropes.image, image_part, query)
-        query = text_part.query
-        self.fill(streams.text, text, mods.text, text.shape[1], ropes.text, text_part, query)
-
-    def project_last(
-        self, image: Tensor, image_part: Part, text: Tensor, text_part: Part, query: Tensor,
-        streams: Streams, mods: BlockMods, ropes: Ropes,
-    ) -> None:  # fmt: skip
-        """As `project`, but of the queries those of the target alone, which `query` is for."""
-        target = query.shape[1]
-        self.fill(streams.image, image, mods.image, target, ropes.image, image_part, query)
-        self.fill(streams.text, text, mods.text, text.shape[1], ropes.text, text_part, None)
+        """Put the queries, keys and values of both streams where they belong."""
+        self.fill(streams.image, image, mods.image, target, [pictures], [ropes.image])
+        self.fill(streams.text, text, mods.text, text.shape[1], texts, ropes.texts)
 
     def look_alone(
         self, pictures: list[Tensor], stream: Stream, mods: Mods, rope: Rope, room: Room,
-        tokens: int, target: int,
+        prompts: Prompts, target: int,
     ) -> None:  # fmt: skip
-        """Each of `pictures` past this block; keys and values are put into their rows of `room`."""
+        """Each of `pictures` past this block; keys and values are put into their rows of `room`.
+
+        They are the same for all prompts, and computed for one of them.
+        """
         clean = Mods(*(rows[1:] for rows in mods))
         start = target
-        for number, picture in enumerate(pictures):
+        for picture in pictures:
             end = start + picture.shape[1]
-            part = room.rows(tokens + start, tokens + end)
+            part = room.alone(prompts[0], start, end, asking=not self.last)
             self.project_alone(picture, part, stream, clean, rope.rows(start, end))
-            if not self.last:
-                heads = self.attention(*part)
-                pictures[number] = self.finish_image(
-                    picture, heads, stream, clean, picture.shape[1]
-                )
+            for rows in room.pictures(prompts, start, end):
+                rows[1:] = rows[:1]
+            if part.query is not None:
+                answer = self.attention(part.query, part.key, part.value)
+                mixed = self.mix([answer], stream)
+                self.finish(picture, mixed, stream, clean, picture.shape[1])
             start = end
 
     def project_alone(
         self, picture: Tensor, part: Part, stream: Stream, mods: Mods, rope: Rope
     ) -> None:
         """Put the queries, keys and values of one picture into its `part` of the room."""
-        query = None if self.last else part.query
-        self.fill(stream, picture, mods, picture.shape[1], rope, part, query)
+        self.fill(stream, picture, mods, picture.shape[1], [part], [rope])
 
     def fill(
-        self, stream: Stream, x: Tensor, mods: Mods, split: int, rope: Rope, part: Part,
-        query: Tensor | None,
+        self, stream: Stream, x: Tensor, mods: Mods, split: int,
+        parts: Sequence[Part], ropes: Sequence[Rope],
     ) -> None:  # fmt: skip
-        """Put keys and values of `x` into `part`, and as many queries as `query` has rows there."""
+        """Put keys and values of the rows of `x` into `parts`, and as many queries as they have."""
         fed = self.ops.norm_modulate(x, mods.shift, mods.scale, split, stream.need)
-        key = fed.to(stream.key).view_as(part.key)
-        self.ops.norm_rotate(key, stream.key_norm, *rope, part.key)
-        fed.put(stream.value, part.value)
-        if query is not None:
-            asked = fed if query.shape[1] == x.shape[1] else fed.first(query.shape[1])
-            made = asked.to(stream.query).view_as(query)
-            self.ops.norm_rotate(made, stream.query_norm, *rope, query)
+        self.turn(fed.to(stream.key), stream.key_norm, ropes, [part.key for part in parts])
+        fed.put(stream.value, [part.value for part in parts])
+        queries = [part.query for part in parts if part.query is not None]
+        if queries:
+            asked = fed.first(sum(query.shape[1] for query in queries))
+            self.turn(asked.to(stream.query), stream.query_norm, ropes, queries)
 
-    def finish_image(
-        self, image: Tensor, heads: Tensor, stream: Stream, mods: Mods, target: int
-    ) -> Tensor:
-        """What follows attention in the picture stream."""
-        return self.finish(stream, image, heads, mods, target)
+    def turn(
+        self, made: Tensor, weight: Tensor, ropes: Sequence[Rope], outs: Sequence[Tensor]
+    ) -> None:
+        """Put the rows of `made` into `outs`, one after the other, normed and rotated."""
+        pieces = torch.split(made, [out.shape[1] for out in outs], dim=1)
+        for rows, rope, out in zip(pieces, ropes, outs, strict=True):
+            self.ops.norm_rotate(rows.view_as(out), weight, *rope, out)
 
-    def finish_text(self, text: Tensor, heads: Tensor, stream: Stream, mods: Mods) -> Tensor:
-        """What follows attention in the text stream."""
-        return self.finish(stream, text, heads, mods, text.shape[1])
+    def mix(self, answers: list[Tensor], stream: Stream) -> Tensor:
+        """Attention's `answers` to the rows of a stream, one after the other, past its linear."""
+        heads = [answer.flatten(2) for answer in answers]
+        return self.ops.feed(heads, stream.need_out).to(stream.out)
 
-    def finish(self, stream: Stream, x: Tensor, heads: Tensor, mods: Mods, split: int) -> Tensor:
-        """`x` with what attention made of its rows, then with what the MLP makes of it."""
+    def finish(self, x: Tensor, mixed: Tensor, stream: Stream, mods: Mods, split: int) -> None:
+        """Add to `x` what attention `mixed`, then what the MLP makes of that.
+
+        Inside the MLP rows are four times as wide: those of one prompt are at a time.
+        """
         ops = self.ops
-        y = ops.feed(heads.flatten(2), stream.need_out).to(stream.out)
-        x, fed = ops.gate_norm_modulate(
-            x, y, mods.gate, mods.mlp_shift, mods.mlp_scale, split, stream.need_up
-        )
-        y = ops.gelu(fed.to(stream.up), stream.need_down).to(stream.down)
-        return ops.gate_residual(x, y, mods.mlp_gate, split)
+        for rows, y in zip(torch.split(x, 1), torch.split(mixed, 1), strict=True):
+            fed = ops.gate_norm_modulate(
+                rows, y, mods.gate, mods.mlp_shift, mods.mlp_scale, split, stream.need_up
+            )
+            y = ops.gelu(fed.to(stream.up), stream.need_down).to(stream.down)
+            ops.gate_residual(rows, y, mods.mlp_gate, split)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vellumd.engine.plan import Plan
+from vellumd.engine.rows import BOTH, ONE
 from vellumd.engine.transformer import Conditioning, Forward
 
 
@@ -33,9 +34,11 @@ def denoise(
     """
     velocity_of = forward.prepare(conditioning, scheduler.timesteps, plan)
     for step, time in enumerate(scheduler.timesteps):
-        velocity = velocity_of(step, 0, tokens)
-        if conditioning.negative is not None and step in plan.guided:
-            velocity = guide(velocity, velocity_of(step, 1, tokens), scale)
+        guided = conditioning.negative is not None and step in plan.guided
+        velocity = velocity_of(step, BOTH if guided else ONE, tokens)
+        if guided:
+            positive, negative = torch.split(velocity, 1)
+            velocity = guide(positive, negative, scale)
         estimate = tokens - scheduler.sigmas[step] * velocity
         tokens = scheduler.step(velocity, time, tokens, return_dict=False)[0]
         on_step(step + 1, estimate)

@@ -48,5 +48,5 @@ class Plan:
         return len(self.fresh) < self.steps
 
     def forwards(self, prompts: int) -> int:
-        """How often the transformer runs with one prompt or with two."""
+        """How often a block is called, for one prompt or for two in turn."""
         return self.steps + (len(self.guided) if prompts == 2 else 0)

@@ -1,4 +1,4 @@
-"""Where the queries, keys and values of one prompt's forwards lie, and what outlasts a step.
+"""Where queries, keys and values of an edit lie, and what of them outlasts a step.
 
 A block finds its room by `enter`. A step that computes the references anew is *fresh*; the
 others find the keys and values that the last fresh one left.
@@ -11,8 +11,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vellumd.engine.block import Part, Room
 from vellumd.engine.linears import TINY
+from vellumd.engine.rows import Prompts, Room, Rows
 from vellumd.memory_plan import Kept
 
 LARGEST = 127
@@ -20,31 +20,27 @@ LARGEST = 127
 
 
 class Rooms(Protocol):
-    """A room for each block. `block` is its number."""
+    """A room for each block. `block` is its number, `prompts` those of the forward."""
 
-    def enter(self, block: int, *, fresh: bool = True) -> Room:
+    def enter(self, block: int, prompts: Prompts, *, fresh: bool = True) -> Room:
         """The room of `block` before it runs; unless `fresh`, the references' rows are in it."""
         ...
 
-    def leave(self, block: int, *, fresh: bool = True) -> None:
+    def leave(self, block: int, prompts: Prompts, *, fresh: bool = True) -> None:
         """`block` has run; if `fresh`, the references' rows are new."""
         ...
 
 
-def rooms(query: Tensor, blocks: int, kept: Kept | None, first: int) -> Rooms:
-    """Rooms as large as `query` [1, rows, heads, width]; references begin at row `first`.
+def rooms(rows: Rows, query: Tensor, blocks: int, kept: Kept | None, target: int) -> Rooms:
+    """Rooms for `rows`, as large as `query` [1, rows, heads, width].
 
-    `kept`: how the references' rows outlast a step; None where no step uses them again.
+    References come after `target` rows of a prompt's pictures. `kept`: how theirs outlast a
+    step; None where no step uses them again.
     """
     if kept == "whole":
-        return Whole(query, blocks)
-    passing = roomy(query)
-    return Passing(passing) if kept is None else Small(passing, first)
-
-
-def roomy(query: Tensor) -> Room:
-    """A room with the queries `query`."""
-    return Room(Part(query, torch.empty_like(query), torch.empty_like(query)))
+        return Whole([Room(rows, query) for _ in range(blocks)])
+    room = Room(rows, query)
+    return Passing(room) if kept is None else Small(room, target)
 
 
 class Passing:
@@ -53,47 +49,52 @@ class Passing:
     def __init__(self, room: Room) -> None:
         self._room = room
 
-    def enter(self, block: int, *, fresh: bool = True) -> Room:
+    def enter(self, block: int, prompts: Prompts, *, fresh: bool = True) -> Room:
         """See `Rooms`."""
         return self._room
 
-    def leave(self, block: int, *, fresh: bool = True) -> None:
+    def leave(self, block: int, prompts: Prompts, *, fresh: bool = True) -> None:
         """See `Rooms`."""
 
 
 class Whole:
     """A room for each block, with queries in common: keys and values stay where they are."""
 
-    def __init__(self, query: Tensor, blocks: int) -> None:
-        self._rooms = [roomy(query) for _ in range(blocks)]
+    def __init__(self, rooms: list[Room]) -> None:
+        self._rooms = rooms
 
-    def enter(self, block: int, *, fresh: bool = True) -> Room:
+    def enter(self, block: int, prompts: Prompts, *, fresh: bool = True) -> Room:
         """See `Rooms`."""
         return self._rooms[block]
 
-    def leave(self, block: int, *, fresh: bool = True) -> None:
+    def leave(self, block: int, prompts: Prompts, *, fresh: bool = True) -> None:
         """See `Rooms`."""
 
 
 class Small(Passing):
     """One room; the references' keys and values are kept in 8 bits."""
 
-    def __init__(self, room: Room, first: int) -> None:
+    def __init__(self, room: Room, target: int) -> None:
         super().__init__(room)
-        self._rows = [rows[:, first:] for rows in (room.whole.key, room.whole.value)]
-        self._kept: dict[int, list[Rounded]] = {}
+        self._target = target
+        self._kept: dict[tuple[int, int], list[Rounded]] = {}
 
-    def enter(self, block: int, *, fresh: bool = True) -> Room:
+    def _rows(self, prompt: int) -> tuple[Tensor, Tensor]:
+        return self._room.pictures((prompt,), self._target, self._room.rows.pictures)
+
+    def enter(self, block: int, prompts: Prompts, *, fresh: bool = True) -> Room:
         """See `Rooms`."""
         if not fresh:
-            for rows, kept in zip(self._rows, self._kept[block], strict=True):
-                kept.into(rows)
+            for prompt in prompts:
+                for rows, kept in zip(self._rows(prompt), self._kept[block, prompt], strict=True):
+                    kept.into(rows)
         return self._room
 
-    def leave(self, block: int, *, fresh: bool = True) -> None:
+    def leave(self, block: int, prompts: Prompts, *, fresh: bool = True) -> None:
         """See `Rooms`."""
         if fresh:
-            self._kept[block] = [Rounded.of(rows) for rows in self._rows]
+            for prompt in prompts:
+                self._kept[block, prompt] = [Rounded.of(rows) for rows in self._rows(prompt)]
 
 
 class Rounded(NamedTuple):

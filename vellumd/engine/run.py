@@ -122,7 +122,8 @@ class Run:
             if self._report.wants_preview and step < edit.steps:
                 self._report.preview(self._sketch(latents.unpack(estimate, *size)))
 
-        blocks = self._plan.forwards(self._prompts) * len(self._forward.blocks)
+        prompts = 1 if self._forward.together else self._prompts
+        blocks = self._plan.forwards(prompts) * len(self._forward.blocks)
         with self._watched("denoise", blocks):
             return denoise(
                 self._forward, steps, tokens, conditioning, edit.true_cfg_scale, self._plan, on_step

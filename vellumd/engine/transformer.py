@@ -21,6 +21,7 @@ from vellumd.engine.kernels.feed import Need
 from vellumd.engine.modulation import Modulation
 from vellumd.engine.plan import Plan
 from vellumd.engine.rooms import Rooms, rooms
+from vellumd.engine.rows import Prompts, Rows
 from vellumd.memory_plan import Kept
 
 
@@ -44,18 +45,20 @@ class Conditioning:
         return [self.prompt] if self.negative is None else [self.prompt, self.negative]
 
 
-Velocity = Callable[[int, int, Tensor], Tensor]
-"""Step (from 0), number of the prompt, target [1, tokens, 64] to its velocity, as large."""
+Velocity = Callable[[int, Prompts, Tensor], Tensor]
+"""Step (from 0), prompts, target [1, tokens, 64] to the velocity by each of them:
+[prompts, tokens, 64]."""
 
 
 class Forward(Protocol):
     """A forward of the transformer. `reuses` tells whether it keeps to a plan's fresh steps.
 
-    `causal`: reference pictures look at nothing but themselves, so that using their keys and
-    values again is exact.
+    `together`: both prompts pass each block at once. `causal`: reference pictures look at
+    nothing but themselves, so that using their keys and values again is exact.
     """
 
     reuses: bool
+    together: bool
     causal: bool
 
     @property
@@ -72,6 +75,7 @@ class Stock:
     """Diffusers' own forward: the reference for parity. All its steps are fresh."""
 
     reuses = False
+    together = False
     causal = False
 
     def __init__(self, stock: Any) -> None:
@@ -81,7 +85,7 @@ class Stock:
     def prepare(self, conditioning: Conditioning, times: Tensor, plan: Plan) -> Velocity:
         """See `Forward.prepare`."""
 
-        def velocity(step: int, prompt: int, tokens: Tensor) -> Tensor:
+        def one(step: int, prompt: int, tokens: Tensor) -> Tensor:
             output: Tensor = self._stock(
                 hidden_states=torch.cat([tokens, conditioning.references], dim=1),
                 timestep=times[step].expand(1).to(tokens.dtype) / 1000,
@@ -90,6 +94,9 @@ class Stock:
                 return_dict=False,
             )[0]
             return output[:, : tokens.shape[1]]
+
+        def velocity(step: int, prompts: Prompts, tokens: Tensor) -> Tensor:
+            return torch.cat([one(step, prompt, tokens) for prompt in prompts])
 
         return velocity
 
@@ -102,6 +109,7 @@ class Own:
     """
 
     reuses = True
+    together = True
 
     def __init__(
         self, stock: Any, attention: Attention, ops: Ops = PLAIN, *, causal: bool = False
@@ -147,68 +155,71 @@ class Prepared:
         self._references = stock.img_in(references)
         self._modulation = Modulation(stock, times.to(references.dtype) / 1000)
         kept = plan.kept if plan.reuses else None
-        self._prompts = [
-            Prompt.of(stock, embedding, conditioning.shapes, kept)
-            for embedding in conditioning.prompts
-        ]
+        self._inputs = Inputs.of(stock, conditioning, kept)
+        self._filled: set[int] = set()
 
-    def __call__(self, step: int, prompt: int, tokens: Tensor) -> Tensor:
+    def __call__(self, step: int, prompts: Prompts, tokens: Tensor) -> Tensor:
         """See `Velocity`."""
-        target, mods, given = tokens.shape[1], self._modulation.step(step), self._prompts[prompt]
-        image, text = self._stock.img_in(tokens), given.text
-        fresh = step in self._plan.fresh or not given.filled
+        given, target = self._inputs, tokens.shape[1]
+        fresh = step in self._plan.fresh or not self._filled.issuperset(prompts)
+        image, text = self._stock.img_in(tokens), given.text_of(prompts)
         alone = None
         if fresh and self._causal:
-            alone = list(self._references.split(self._sizes, dim=1))
+            alone = [picture.clone() for picture in self._references.split(self._sizes, dim=1)]
         elif fresh:
             image = torch.cat([image, self._references], dim=1)
+        image, ropes = image.repeat(len(prompts), 1, 1), given.ropes_of(prompts)
+        mods = self._modulation.step(step)
         for number, (block, streams) in enumerate(self._blocks):
-            room = given.rooms.enter(number, fresh=fresh)
+            room = given.rooms.enter(number, prompts, fresh=fresh)
             image, text = block(
-                image, text, streams, mods.blocks[number], given.ropes, room, target, alone
+                image, text, streams, mods.blocks[number], ropes, room, prompts, target, alone
             )
-            given.rooms.leave(number, fresh=fresh)
-        given.filled = True
+            given.rooms.leave(number, prompts, fresh=fresh)
+        self._filled.update(prompts)
         ends = Need.of(self._stock.proj_out)
         fed = PLAIN.norm_modulate(image, mods.shift, mods.scale, target, ends)
         return fed.to(self._stock.proj_out)
 
 
-@dataclass
-class Prompt:
-    """What one prompt's forwards share.
+@dataclass(frozen=True)
+class Inputs:
+    """What the forwards of an edit share.
 
-    `text` is its embedding [1, tokens, channels], `ropes` the positions of all rows; `filled`
-    tells whether a step has left the references' keys and values in `rooms`.
+    `texts` are the prompts' embeddings [1, tokens, channels], `ropes` the positions of all rows.
     """
 
-    text: Tensor
+    texts: list[Tensor]
     ropes: Ropes
     rooms: Rooms
-    filled: bool = False
 
     @classmethod
-    def of(
-        cls,
-        stock: Any,
-        embedding: Tensor,
-        shapes: list[tuple[int, int, int]],
-        kept: Kept | None = None,
-    ) -> Prompt:
-        """Of the encoder's `embedding`; `kept` as of `rooms`."""
-        text = stock.txt_in(stock.txt_norm(embedding))
-        pictures, words = stock.pos_embed(
-            [shapes], max_txt_seq_len=text.shape[1], device=text.device
-        )
-        # Diffusers' tables are complex; Inductor compiles none, and fused kernels read pairs.
-        ropes = Ropes(
-            *(Rope(turns.real.contiguous(), turns.imag.contiguous()) for turns in (words, pictures))
-        )
+    def of(cls, stock: Any, given: Conditioning, kept: Kept | None = None) -> Inputs:
+        """Of `given`; `kept` as of `rooms`."""
+        texts = [stock.txt_in(stock.txt_norm(embedding)) for embedding in given.prompts]
+        tokens = tuple(text.shape[1] for text in texts)
+        target, *references = (math.prod(shape) for shape in given.shapes)
+        rows = Rows(tokens, target + sum(references))
         attn = stock.transformer_blocks[0].attn
-        shape = (1, len(words) + len(pictures), attn.heads, attn.inner_dim // attn.heads)
-        blocks, first = len(stock.transformer_blocks), text.shape[1] + math.prod(shapes[0])
-        return cls(
-            text,
-            ropes,
-            rooms(text.new_empty(shape), blocks, kept, first),
-        )
+        query = texts[0].new_empty(1, rows.total, attn.heads, attn.inner_dim // attn.heads)
+        blocks = len(stock.transformer_blocks)
+        ropes = _ropes(stock, given.shapes, tokens, query.device)
+        return cls(texts, ropes, rooms(rows, query, blocks, kept, target))
+
+    def text_of(self, prompts: Prompts) -> Tensor:
+        """A copy of the embeddings of `prompts`, one after the other; blocks change it."""
+        return torch.cat([self.texts[prompt] for prompt in prompts], dim=1)
+
+    def ropes_of(self, prompts: Prompts) -> Ropes:
+        """The positions of their rows."""
+        return Ropes(tuple(self.ropes.texts[prompt] for prompt in prompts), self.ropes.image)
+
+
+def _ropes(
+    stock: Any, shapes: list[tuple[int, int, int]], tokens: tuple[int, ...], device: torch.device
+) -> Ropes:
+    """Those of pictures of `shapes`, and of texts of so many `tokens` after them."""
+    found = stock.pos_embed([shapes], max_txt_seq_len=max(tokens), device=device)
+    # Diffusers' tables are complex; Inductor compiles none, and fused kernels read pairs.
+    image, text = (Rope(turns.real.contiguous(), turns.imag.contiguous()) for turns in found)
+    return Ropes(tuple(text.rows(0, count) for count in tokens), image)

@@ -20,7 +20,8 @@ from vellumd.engine.block import Streams
 from vellumd.engine.kernels import choice
 from vellumd.engine.modulation import modulate
 from vellumd.engine.precision import PLAIN, RECIPES, Recipe
-from vellumd.engine.transformer import Own, Prompt
+from vellumd.engine.rows import ONE
+from vellumd.engine.transformer import Inputs, Own
 from vellumd.models import Tier
 
 log = logging.getLogger(__name__)
@@ -129,13 +130,13 @@ def measured(
         precision.hold(model, recipe)
         work = Workload.of(model, AREA, references=1)
         given, _tokens = work.inputs(model, device)
-        prompt = Prompt.of(model, given.prompt, given.shapes)
+        inputs = Inputs.of(model, given)
         (mods,) = modulate(model, torch.tensor(TIMES[-1:], device=device, dtype=dtype) / 1000)
         block = Own(model, best, ops).blocks[0]
         image = torch.randn(1, 2 * work.tokens, work.channels, device=device, dtype=dtype)
         asked = (
-            image, prompt.text, Streams.of(block.stock), mods.blocks[0], prompt.ropes,
-            prompt.rooms.enter(0), work.tokens,
+            image, inputs.text_of(ONE), Streams.of(block.stock), mods.blocks[0],
+            inputs.ropes_of(ONE), inputs.rooms.enter(0, ONE), ONE, work.tokens,
         )  # fmt: skip
 
         def run() -> object:

@@ -21,7 +21,9 @@ allow_anonymous true
 persistence true
 autosave_on_changes true
 autosave_interval 1
-log_dest none
+log_dest stderr
+log_type all
+log_timestamp_format %H:%M:%S
 set_tcp_nodelay true
 
 """
@@ -30,6 +32,7 @@ set_tcp_nodelay true
 class Broker:
     """Started by the constructor; `more` are further lines of its configuration.
 
+    `log` in its folder tells each packet, and each time it wrote what it has.
     `whole` takes the configuration's place, with the `port` that it names.
     """
 
@@ -67,6 +70,15 @@ class Broker:
     def kill(self) -> None:
         """SIGKILL: what it has not written is lost."""
         self._end(signal.SIGKILL)
+
+    def has_written(self, text: bytes) -> bool:
+        """Whether a message with `text` in it would survive a kill now.
+
+        That it is acknowledged does not say so: what Mosquitto hands on at once to somebody
+        who is connected is no change that it would write for.
+        """
+        file = self.folder / "mosquitto.db"
+        return file.exists() and text in file.read_bytes()
 
     def restart(self) -> None:
         """Kill it and start it again."""

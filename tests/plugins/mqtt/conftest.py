@@ -25,16 +25,18 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 def make_house(tmp_path: Path, broker: Broker) -> Iterator[Callable[..., House]]:
     """Make a daemon at the broker and start it; keywords are the door's settings.
 
-    `more` are keys of other sections.
+    `more` are keys of other sections, `sender` is one that is there already. What they saw is
+    printed at the end, for a test that failed.
     """
     made: list[House] = []
 
-    def make(more: Any = None, **settings: object) -> House:
-        made.append(House(tmp_path, broker, settings, more=more))
+    def make(more: Any = None, sender: Sender | None = None, **settings: object) -> House:
+        made.append(House(tmp_path, broker, settings, sender, more))
         return made[-1]
 
     yield make
     for house in made:
+        print(house.story())
         house.close()
 
 

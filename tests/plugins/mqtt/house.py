@@ -19,6 +19,9 @@ from tests.plugins.mqtt.broker import Broker
 from tests.plugins.mqtt.sender import WAIT_S, Sender
 from vellumd.testing import DaemonProcess
 
+STORY = 200
+"""Lines of each log that are told when a test fails."""
+
 
 class House:
     """All of them, running."""
@@ -52,6 +55,11 @@ class House:
 
         wait(is_online, "the daemon to be online")
 
+    def told(self, **numbers: int) -> None:
+        """Wait until the daemon has said so of its queue."""
+        queue = f"{self.sender.base}/queue"
+        self.sender.until(lambda got: got.topic == queue and numbers.items() <= got.json.items())
+
     def answer(self, job_id: str | None = None) -> dict[str, Any]:
         """The next answer to an edit; or the first one to the sender's `job_id`."""
         if job_id is None:
@@ -61,6 +69,20 @@ class House:
             lambda got: got.topic == topic and got.json.get("client_job_id") == job_id
         )
         return found.json
+
+    def story(self) -> str:
+        """What each of them saw, for who has to find out why something did not come."""
+        folder = self.daemon.folder
+        rows = "SELECT job_id, state, code, attempts, reply FROM deliveries ORDER BY number"
+        parts = {
+            "sender": self.sender.story(),
+            "daemon's deliveries": [str(row) for row in self.rows(rows)],
+            "jobs": _lines(folder / "history"),
+            "daemon": _lines(folder / "log"),
+            "broker": _lines(self.broker.folder / "log"),
+        }
+        told = [line for name, lines in parts.items() for line in (f"-- {name}", *lines[-STORY:])]
+        return "\n".join(told)
 
     def confirmed(self) -> None:
         """Wait until the broker has confirmed all answers, so that none comes again."""
@@ -72,6 +94,10 @@ class House:
         file = self.daemon.folder / "data" / "jobs.sqlite"
         with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as store:
             return store.execute(query).fetchall()
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text("utf-8", "replace").splitlines() if file.exists() else []
 
 
 def wait(happened: Callable[[], bool], what: str, seconds: float = WAIT_S) -> None:

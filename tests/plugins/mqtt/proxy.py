@@ -93,6 +93,7 @@ class Proxy:
                 except OSError:
                     near.close()
                     continue
+                far.settimeout(None)  # that was for connecting: silence ends nothing
                 self._sockets += [near, far]
                 for ends in ((near, far, "up"), (far, near, "down")):
                     threading.Thread(target=self._pump, args=ends, daemon=True).start()

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from paho.mqtt import client as paho
@@ -34,6 +34,7 @@ class Got:
     type: str = ""
     correlation: bytes | None = None
     properties: tuple[tuple[str, str], ...] = ()
+    at: str = field(default_factory=lambda: time.strftime("%H:%M:%S"))
 
     @property
     def json(self) -> dict[str, Any]:
@@ -109,6 +110,11 @@ class Sender:
         )
         self.got.append(got)
         self._queues[message.topic].put(got)
+
+    def story(self) -> list[str]:
+        """Whether it is connected, and what came, a line each."""
+        came = [f"{got.at} {got.topic} {got.payload[:100]!r}" for got in list(self.got)]
+        return [*came, "connected" if self._client.is_connected() else "away"]
 
     # sending
 

@@ -19,7 +19,8 @@ from vellumd.engine.bench.workload import TIMES, Workload
 from vellumd.engine.block import Streams
 from vellumd.engine.modulation import modulate
 from vellumd.engine.plan import Plan
-from vellumd.engine.transformer import Own, Prompt, Stock
+from vellumd.engine.rows import ONE
+from vellumd.engine.transformer import Inputs, Own, Stock
 from vellumd.engine.trial import refusal
 
 WARM = 2
@@ -30,7 +31,7 @@ WARM = 2
 def times(
     methods: Sequence[Method], rounds: int, device: torch.device, tell: Callable[[str], None]
 ) -> list[list[float] | str]:
-    """Seconds of `rounds` forwards of each method, which take turns; or why it does not run.
+    """Seconds of a forward in `rounds` of each method, which take turns; or why it does not run.
 
     Each turn is prepared and begins with a forward that does not count, so that only one
     method at a time holds what it needs beside its weights.
@@ -52,7 +53,7 @@ def _turn(method: Method, seconds: list[float], device: torch.device, *, count: 
     for _ in range(1 if count else WARM):
         run()
     if count:
-        seconds.append(timed(run, device))
+        seconds.append(timed(run, device) / len(method.prompts))
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:
@@ -85,18 +86,20 @@ def figures(method: Method, seconds: list[float]) -> dict[str, Any]:
 
 @torch.inference_mode()
 def memory(method: Method, device: torch.device) -> tuple[Tensor, dict[str, float]]:
-    """What a forward gives; gigabytes of the weights, and of all else at the forward's height."""
+    """What a forward of the first prompt gives; gigabytes of the weights, and of all else at the
+    forwards' height.
+    """
     unique = {tensor.data_ptr(): tensor for tensor in method.transformer.state_dict().values()}
     found = {"weights_gb": round(sum(tensor.nbytes for tensor in unique.values()) / 1e9, 3)}
     if device.type != "cuda":
-        return method.prepare()(), found
+        return method.prepare()()[:1], found
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     made = method.prepare()()
     grown = torch.cuda.max_memory_allocated(device) - before
     found["activations_gb"] = round(grown / 1e9, 3)
-    return made, found
+    return made[:1], found
 
 
 @torch.inference_mode()
@@ -110,7 +113,7 @@ def block_errors(
     assert isinstance(method.forward, Own)
     given, tokens = workload.inputs(base, device)
     mine = dict(zip(base.transformer_blocks, method.forward.blocks, strict=True))
-    prompt = Prompt.of(base, given.prompt, given.shapes)
+    inputs = Inputs.of(base, given)
     clock = torch.tensor(TIMES, device=device)
     (mods,) = modulate(base, clock[-1:].to(tokens.dtype) / 1000)
     by_block = dict(zip(mine.values(), mods.blocks, strict=True))
@@ -120,13 +123,13 @@ def block_errors(
         own = mine[block]
         image, text = asked["hidden_states"], asked["encoder_hidden_states"]
         made, _text = own(
-            image, text, Streams.of(own.stock), by_block[own], prompt.ropes,
-            prompt.rooms.enter(0), workload.tokens,
+            image, text, Streams.of(own.stock), by_block[own], inputs.ropes_of(ONE),
+            inputs.rooms.enter(0, ONE), ONE, workload.tokens,
         )  # fmt: skip
         found.append(error(made[:, : workload.tokens], output[1][:, : workload.tokens]))
 
     handles = [block.register_forward_hook(compare, with_kwargs=True) for block in mine]
-    Stock(base).prepare(given, clock, Plan.full(len(TIMES)))(len(TIMES) - 1, 0, tokens)
+    Stock(base).prepare(given, clock, Plan.full(len(TIMES)))(len(TIMES) - 1, ONE, tokens)
     for handle in handles:
         handle.remove()
     return found

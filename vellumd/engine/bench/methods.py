@@ -21,6 +21,7 @@ from vellumd.engine.kernels import choice
 from vellumd.engine.linears import Fp8Linear
 from vellumd.engine.lora import Branched, Pair
 from vellumd.engine.plan import Plan
+from vellumd.engine.rows import BOTH, ONE, Prompts
 from vellumd.engine.transformer import Forward, Own, Stock
 from vellumd.engine.trial import refusal
 
@@ -41,9 +42,10 @@ SPARED = ("pos_embed", "patch_embed", "norm", "^proj_in$", "^proj_out$", "lora_"
 
 @dataclass(frozen=True)
 class Method:
-    """A way to run a forward. `exactness` is its class (docs/performance.md).
+    """A way to run forwards. `exactness` is its class (docs/performance.md).
 
-    `prepare` gives the forward with all that its steps share; it runs anew on each call.
+    `prepare` gives a forward of each of `prompts` with all that its steps share, from the first
+    on; it runs anew on each call. `flops` are those of one.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Method:
     plan: Plan
     prepare: Callable[[], Callable[[], Tensor]]
     flops: float
+    prompts: Prompts = ONE
 
 
 class Methods:
@@ -112,13 +115,15 @@ class Methods:
             self.refused[name] = why
             return
         runs, step = forward(made), len(TIMES) - 1
+        # As edits that are guided run it; those who run one prompt after the other need just one.
+        prompts = BOTH if runs.together else ONE
 
         def prepare() -> Callable[[], Tensor]:
             velocity = runs.prepare(self._given, self._times, plan)
-            return lambda: velocity(step, 0, self._tokens)
+            return lambda: velocity(step, prompts, self._tokens)
 
         flops = self._workload.flops(fresh=step in plan.fresh)
-        yield Method(name, exactness, made, runs, plan, prepare, flops)
+        yield Method(name, exactness, made, runs, plan, prepare, flops, prompts)
 
     def _own(self, name: str, exactness: str, model: Any) -> Iterator[Method]:
         """Our forward with the best kernels, and without Triton and compiled on a card."""

@@ -66,7 +66,7 @@ class Workload:
         return float(self.layers * (linear + attention))
 
     def inputs(self, transformer: Any, device: torch.device) -> tuple[Conditioning, Tensor]:
-        """Random embeddings and latents, always the same."""
+        """Random embeddings and latents, always the same; both prompts are as long."""
         numbers = torch.Generator().manual_seed(0)
         like = transformer.img_in.weight
 
@@ -77,7 +77,8 @@ class Workload:
         prompt = random(self.text, transformer.config.joint_attention_dim)
         references = random(self.tokens * self.references, 64)
         shapes = [self.target] * (1 + self.references)
-        return Conditioning(prompt, None, references, shapes), random(self.tokens, 64)
+        tokens, negative = random(self.tokens, 64), torch.flip(prompt, dims=[1])
+        return Conditioning(prompt, negative, references, shapes), tokens
 
 
 def random_transformer(config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:

@@ -22,8 +22,8 @@ TOLERANCE = 0.01
 """Largest relative error: bfloat16, rounded four times in the twin, gives 0.004."""
 TOLERANCE_SMALL = 0.04
 """The same of e4m3, where a number on the border between two falls to either side."""
-ROWS, SPLIT, HEADS, WIDTH = 37, 11, 3, 40
-"""Of the probe; none is a power of two."""
+PROMPTS, ROWS, SPLIT, HEADS, WIDTH = 2, 37, 11, 3, 40
+"""Of the probe; but for the prompts none is a power of two."""
 NEEDS = Need(True, False), Need(True, True), Need(False, True)
 """All forms that linears take their input in."""
 FORMED = "norm_modulate", "gate_norm_modulate", "gelu"
@@ -35,19 +35,20 @@ class Ops:
     """What a block does between its matrix products."""
 
     norm_modulate: Callable[[Tensor, Tensor, Tensor, int, Need], Fed] = modulate.norm_modulate
-    gate_residual: Callable[[Tensor, Tensor, Tensor, int], Tensor] = modulate.gate_residual
-    gate_norm_modulate: Callable[
-        [Tensor, Tensor, Tensor, Tensor, Tensor, int, Need], tuple[Tensor, Fed]
-    ] = modulate.gate_norm_modulate
+    gate_residual: Callable[[Tensor, Tensor, Tensor, int], None] = modulate.gate_residual
+    gate_norm_modulate: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, Need], Fed] = (
+        modulate.gate_norm_modulate
+    )
     norm_rotate: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None] = rotate.norm_rotate
     gelu: Callable[[Tensor, Need], Fed] = gelu.gelu
-    feed: Callable[[Tensor, Need], Fed] = Fed.of
+    feed: Callable[[Sequence[Tensor], Need], Fed] = feed.joined
 
 
 PLAIN = Ops()
 TRITON = Ops(
     modulate.norm_modulate_triton, modulate.gate_residual_triton,
-    modulate.gate_norm_modulate_triton, rotate.norm_rotate_triton, gelu.gelu_triton, feed.quantise,
+    modulate.gate_norm_modulate_triton, rotate.norm_rotate_triton, gelu.gelu_triton,
+    feed.joined_triton,
 )  # fmt: skip
 
 
@@ -137,32 +138,41 @@ def tried(
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=numbers).to(device, dtype)
 
-    first, second = random(1, ROWS, HEADS * WIDTH), random(1, ROWS, HEADS * WIDTH)
+    first, second = (random(PROMPTS, ROWS, HEADS * WIDTH) for _ in range(2))
     shift, scale, gate = (random(2, HEADS * WIDTH) for _ in range(3))
-    heads, weight = first.view(1, ROWS, HEADS, WIDTH), random(WIDTH)
+    heads, weight = first.view(PROMPTS, ROWS, HEADS, WIDTH), random(WIDTH)
     turns = random(ROWS, WIDTH // 2).float()
     run, twin = getattr(ops, name), getattr(PLAIN, name)
     if name == "norm_rotate":
-        made, exact = torch.empty_like(heads), torch.empty_like(heads)
+        # Other rows lie between those of one prompt and of the next.
+        made, exact = (random(PROMPTS, ROWS + 5, HEADS, WIDTH)[:, :ROWS] for _ in range(2))
         run(heads, weight, turns.cos(), turns.sin(), made)
         twin(heads, weight, turns.cos(), turns.sin(), exact)
         yield made.double(), exact.double(), TOLERANCE
         return
     if name == "gate_residual":
-        exact = twin(first, second.clone(), gate, SPLIT)
-        yield run(first, second.clone(), gate, SPLIT).double(), exact.double(), TOLERANCE
+        made, exact = first.clone(), first.clone()
+        for do, x in ((run, made), (twin, exact)):
+            do(x, second.clone(), gate, SPLIT)
+        yield made.double(), exact.double(), TOLERANCE
         return
     if name == "gate_norm_modulate":
         for need in needs:
-            (sums, made), (exact_sums, exact) = (
-                do(first, second.clone(), gate, shift, scale, SPLIT, need) for do in (run, twin)
+            sums, exact_sums = first.clone(), first.clone()
+            fed, exact_fed = (
+                do(x, second.clone(), gate, shift, scale, SPLIT, need)
+                for do, x in ((run, sums), (twin, exact_sums))
             )
             yield sums.double(), exact_sums.double(), TOLERANCE
-            yield from compared(made, exact)
+            yield from compared(fed, exact_fed)
         return
-    given = (first, shift, scale, SPLIT) if name == "norm_modulate" else (first,)
+    given: dict[str, tuple[Any, ...]] = {
+        "norm_modulate": (first, shift, scale, SPLIT),
+        "gelu": (first,),
+        "feed": ([first[:1], second[:1, SPLIT:]],),
+    }
     for need in needs:
-        made, exact = run(*given, need), twin(*given, need)
+        made, exact = run(*given[name], need), twin(*given[name], need)
         yield from compared(made, exact)
 
 

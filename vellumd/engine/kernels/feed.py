@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,84 +36,112 @@ class Need(NamedTuple):
 
 
 class Fed(NamedTuple):
-    """Rows as `whole` [1, rows, channels], as `small` with `scale`, or both.
+    """Rows as `whole` [prompts, rows, channels], as `small` with `scale`, or both.
 
-    Those are e4m3 [rows, channels] and float32 [rows, 1].
+    Those are e4m3 [prompts · rows, channels] and float32 [prompts · rows, 1].
     """
 
     whole: Tensor | None
     small: Tensor | None
     scale: Tensor | None
     dtype: torch.dtype
+    prompts: int = 1
 
     @classmethod
     def of(cls, x: Tensor, need: Need) -> Fed:
-        """`x` in the forms of `need`, in plain PyTorch."""
+        """`x` [prompts, rows, channels] in the forms of `need`, in plain PyTorch."""
         if not need.small:
-            return cls(x, None, None, x.dtype)
-        small, scale = by_token(x[0])
-        return cls(x if need.whole else None, small, scale, x.dtype)
+            return cls(x, None, None, x.dtype, len(x))
+        small, scale = by_token(x.flatten(0, 1))
+        return cls(x if need.whole else None, small, scale, x.dtype, len(x))
 
     def first(self, rows: int) -> Fed:
-        """The first `rows` of it."""
+        """The first `rows` of each prompt's."""
         return Fed(
             None if self.whole is None else self.whole[:, :rows],
-            None if self.small is None else self.small[:rows],
-            None if self.scale is None else self.scale[:rows],
+            None if self.small is None else self._first(self.small, rows),
+            None if self.scale is None else self._first(self.scale, rows),
             self.dtype,
+            self.prompts,
         )
 
+    def _by_prompt(self, x: Tensor) -> Tensor:
+        return x.view(self.prompts, -1, x.shape[1])
+
+    def _first(self, x: Tensor, rows: int) -> Tensor:
+        return self._by_prompt(x)[:, :rows].flatten(0, 1)
+
     def to(self, linear: torch.nn.Module) -> Tensor:
-        """What `linear` makes of it: [1, rows, out]."""
+        """What `linear` makes of it: [prompts, rows, out]."""
         if isinstance(linear, ByToken) and self.small is not None and self.scale is not None:
-            return linear.multiply(self.small, self.scale, self.dtype)[None]
+            made = linear.multiply(self.small, self.scale, self.dtype)
+            return self._by_prompt(made)
         if isinstance(linear, Branched) and isinstance(linear.base, ByToken):
             assert self.whole is not None
             return self.to(linear.base) + F.linear(F.linear(self.whole, linear.down), linear.up)
         y: Tensor = linear(self.whole)
         return y
 
-    def put(self, linear: torch.nn.Module, out: Tensor) -> None:
-        """Put what `linear` makes of it into `out` [1, rows, heads, width]."""
-        flat = out.flatten(2)[0]
+    def put(self, linear: torch.nn.Module, outs: Sequence[Tensor]) -> None:
+        """Put what `linear` makes of it into `outs`, some rows after the others.
+
+        Each is [prompts, rows, heads, width]. The product itself is written to a single one
+        whose rows are neighbours.
+        """
+        flat = None
+        if len(outs) == 1 and outs[0].is_contiguous():
+            flat = outs[0].flatten(2).flatten(0, 1)
         if isinstance(linear, ByToken) and self.small is not None and self.scale is not None:
             made = linear.multiply(self.small, self.scale, self.dtype, flat)
+            if made is flat:
+                return
+            made = self._by_prompt(made)
         else:
-            made = self.to(linear)[0]
-        if made is not flat:
-            flat.copy_(made)
+            made = self.to(linear)
+        pieces = torch.split(made, [out.shape[1] for out in outs], dim=1)
+        for rows, out in zip(pieces, outs, strict=True):
+            out.copy_(rows.view_as(out))
 
 
-def quantise(x: Tensor, need: Need) -> Fed:
-    """`x` in the forms of `need`, rounded by Triton."""
+def joined(parts: Sequence[Tensor], need: Need) -> Fed:
+    """Rows of `parts` [1, rows, channels], one after the other, in the forms of `need`."""
+    return Fed.of(parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1), need)
+
+
+def joined_triton(parts: Sequence[Tensor], need: Need) -> Fed:
+    """`joined`, rounded by Triton: to e4m3 alone without joining them first."""
     if not need.small:
-        return Fed.of(x, need)
-    x = x.contiguous()
-    small, scale = room(x)
-    rows, channels = small.shape
-    block = next_power_of_2(channels)
-    _quantise((rows, 1, 1), (x, small, scale), (), (channels, FP8_MAX, TINY, block), warps(block))
-    return Fed(x if need.whole else None, small, scale, x.dtype)
+        return joined(parts, need)
+    if need.whole and len(parts) > 1:
+        parts = [torch.cat(list(parts), dim=1)]
+    channels = parts[0].shape[2]
+    small, scale = room(sum(part.shape[1] for part in parts), parts[0])
+    block, start = next_power_of_2(channels), 0
+    for part in parts:
+        tensors = part.contiguous(), small, scale
+        constants = channels, FP8_MAX, TINY, block
+        _quantise((part.shape[1], 1, 1), tensors, (start,), constants, warps(block))
+        start += part.shape[1]
+    return Fed(parts[0] if need.whole else None, small, scale, parts[0].dtype)
 
 
-def room(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for `x` in e4m3 and its scales."""
-    rows, device = x.shape[1], x.device
-    small = torch.empty((rows, x.shape[2]), dtype=FP8, device=device)
-    return small, torch.empty((rows, 1), dtype=torch.float32, device=device)
+def room(rows: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for `rows` as wide as those of `like` in e4m3, and for their scales."""
+    small = torch.empty((rows, like.shape[-1]), dtype=FP8, device=like.device)
+    return small, torch.empty((rows, 1), dtype=torch.float32, device=like.device)
 
 
-@kernel()
+@kernel("start")
 def _quantise(
-    x, small, scale,
+    x, small, scale, start,
     channels: tl.constexpr, largest: tl.constexpr, tiny: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """One row a program."""
+    """One row a program; that of `x` is put `start` rows further on."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, block)
     inside = columns < channels
     values = tl.load(x + row * channels + columns, mask=inside, other=0).to(tl.float32)
-    store_small(values, small, scale, row, columns, inside, channels, largest, tiny)
+    store_small(values, small, scale, row + start, columns, inside, channels, largest, tiny)
 
 
 @jit

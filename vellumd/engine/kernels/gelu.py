@@ -15,21 +15,21 @@ from vellumd.engine.linears import FP8_MAX, TINY
 
 
 def gelu(x: Tensor, need: Need) -> Fed:
-    """GELU of `x` [1, rows, channels]."""
+    """GELU of `x` [prompts, rows, channels]."""
     return Fed.of(F.gelu(x, approximate="tanh"), need)
 
 
 def gelu_triton(x: Tensor, need: Need) -> Fed:
     """`gelu` in one pass."""
-    x, channels = x.contiguous(), x.shape[-1]
+    x, (prompts, rows, channels) = x.contiguous(), x.shape
     whole = torch.empty_like(x) if need.whole else None
-    small, scale = room(x) if need.small else (None, None)
+    small, scale = room(prompts * rows, x) if need.small else (None, None)
     block = next_power_of_2(channels)
     _gelu(
-        (x.shape[1], 1, 1), (x, whole, small, scale), (),
+        (prompts * rows, 1, 1), (x, whole, small, scale), (),
         (channels, FP8_MAX, TINY, need.whole, need.small, block), warps(block),
     )  # fmt: skip
-    return Fed(whole, small, scale, x.dtype)
+    return Fed(whole, small, scale, x.dtype, prompts)
 
 
 @kernel()

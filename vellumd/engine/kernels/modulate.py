@@ -1,7 +1,7 @@
 """LayerNorm with modulation, the gate before a residual sum, and both at once.
 
-A picture stream [1, rows, channels] has up to two segments with a modulation each: the
-target's first `split` rows, and the references after them.
+A picture stream [prompts, rows, channels] has up to two segments with a modulation each: the
+target's first `split` rows of each prompt, and the references after them.
 """
 
 # Triton is not typed.
@@ -45,19 +45,19 @@ def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, split: int, need: Nee
     return Fed.of(y, need)
 
 
-def gate_residual(x: Tensor, y: Tensor, gate: Tensor, split: int) -> Tensor:
-    """`x` + `gate` · `y`, with `gate` [segments, channels]. `y` is used up."""
+def gate_residual(x: Tensor, y: Tensor, gate: Tensor, split: int) -> None:
+    """Add `gate` · `y` to `x`, with `gate` [segments, channels]. `y` is used up."""
     for part, factor in segments(y, split, gate):
         part.mul_(factor)
-    return y.add_(x)
+    x.add_(y)
 
 
 def gate_norm_modulate(
     x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, split: int, need: Need
-) -> tuple[Tensor, Fed]:
-    """`gate_residual`, and `norm_modulate` of what it gives."""
-    x = gate_residual(x, y, gate, split)
-    return x, norm_modulate(x, shift, scale, split, need)
+) -> Fed:
+    """`gate_residual`, and `norm_modulate` of what `x` is then."""
+    gate_residual(x, y, gate, split)
+    return norm_modulate(x, shift, scale, split, need)
 
 
 def norm_modulate_triton(x: Tensor, shift: Tensor, scale: Tensor, split: int, need: Need) -> Fed:
@@ -67,48 +67,54 @@ def norm_modulate_triton(x: Tensor, shift: Tensor, scale: Tensor, split: int, ne
 
 def gate_norm_modulate_triton(
     x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, split: int, need: Need
-) -> tuple[Tensor, Fed]:
+) -> Fed:
     """`gate_norm_modulate` in one pass over `x` and `y`."""
-    y = y.contiguous()
-    return y, _normed(x, y, gate.contiguous(), shift, scale, split, need)
+    return _normed(in_place(x), y.contiguous(), gate.contiguous(), shift, scale, split, need)
+
+
+def in_place(x: Tensor) -> Tensor:
+    """`x`, which a kernel is to change; raises ValueError where it would change a copy."""
+    if not x.is_contiguous():
+        raise ValueError("Triton's kernels change whole rows in place")
+    return x
 
 
 def _normed(
     x: Tensor, y: Tensor | None, gate: Tensor | None,
     shift: Tensor, scale: Tensor, split: int, need: Need,
 ) -> Fed:  # fmt: skip
-    x, (_, rows, channels) = x.contiguous(), x.shape
+    x, (prompts, rows, channels) = x.contiguous(), x.shape
     whole = torch.empty_like(x) if need.whole else None
-    small, small_scale = room(x) if need.small else (None, None)
+    small, small_scale = room(prompts * rows, x) if need.small else (None, None)
     block = next_power_of_2(channels)
     _norm_modulate(
-        (rows, 1, 1),
+        (prompts * rows, 1, 1),
         (x, y, gate, shift.contiguous(), scale.contiguous(), whole, small, small_scale),
-        (split if shift.shape[0] == 2 else rows,),
+        (rows, split if shift.shape[0] == 2 else rows),
         (channels, EPSILON, FP8_MAX, TINY, y is not None, need.whole, need.small, block),
         warps(block),
     )
-    return Fed(whole, small, small_scale, x.dtype)
+    return Fed(whole, small, small_scale, x.dtype, prompts)
 
 
-@kernel("split")
+@kernel("rows", "split")
 def _norm_modulate(
-    x, y, gate, shift, scale, whole, small, small_scale, split,
+    x, y, gate, shift, scale, whole, small, small_scale, rows, split,
     channels: tl.constexpr, epsilon: tl.constexpr, largest: tl.constexpr, tiny: tl.constexpr,
     gated: tl.constexpr, as_whole: tl.constexpr, as_small: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """One row a program. If `gated`, `y` becomes the sum, and that is what is normed."""
+    """One row a program. If `gated`, `x` becomes the sum, and that is what is normed."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, block)
     inside = columns < channels
-    here, at = row * channels + columns, tl.where(row < split, 0, channels) + columns
+    here, at = row * channels + columns, tl.where(row % rows < split, 0, channels) + columns
     values = tl.load(x + here, mask=inside, other=0).to(tl.float32)
     if gated:
         factor = tl.load(gate + at, mask=inside, other=0).to(tl.float32)
         values += tl.load(y + here, mask=inside, other=0).to(tl.float32) * factor
         # The norm is that of the sum as it is kept, as it is of the twin.
-        rounded = values.to(y.dtype.element_ty)
-        tl.store(y + here, rounded, mask=inside)
+        rounded = values.to(x.dtype.element_ty)
+        tl.store(x + here, rounded, mask=inside)
         values = rounded.to(tl.float32)
     centred = tl.where(inside, values - tl.sum(values) / channels, 0.0)
     normed = centred * tl.rsqrt(tl.sum(centred * centred) / channels + epsilon)
@@ -120,27 +126,25 @@ def _norm_modulate(
         store_small(made, small, small_scale, row, columns, inside, channels, largest, tiny)
 
 
-def gate_residual_triton(x: Tensor, y: Tensor, gate: Tensor, split: int) -> Tensor:
+def gate_residual_triton(x: Tensor, y: Tensor, gate: Tensor, split: int) -> None:
     """`gate_residual` in one pass."""
-    x, y, channels = x.contiguous(), y.contiguous(), x.shape[-1]
+    x, y, (prompts, rows, channels) = in_place(x), y.contiguous(), x.shape
     block = next_power_of_2(channels)
-    rows = x.shape[1]
     _gate_residual(
-        (rows, 1, 1), (x, y, gate.contiguous()), (split if gate.shape[0] == 2 else rows,),
-        (channels, block), warps(block),
+        (prompts * rows, 1, 1), (x, y, gate.contiguous()),
+        (rows, split if gate.shape[0] == 2 else rows), (channels, block), warps(block),
     )  # fmt: skip
-    return y
 
 
-@kernel("split")
-def _gate_residual(x, y, gate, split, channels: tl.constexpr, block: tl.constexpr):
+@kernel("rows", "split")
+def _gate_residual(x, y, gate, rows, split, channels: tl.constexpr, block: tl.constexpr):
     """One row a program."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, block)
     inside = columns < channels
     here = row * channels + columns
-    at = tl.where(row < split, 0, channels) + columns
+    at = tl.where(row % rows < split, 0, channels) + columns
     factor = tl.load(gate + at, mask=inside, other=0).to(tl.float32)
     made = tl.load(y + here, mask=inside, other=0).to(tl.float32) * factor
     made += tl.load(x + here, mask=inside, other=0).to(tl.float32)
-    tl.store(y + here, made.to(y.dtype.element_ty), mask=inside)
+    tl.store(x + here, made.to(x.dtype.element_ty), mask=inside)

@@ -18,7 +18,7 @@ MANY = 16
 def norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
     """RMSNorm of each head of `x` with `weight` [width], then its rotation, written to `out`.
 
-    `x` and `out` are [1, rows, heads, width], `cos` and `sin` [rows, width / 2]: neighbours
+    `x` and `out` are [prompts, rows, heads, width], `cos` and `sin` [rows, width / 2]: neighbours
     make a pair, which is turned as a complex number would be (RoFormer, arXiv:2104.09864).
     `cos` and `sin` may have more rows; the first ones are taken.
     """
@@ -40,31 +40,31 @@ def _turned(pairs: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def norm_rotate_triton(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
     """`norm_rotate` in one pass."""
-    rows, heads, width = x.shape[1:]
-    if not out.is_contiguous():
+    prompts, rows, heads, width = x.shape
+    if not out[0].is_contiguous():
         raise ValueError("norm_rotate_triton writes to whole rows")
     count, block = rows * heads, next_power_of_2(width)
     _norm_rotate(
-        (-(-count // MANY), 1, 1), (x.contiguous(), weight, cos, sin, out), (count,),
-        (heads, width, EPSILON, MANY, block), warps(MANY * block),
+        (-(-count // MANY), prompts, 1), (x.contiguous(), weight, cos, sin, out),
+        (count, out.stride(0)), (heads, width, EPSILON, MANY, block), warps(MANY * block),
     )  # fmt: skip
 
 
-@kernel("count")
+@kernel("count", "apart")
 def _norm_rotate(
-    x, weight, cos, sin, out, count, heads: tl.constexpr, width: tl.constexpr,
+    x, weight, cos, sin, out, count, apart, heads: tl.constexpr, width: tl.constexpr,
     epsilon: tl.constexpr, many: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """`many` heads a program, of one row after the other.
 
-    A head is read and written whole and taken apart into pairs in between: read by every other
-    number it took twenty times as long.
+    Prompts lie `apart` in `out`. A head is read and written whole and taken apart into pairs in
+    between: read by every other number it took twenty times as long.
     """
     number = tl.program_id(0) * many + tl.arange(0, many)[:, None]
     column, pair = tl.arange(0, block)[None, :], tl.arange(0, block // 2)[None, :]
     inside, half = (number < count) & (column < width), width // 2
-    here = number.to(tl.int64) * width + column
-    values = tl.load(x + here, mask=inside, other=0).to(tl.float32)
+    here, prompt = number.to(tl.int64) * width + column, tl.program_id(1).to(tl.int64)
+    values = tl.load(x + prompt * count * width + here, mask=inside, other=0).to(tl.float32)
     power = tl.sum(values * values, axis=1) / width
     values *= tl.rsqrt(power + epsilon)[:, None]
     values *= tl.load(weight + column, mask=column < width, other=0).to(tl.float32)
@@ -74,4 +74,4 @@ def _norm_rotate(
     s = tl.load(sin + at, mask=wide, other=0)
     turned = tl.join(real * c - imaginary * s, real * s + imaginary * c)
     turned = tl.reshape(turned, (many, block)).to(out.dtype.element_ty)
-    tl.store(out + here, turned, mask=inside)
+    tl.store(out + prompt * apart + here, turned, mask=inside)
