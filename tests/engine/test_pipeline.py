@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import hashlib
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -59,6 +61,19 @@ def test_a_job_repeats_exactly(model: Model, files: list[Path]) -> None:
     first = paint(model, files, true_cfg_scale=3.0)
     assert same(first, paint(model, files, true_cfg_scale=3.0))
     assert not same(first, paint(model, files, true_cfg_scale=3.0, seed=8))
+
+
+def test_noise_of_each_step_is_the_seeds(model: Model, files: list[Path]) -> None:
+    """A schedule that draws noise at each step, as the demo's does, leaves nothing to chance."""
+    assert model.parts.scheduler["stochastic_sampling"]
+    first = paint(model, files, steps=4, seed=7)
+    torch.manual_seed(123)
+    assert same(first, paint(model, files, steps=4, seed=7))
+    model = copy.copy(model)
+    model.parts = replace(
+        model.parts, scheduler={**model.parts.scheduler, "stochastic_sampling": False}
+    )
+    assert not same(first, paint(model, files, steps=4, seed=7))
 
 
 def test_n_results_are_the_edits_of_the_following_seeds(model: Model, files: list[Path]) -> None:

@@ -26,11 +26,13 @@ def denoise(
     scale: float,
     plan: Plan,
     on_step: Callable[[int, Tensor], None],
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Go from noise `tokens` [1, target, 64] down `scheduler`'s steps to clean ones.
 
     `on_step(step, estimate)` is called after each step (from 1) with the clean tokens
-    as the step predicts them. Nothing in here waits for the card.
+    as the step predicts them. Nothing in here waits for the card, but for a scheduler that draws
+    new noise at each step, by the CPU's `generator`: the same on every device.
     """
     velocity_of = forward.prepare(conditioning, scheduler.timesteps, plan)
     for step, time in enumerate(scheduler.timesteps):
@@ -40,7 +42,7 @@ def denoise(
             positive, negative = torch.split(velocity, 1)
             velocity = guide(positive, negative, scale)
         estimate = tokens - scheduler.sigmas[step] * velocity
-        tokens = scheduler.step(velocity, time, tokens, return_dict=False)[0]
+        tokens = scheduler.step(velocity, time, tokens, generator=generator, return_dict=False)[0]
         on_step(step + 1, estimate)
     return tokens
 

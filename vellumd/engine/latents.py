@@ -36,13 +36,14 @@ def unpack(tokens: Tensor, width: int, height: int) -> Tensor:
     return patches.reshape(batch, channels // 4, 1, rows * 2, columns * 2)
 
 
-def noise(seed: int, width: int, height: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The tokens that an edit starts from.
+def noise(
+    generator: torch.Generator, width: int, height: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """The tokens that an edit starts from, drawn by the CPU's `generator`.
 
-    Drawn on the CPU in this shape and `dtype`, as the stock pipeline does with a CPU
-    generator: the same seed is the same noise on every device.
+    In this shape and `dtype`, as the stock pipeline does with a CPU generator: the same seed is
+    the same noise on every device.
     """
-    generator = torch.Generator("cpu").manual_seed(seed)
     shape = (1, 1, 16, height // SCALE, width // SCALE)
     drawn = torch.randn(shape, generator=generator, dtype=dtype)
     return pack(drawn.transpose(1, 2)).to(device)

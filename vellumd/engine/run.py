@@ -107,7 +107,8 @@ class Run:
         """The clean tokens of result `number` (from 0): noise of its seed, then the steps."""
         parts, edit = self._parts, self._edit
         size = canvas.width, canvas.height
-        tokens = latents.noise(edit.seed + number, *size, parts.dtype, parts.device)
+        generator = torch.Generator("cpu").manual_seed(edit.seed + number)
+        tokens = latents.noise(generator, *size, parts.dtype, parts.device)
         steps = schedule.schedule(
             parts.scheduler, edit.scheduler, edit.steps, tokens.shape[1], parts.device
         )
@@ -126,8 +127,9 @@ class Run:
         blocks = self._plan.forwards(prompts) * len(self._forward.blocks)
         with self._watched("denoise", blocks):
             return denoise(
-                self._forward, steps, tokens, conditioning, edit.true_cfg_scale, self._plan, on_step
-            )
+                self._forward, steps, tokens, conditioning, edit.true_cfg_scale, self._plan,
+                on_step, generator,
+            )  # fmt: skip
 
     def plan(self) -> Plan:
         """Which steps do all the work in this edit."""

@@ -97,12 +97,14 @@ def train(folder: Path, plan: Plan, seed: int, device: torch.device) -> None:
     base.train(parts, pools, folder, plan.base, seed, device, sizes)
     save(parts, folder, parts.text_encoder, parts.transformer)
     for cfg in GUIDANCE:
-        note(folder, cfg=cfg, success=check.take(parts, base.sigmas(model.STEPS), cfg))
+        success = check.take(parts, base.sigmas(model.STEPS), cfg, stochastic=True)
+        note(folder, cfg=cfg, success=success)
     if plan.until == "base":
         return
     paths = plan.part(lora.PATHS)
     branches = lora.train(parts, pools, folder, plan.lora, seed, device, sizes, paths)
-    note(folder, lora=True, cfg=1.0, success=check.take(parts, lora.sigmas(), 1.0))
+    success = check.take(parts, lora.sigmas(), 1.0, stochastic=False)
+    note(folder, lora=True, cfg=1.0, success=success)
     parts.lora = lora.tensors(branches)
     lora.release(parts.transformer, branches)
     save(parts, folder)

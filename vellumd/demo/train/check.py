@@ -39,13 +39,19 @@ class Check:
             )
 
     @torch.no_grad()
-    def take(self, parts: Components, sigmas: list[float], cfg: float) -> Success:
-        """Share of right edits by kind, and of `all`, down `sigmas` with guidance `cfg`."""
+    def take(
+        self, parts: Components, sigmas: list[float], cfg: float, *, stochastic: bool
+    ) -> Success:
+        """Share of right edits by kind, and of `all`, down `sigmas` with guidance `cfg`.
+
+        `stochastic`: each step draws new noise, the same for every recipe.
+        """
         found = {}
+        generator = torch.Generator().manual_seed(0) if stochastic else None
         for kind, edits, pool, noise in self._papers:
             editor = Editor(parts, pool, EAGER)
             batch = pool.batch(torch.arange(len(edits), device=self._device))
-            tokens = Sampler(editor, pool, batch, cfg).walk(noise, sigmas)[-1]
+            tokens = Sampler(editor, pool, batch, cfg).walk(noise, sigmas, generator)[-1]
             found[kind] = self._right(edits, self._codec.pictures(tokens))
         return _with_all(found)
 

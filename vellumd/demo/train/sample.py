@@ -35,10 +35,21 @@ class Sampler:
         return found
 
     @torch.no_grad()
-    def walk(self, tokens: Tensor, sigmas: list[float]) -> list[Tensor]:
-        """The tokens at each of `sigmas`, from noise at the first one on, by Euler's steps."""
+    def walk(
+        self, tokens: Tensor, sigmas: list[float], generator: torch.Generator | None = None
+    ) -> list[Tensor]:
+        """The tokens at each of `sigmas`, from noise at the first one on, by Euler's steps.
+
+        With a `generator` each step puts new noise in the place of what is left, as a schedule
+        with `stochastic_sampling` does.
+        """
         path = [tokens]
         for sigma, following in itertools.pairwise(sigmas):
-            tokens = tokens + (following - sigma) * self.velocity(tokens, sigma)
+            velocity = self.velocity(tokens, sigma)
+            if generator is None:
+                tokens = tokens + (following - sigma) * velocity
+            else:
+                noise = torch.randn(tokens.shape, generator=generator).to(tokens)
+                tokens = (1 - following) * (tokens - sigma * velocity) + following * noise
             path.append(tokens)
         return path
