@@ -156,6 +156,26 @@ def test_compiled_blocks_share_what_was_compiled(
     assert counters["stats"]["unique_graphs"] == 7
 
 
+@torch.inference_mode()
+def test_compiled_blocks_take_forwards_of_all_kinds() -> None:
+    """One prompt or both, references anew or used again, any size: more graphs than torch allows
+    by itself, where a forward would fail.
+    """
+    model = small.transformer(torch.float32, layers=2)
+    plain = Own(model, attention.default)
+    torch._dynamo.reset()
+    fused = Own(model, attention.default).fused(backend="eager")
+    plan, times = Plan.of(2, every=2), small.TIMES[:2]
+    for references in (1, 2):
+        given = small.conditioning(torch.float32, references)
+        for prompts in (ONE, BOTH):
+            made, exact = (own.prepare(given, times, plan) for own in (fused, plain))
+            for step in range(plan.steps):
+                tokens = small.noise(torch.float32, seed=step)
+                velocities = (velocity(step, prompts, tokens) for velocity in (made, exact))
+                assert small.error(*velocities) <= 1e-6
+
+
 class NoReading(TorchDispatchMode):
     """Fails where a number is read back from tensors: on a card the host would wait there."""
 

@@ -19,6 +19,11 @@ from vellumd.engine.kernels.choice import PLAIN, Ops
 from vellumd.engine.kernels.feed import Need
 from vellumd.engine.rows import Part, Prompts, Room
 
+GRAPHS = 64
+"""Most that torch compiles of one function; beyond them a forward fails. The last block or another,
+references anew or used again, one prompt or both, the first size or any: 16 for each way that LoRAs
+lie beside the weights. Its own limit is 8, against loops that never end."""
+
 
 class Rope(NamedTuple):
     """Cosines and sines of the rows' positions: [rows, width / 2] in float32."""
@@ -146,6 +151,7 @@ class Block(torch.nn.Module):
 
         Blocks have the same code, so they share what was compiled for the first of them.
         """
+        torch._dynamo.config.recompile_limit = GRAPHS
         for name in ("project", "project_alone", "mix", "finish"):
             setattr(self, name, torch.compile(getattr(self, name), fullgraph=True, **options))
 
