@@ -2,7 +2,7 @@
 
 Text and pictures are two streams with weights of their own that meet in attention; rows lie
 where `vellumd.engine.rows` says (Esser et al., arXiv:2403.03206). Prompts pass a block together, so
-its weights are read once for both.
+weights that are streamed come once for both.
 """
 
 from __future__ import annotations
@@ -258,10 +258,9 @@ class Block(torch.nn.Module):
 
         Inside the MLP rows are four times as wide: those of one prompt are at a time.
         """
-        ops = self.ops
+        ops, up, down = self.ops, stream.up, stream.down
         for rows, y in zip(torch.split(x, 1), torch.split(mixed, 1), strict=True):
-            fed = ops.gate_norm_modulate(
-                rows, y, mods.gate, mods.mlp_shift, mods.mlp_scale, split, stream.need_up
-            )
-            y = ops.gelu(fed.to(stream.up), stream.need_down).to(stream.down)
+            gated = rows, y, mods.gate, mods.mlp_shift, mods.mlp_scale, split, stream.need_up
+            # Without names, so that each is let go as soon as the next one is there.
+            y = ops.gelu(ops.gate_norm_modulate(*gated).to(up), stream.need_down).to(down)
             ops.gate_residual(rows, y, mods.mlp_gate, split)

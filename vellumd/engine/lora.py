@@ -47,7 +47,7 @@ class Branched(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., in] to [..., out]."""
         y: Tensor = self.base(x)
-        return y + F.linear(F.linear(x, self.down), self.up)
+        return y.add_(F.linear(F.linear(x, self.down), self.up))
 
 
 class Loras:

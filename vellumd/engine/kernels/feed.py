@@ -78,7 +78,8 @@ class Fed(NamedTuple):
             return self._by_prompt(made)
         if isinstance(linear, Branched) and isinstance(linear.base, ByToken):
             assert self.whole is not None
-            return self.to(linear.base) + F.linear(F.linear(self.whole, linear.down), linear.up)
+            # In place: a third tensor as wide as the MLP's would be the most there ever is.
+            return self.to(linear.base).add_(F.linear(F.linear(self.whole, linear.down), linear.up))
         y: Tensor = linear(self.whole)
         return y
 

@@ -23,10 +23,12 @@ def norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, out: Tensor
     `cos` and `sin` may have more rows; the first ones are taken.
     """
     rows = x.shape[1]
-    variance = x.float().square().mean(-1, keepdim=True)
-    y = (x * torch.rsqrt(variance + EPSILON)).to(weight.dtype) * weight
-    pairs = y.float().view(*y.shape[:-1], -1, 2)
-    out.copy_(_turned(pairs, cos[:rows, None], sin[:rows, None]).flatten(-2))
+    # One prompt at a time: in float32 rows are twice as wide, and several times there.
+    for one, place in zip(torch.split(x, 1), torch.split(out, 1), strict=True):
+        variance = one.float().square().mean(-1, keepdim=True)
+        y = (one * torch.rsqrt(variance + EPSILON)).to(weight.dtype) * weight
+        pairs = y.float().view(*y.shape[:-1], -1, 2)
+        place.copy_(_turned(pairs, cos[:rows, None], sin[:rows, None]).flatten(-2))
 
 
 def _turned(pairs: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
