@@ -77,6 +77,7 @@ def figures(method: Method, seconds: list[float]) -> dict[str, Any]:
     return {
         "name": method.name,
         "exactness": method.exactness,
+        "prompts": len(method.prompts),
         "forward_s": round(median, 5),
         "least_s": round(min(seconds), 5),
         "most_s": round(max(seconds), 5),
