@@ -156,6 +156,7 @@ class Prepared:
         self._modulation = Modulation(stock, times.to(references.dtype) / 1000)
         kept = plan.kept if plan.reuses else None
         self._inputs = Inputs.of(stock, conditioning, kept)
+        # Prompts whose references' keys and values are in the rooms, of an earlier step.
         self._filled: set[int] = set()
 
     def __call__(self, step: int, prompts: Prompts, tokens: Tensor) -> Tensor:
