@@ -14,6 +14,8 @@ BASE = {
     **FlowMatchEulerDiscreteScheduler.load_config(model_card.DEMO_FOLDER / "scheduler"),
     "base_shift": 0.5,
     "max_shift": 0.9,
+    "shift_terminal": 0.02,
+    "stochastic_sampling": False,
 }
 """The real model's, whose shift depends on the size."""
 

@@ -21,6 +21,8 @@ from vellumd.weights.model import Model
 GB = 10**9
 TRAINED_WITH = {"2511": True, "2509": False}
 """What a model's name says of zero_cond_t."""
+LIGHTNING_SHIFT = 1.1
+"""The logarithm of 3, at every size (model card of lightx2v/Qwen-Image-Edit-2511-Lightning)."""
 
 
 def model(settings: Settings) -> Iterator[Check]:
@@ -93,7 +95,8 @@ def _scheduler(base: Path) -> Check:
     """Lightning's schedule belongs to its LoRAs, which bring it; the model's file is its own."""
     try:
         found: Any = json.loads((base / "scheduler/scheduler_config.json").read_text("utf-8"))
-        lightning = found["base_shift"] == found["max_shift"] and not found.get("shift_terminal")
+        shifts = {round(found["base_shift"], 2), round(found["max_shift"], 2)}
+        lightning = shifts == {LIGHTNING_SHIFT} and not found.get("shift_terminal")
     except (OSError, ValueError, LookupError, TypeError):
         return Check(False, "scheduler/scheduler_config.json is missing or damaged")
     if lightning:

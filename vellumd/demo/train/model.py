@@ -286,18 +286,17 @@ def vae() -> Any:
 
 
 def scheduler() -> Any:
-    """The base scheduler of Qwen-Image-Edit-2511, leaning more to noise.
+    """The base scheduler of Qwen-Image-Edit-2511, leaning more to noise, of which each step draws
+    new: the next one sees no more of what it got wrong than is in the picture.
 
-    Where noise is strong it is decided what will be where: with 2511's own shift the demo
-    added just one shape in 88 % of 200 edits at guidance 1.5, with this one in 92 %. Each step
-    draws new noise, so the next one sees no more of what it got wrong than is in the picture.
+    Where noise is strong it is decided what will be where. How it was chosen: docs/demo.md.
     """
     return FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True,
-        base_shift=1.0,
-        max_shift=1.0,
+        base_shift=1.25,
+        max_shift=1.25,
         max_image_seq_len=8192,
-        shift_terminal=0.02,
+        shift_terminal=None,
         time_shift_type="exponential",
         stochastic_sampling=True,
     )
