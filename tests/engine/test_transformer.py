@@ -144,7 +144,7 @@ def test_compiled_blocks_share_what_was_compiled(
     recipe: precision.Recipe, dtype: torch.dtype
 ) -> None:
     """What is around attention is one graph each, however many blocks, and the same maths."""
-    model, given = small.transformer(dtype, layers=7), small.conditioning(dtype, 1)
+    model, given = small.transformer(dtype, layers=4), small.conditioning(dtype, 1)
     precision.hold(model, recipe)
     exact = prepared(model, given, small.TIMES)(0, ONE, small.noise(dtype))
     torch._dynamo.reset()
