@@ -124,26 +124,26 @@ class Room:
             tuple(
                 Part(
                     None if last else query[:, asked.text(number)],
-                    *(x[:, self.rows.text(prompt)] for x in (self._key, self._value)),
+                    *self._held(self.rows.text(prompt)),
                 )
                 for number, prompt in enumerate(prompts)
             ),
             tuple(
-                Asking(
-                    query[:, asked.prompt(number)],
-                    *(x[:, self.rows.prompt(prompt)] for x in (self._key, self._value)),
-                )
+                Asking(query[:, asked.prompt(number)], *self._held(self.rows.prompt(prompt)))
                 for number, prompt in enumerate(prompts)
             ),
             asked,
         )
 
+    def _held(self, rows: slice) -> tuple[Tensor, Tensor]:
+        return self._key[:, rows], self._value[:, rows]
+
     def pictures(self, prompts: Prompts, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values of some rows of the pictures of `prompts`."""
         first, after = (self.rows.pictures_from(n) for n in (prompts[0], prompts[-1] + 1))
         key, value = (
-            torch.unflatten(x[0, first:after], 0, (len(prompts), self.rows.pictures))[:, start:end]
-            for x in (self._key, self._value)
+            torch.unflatten(x[0], 0, (len(prompts), self.rows.pictures))[:, start:end]
+            for x in self._held(slice(first, after))
         )
         return key, value
 
