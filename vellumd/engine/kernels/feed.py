@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from vellumd.engine.kernels.language import jit, kernel, next_power_of_2, tl, warps
+from vellumd.engine.kernels.language import kernel, tl, warps
+from vellumd.engine.kernels.row import load_row, piece, store_small
 from vellumd.engine.linears import FP8, FP8_MAX, TINY, ByToken, by_token
 from vellumd.engine.lora import Branched
 
@@ -117,7 +118,7 @@ def joined_triton(parts: Sequence[Tensor], need: Need) -> Fed:
         parts = [torch.cat(list(parts), dim=1)]
     channels = parts[0].shape[2]
     small, scale = room(sum(part.shape[1] for part in parts), parts[0])
-    block, start = next_power_of_2(channels), 0
+    block, start = piece(channels), 0
     for part in parts:
         tensors = part.contiguous(), small, scale
         constants = channels, FP8_MAX, TINY, block
@@ -139,18 +140,5 @@ def _quantise(
 ):  # fmt: skip
     """One row a program; that of `x` is put `start` rows further on."""
     row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, block)
-    inside = columns < channels
-    values = tl.load(x + row * channels + columns, mask=inside, other=0).to(tl.float32)
-    store_small(values, small, scale, row + start, columns, inside, channels, largest, tiny)
-
-
-@jit
-def store_small(values, small, scale, row, columns, inside, channels, largest, tiny):
-    """A program's row as e4m3, scaled so that its largest number is e4m3's."""
-    factor = tl.maximum(tl.max(tl.abs(values)), tiny) / largest
-    # Times the reciprocal: a division is eight instructions, which a pass waits for. What that
-    # puts beyond e4m3's largest number is rounded to it.
-    made = (values * (1 / factor)).to(tl.float8e4nv)
-    tl.store(small + row * channels + columns, made, mask=inside)
-    tl.store(scale + row, factor)
+    values = load_row(x, row * channels, channels, block)
+    store_small(values, small, scale, row + start, channels, block, largest, tiny)

@@ -1,7 +1,8 @@
 """GELU by its tanh approximation (arXiv:1606.08415)."""
 
-# Triton is not typed.
+# Triton is not typed, and compiles no starred tuples.
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
+# ruff: noqa: RUF005
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from vellumd.engine.kernels.feed import Fed, Need, room, store_small
-from vellumd.engine.kernels.language import kernel, next_power_of_2, tl, warps
+from vellumd.engine.kernels.feed import Fed, Need, room
+from vellumd.engine.kernels.language import kernel, tl, warps
+from vellumd.engine.kernels.row import load_row, piece, store_row, store_small
 from vellumd.engine.linears import FP8_MAX, TINY
 
 
@@ -24,7 +26,7 @@ def gelu_triton(x: Tensor, need: Need) -> Fed:
     x, (prompts, rows, channels) = x.contiguous(), x.shape
     whole = torch.empty_like(x) if need.whole else None
     small, scale = room(prompts * rows, x) if need.small else (None, None)
-    block = next_power_of_2(channels)
+    block = piece(channels)
     _gelu(
         (prompts * rows, 1, 1), (x, whole, small, scale), (),
         (channels, FP8_MAX, TINY, need.whole, need.small, block), warps(block),
@@ -44,14 +46,14 @@ def _gelu(
     division are ten. The pass waits for its instructions, not for memory.
     """
     row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, block)
-    inside = columns < channels
-    values = tl.load(x + row * channels + columns, mask=inside, other=0).to(tl.float32)
-    # -2 · sqrt(2 / pi) · log2(e), alone and times 0.044715.
-    power = values * (-2.302208198144325 - 0.1029432395800235 * values * values)
-    root = tl.rsqrt(1 + tl.exp2(power))
-    made = values * root * root
+    values, made = load_row(x, row * channels, channels, block), ()
+    for number in tl.static_range(len(values)):
+        value = values[number]
+        # -2 · sqrt(2 / pi) · log2(e), alone and times 0.044715.
+        power = value * (-2.302208198144325 - 0.1029432395800235 * value * value)
+        root = tl.rsqrt(1 + tl.exp2(power))
+        made = made + (value * root * root,)
     if as_whole:
-        tl.store(whole + row * channels + columns, made.to(whole.dtype.element_ty), mask=inside)
+        store_row(whole, row * channels, made, channels, block)
     if as_small:
-        store_small(made, small, scale, row, columns, inside, channels, largest, tiny)
+        store_small(made, small, scale, row, channels, block, largest, tiny)

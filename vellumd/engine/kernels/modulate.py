@@ -4,8 +4,9 @@ A picture stream [prompts, rows, channels] has up to two segments with a modulat
 target's first `split` rows of each prompt, and the references after them.
 """
 
-# Triton is not typed.
+# Triton is not typed, and compiles no starred tuples.
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
+# ruff: noqa: RUF005
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from vellumd.engine.kernels.feed import Fed, Need, room, store_small
-from vellumd.engine.kernels.language import kernel, next_power_of_2, tl, warps
+from vellumd.engine.kernels.feed import Fed, Need, room
+from vellumd.engine.kernels.language import jit, kernel, tl, warps
+from vellumd.engine.kernels.row import load_row, piece, store_row, store_small
 from vellumd.engine.linears import FP8_MAX, TINY
 
 EPSILON = 1e-6
@@ -86,7 +88,7 @@ def _normed(
     x, (prompts, rows, channels) = x.contiguous(), x.shape
     whole = torch.empty_like(x) if need.whole else None
     small, small_scale = room(prompts * rows, x) if need.small else (None, None)
-    block = next_power_of_2(channels)
+    block = piece(channels)
     _norm_modulate(
         (prompts * rows, 1, 1),
         (x, y, gate, shift.contiguous(), scale.contiguous(), whole, small, small_scale),
@@ -105,31 +107,56 @@ def _norm_modulate(
 ):  # fmt: skip
     """One row a program. If `gated`, `x` becomes the sum, and that is what is normed."""
     row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, block)
-    inside = columns < channels
-    here, at = row * channels + columns, tl.where(row % rows < split, 0, channels) + columns
-    values = tl.load(x + here, mask=inside, other=0).to(tl.float32)
+    start, segment = row * channels, tl.where(row % rows < split, 0, channels)
+    values = load_row(x, start, channels, block)
     if gated:
-        factor = tl.load(gate + at, mask=inside, other=0).to(tl.float32)
-        values += tl.load(y + here, mask=inside, other=0).to(tl.float32) * factor
-        # The norm is that of the sum as it is kept, as it is of the twin.
-        rounded = values.to(x.dtype.element_ty)
-        tl.store(x + here, rounded, mask=inside)
-        values = rounded.to(tl.float32)
-    centred = tl.where(inside, values - tl.sum(values) / channels, 0.0)
-    normed = centred * tl.rsqrt(tl.sum(centred * centred) / channels + epsilon)
-    factor = 1 + tl.load(scale + at, mask=inside, other=0).to(tl.float32)
-    made = normed * factor + tl.load(shift + at, mask=inside, other=0).to(tl.float32)
+        values = _summed(values, x, y, gate, start, segment, channels, block)
+    # Read before the sums over the row, which wait for all of it, rather than after.
+    factors = load_row(scale, segment, channels, block)
+    summands = load_row(shift, segment, channels, block)
+    centred, root = _centred(values, channels, block, epsilon)
+    made = ()
+    for number in tl.static_range(len(centred)):
+        made = made + (centred[number] * root * (1 + factors[number]) + summands[number],)
     if as_whole:
-        tl.store(whole + here, made.to(whole.dtype.element_ty), mask=inside)
+        store_row(whole, start, made, channels, block)
     if as_small:
-        store_small(made, small, small_scale, row, columns, inside, channels, largest, tiny)
+        store_small(made, small, small_scale, row, channels, block, largest, tiny)
+
+
+@jit
+def _summed(values, x, y, gate, start, segment, channels: tl.constexpr, block: tl.constexpr):
+    """`values` of `x` and those of `y` times the gate, as `x` keeps them."""
+    added = load_row(y, start, channels, block)
+    factors = load_row(gate, segment, channels, block)
+    sums, kept = (), ()
+    for number in tl.static_range(len(values)):
+        made = (values[number] + added[number] * factors[number]).to(x.dtype.element_ty)
+        # The norm is that of the sum as it is kept, as it is of the twin.
+        sums, kept = sums + (made,), kept + (made.to(tl.float32),)
+    store_row(x, start, sums, channels, block)
+    return kept
+
+
+@jit
+def _centred(values, channels: tl.constexpr, block: tl.constexpr, epsilon: tl.constexpr):
+    """A row's `values` less their mean, and what makes their deviation one."""
+    total = values[0]
+    for number in tl.static_range(1, len(values)):
+        total += values[number]
+    mean = tl.sum(total) / channels
+    centred, power = (), tl.zeros([block], tl.float32)
+    for number in tl.static_range(len(values)):
+        inside = number * block + tl.arange(0, block) < channels
+        rest = tl.where(inside, values[number] - mean, 0.0)
+        centred, power = centred + (rest,), power + rest * rest
+    return centred, tl.rsqrt(tl.sum(power) / channels + epsilon)
 
 
 def gate_residual_triton(x: Tensor, y: Tensor, gate: Tensor, split: int) -> None:
     """`gate_residual` in one pass."""
     x, y, (prompts, rows, channels) = in_place(x), y.contiguous(), x.shape
-    block = next_power_of_2(channels)
+    block = piece(channels)
     _gate_residual(
         (prompts * rows, 1, 1), (x, y, gate.contiguous()),
         (rows, split if gate.shape[0] == 2 else rows), (channels, block), warps(block),
@@ -140,11 +167,6 @@ def gate_residual_triton(x: Tensor, y: Tensor, gate: Tensor, split: int) -> None
 def _gate_residual(x, y, gate, rows, split, channels: tl.constexpr, block: tl.constexpr):
     """One row a program."""
     row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, block)
-    inside = columns < channels
-    here = row * channels + columns
-    at = tl.where(row % rows < split, 0, channels) + columns
-    factor = tl.load(gate + at, mask=inside, other=0).to(tl.float32)
-    made = tl.load(y + here, mask=inside, other=0).to(tl.float32) * factor
-    made += tl.load(x + here, mask=inside, other=0).to(tl.float32)
-    tl.store(x + here, made.to(x.dtype.element_ty), mask=inside)
+    start, segment = row * channels, tl.where(row % rows < split, 0, channels)
+    values = load_row(x, start, channels, block)
+    _summed(values, x, y, gate, start, segment, channels, block)

@@ -43,12 +43,12 @@ def _turned(pairs: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def norm_rotate_triton(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
     """`norm_rotate` in one pass."""
     prompts, rows, heads, width = x.shape
-    if not out[0].is_contiguous():
+    if not out[0].is_contiguous() or out.stride(0) % width:
         raise ValueError("norm_rotate_triton writes to whole rows")
     count, block = rows * heads, next_power_of_2(width)
     _norm_rotate(
         (-(-count // MANY), prompts, 1), (x.contiguous(), weight, cos, sin, out),
-        (count, out.stride(0)), (heads, width, EPSILON, MANY, block), warps(MANY * block),
+        (count, out.stride(0) // width), (heads, width, EPSILON, MANY, block), warps(MANY * block),
     )  # fmt: skip
 
 
@@ -59,8 +59,9 @@ def _norm_rotate(
 ):  # fmt: skip
     """`many` heads a program, of one row after the other.
 
-    Prompts lie `apart` in `out`. A head is read and written whole and taken apart into pairs in
-    between: read by every other number it took twenty times as long.
+    Prompts lie `apart` heads from each other in `out`; counted in numbers, it would not be known
+    that vectors can be written there. A head is read and written whole and taken apart into pairs
+    in between: read by every other number it took twenty times as long.
     """
     number = tl.program_id(0) * many + tl.arange(0, many)[:, None]
     column, pair = tl.arange(0, block)[None, :], tl.arange(0, block // 2)[None, :]
@@ -76,4 +77,4 @@ def _norm_rotate(
     s = tl.load(sin + at, mask=wide, other=0)
     turned = tl.join(real * c - imaginary * s, real * s + imaginary * c)
     turned = tl.reshape(turned, (many, block)).to(out.dtype.element_ty)
-    tl.store(out + prompt * apart + here, turned, mask=inside)
+    tl.store(out + prompt * apart * width + here, turned, mask=inside)
