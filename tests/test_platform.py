@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,3 +53,17 @@ def test_who_writes_a_file_is_told_where_the_system_can(tmp_path: Path) -> None:
         assert platform.being_written(file)
         assert not platform.being_written(file, on_share=True)
     assert not platform.being_written(file)
+
+
+@pytest.mark.parametrize(("system", "release", "maps"), [
+    ("linux", "6.8.0-51-generic", True),
+    ("linux", "5.15.167.4-microsoft-standard-WSL2", False),
+    ("win32", "", False),
+])  # fmt: skip
+def test_which_systems_map_card_memory(
+    system: str, release: str, maps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what they call themselves."""
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
+    assert platform.maps_card_memory() is maps

@@ -26,9 +26,10 @@ STEPS = 8
 FIXED_S = 0.3
 """Encoder, VAE and the host's work of such an edit on an H200 with everything in its memory."""
 
-ACTIVATIONS = 1.8 * GB
-"""Beside the weights while denoising three references; grows with the tokens."""
-BRANCHES = 0.7 * GB
+ACTIVATIONS = 2.1 * GB
+"""Beside the weights while denoising three references; grows with the tokens. 1.76 with FP8
+products, 1.96 in bfloat16 (`card_h200/reference.json`), and what a weight takes that is cast."""
+BRANCHES = 0.4 * GB
 """The same of LoRAs that run beside the weights."""
 BRANCHED = 2
 """Copies of such LoRAs: as they are in their files, and as branches at their scales."""
@@ -36,8 +37,10 @@ ENCODING = 0.5 * GB
 """The same while encoding."""
 DECODING, DECODING_TILED = 1.4 * GB, 0.4 * GB
 """The VAE at work on 1 megapixel, whole and in tiles."""
-CONTEXT = 0.6 * GB
-"""CUDA's own, and what the allocator cannot use."""
+CONTEXT = 0.8 * GB
+"""CUDA's own, kernels and all: 0.78 on an H200."""
+PIECES = 0.8 * GB
+"""What an allocator cannot use whose segments do not grow: 0.7 on an H200."""
 RING = 1 * GB
 """Pinned memory where the host has no room for whole weights."""
 SLOTS = 2
@@ -110,7 +113,7 @@ class Machine:
     """Bytes of the card and of the host that may be used, bytes a second between them.
 
     `capability` is the card's compute capability; None leaves expected seconds out. `recipe` is
-    how it multiplies.
+    how it multiplies. `expandable`: segments of the card's memory grow, so none of it is lost.
     """
 
     vram: int
@@ -118,6 +121,12 @@ class Machine:
     link: float = 25e9
     capability: tuple[int, int] | None = None
     recipe: str = "fp8-rows"
+    expandable: bool = True
+
+    @property
+    def room(self) -> int:
+        """Bytes of the card that can be filled."""
+        return self.vram if self.expandable else int(self.vram - PIECES)
 
 
 @dataclass(frozen=True)
@@ -195,8 +204,8 @@ def plan(
         Plan(tabled=True, encoder="streamed", streamed=sizes.blocks, tiled=True),
     ]
     kept = sizes.kv.needed(kinds[-1], TOKENS[3], 3 * PICTURE, PROMPTS) if turbo else 0
-    roomy = [one for one in resident if denoising(sizes, one) + kept <= machine.vram]
-    fitting = [one for one in [*roomy, *wanted] if peak(sizes, one) <= machine.vram]
+    roomy = [one for one in resident if denoising(sizes, one) + kept <= machine.room]
+    fitting = [one for one in [*roomy, *wanted] if peak(sizes, one) <= machine.room]
     found = fitting[0] if fitting else wanted[-1]
     return _with_figures(sizes, machine, found, kinds)
 
@@ -249,14 +258,14 @@ def _with_figures(sizes: Sizes, machine: Machine, one: Plan, kinds: tuple[Kept, 
     whole = one.streamed * sizes.block + (0 if one.encoder == "resident" else sizes.encoder)
     ring = sizes.in_files and whole > machine.ram
     ram = min(RING, whole) if ring else whole
-    vram, room = peak(sizes, one), max(0, machine.vram - denoising(sizes, one))
+    vram, room = peak(sizes, one), max(0, machine.room - denoising(sizes, one))
     return replace(
         one,
         ring=ring,
         vram=vram,
         ram=int(ram),
         seconds=expected(sizes, machine, one),
-        fits=vram <= machine.vram and ram <= machine.ram,
+        fits=vram <= machine.room and ram <= machine.ram,
         room=room,
         kept=kept_words(sizes.kv, room, kinds) if sizes.kv.whole else "",
     )

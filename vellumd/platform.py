@@ -309,6 +309,11 @@ def safe_console() -> None:
             stream.reconfigure(errors="replace")
 
 
+def maps_card_memory() -> bool:
+    """Whether drivers here map a card's memory page by page; Windows' and WSL's do not."""
+    return sys.platform == "linux" and "microsoft" not in os.uname().release.lower()
+
+
 def nvidia_driver() -> bool:
     """Whether an NVIDIA driver is installed, told without loading it."""
     if WINDOWS:

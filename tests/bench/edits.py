@@ -78,24 +78,31 @@ def pictures(folder: Path, name: str, count: int) -> list[Path]:
     return found
 
 
-def timed(engine: pipeline.QwenEngine, folder: Path, wanted: Wanted) -> dict[str, Any]:
-    """A short edit of other pictures to warm up, then the one that counts, then it twice more.
+def timed(
+    engine: pipeline.QwenEngine, folder: Path, wanted: Wanted, again: int = 2
+) -> dict[str, Any]:
+    """A short edit of other pictures to warm up, then the one that counts, then it `again`.
 
     `new` is with nothing known of pictures and prompt, `known` with both encoded before. All
-    three run the same forwards: `denoise_median_s` is what those take.
+    run the same forwards: `denoise_median_s` is what those take.
     """
     once(engine, pictures(folder, "warm", wanted.references), replace(wanted, steps=2), "warm up")
     files = pictures(folder, "new", wanted.references)
     engine._model.store.clear()  # type: ignore[union-attr]
     new = once(engine, files, wanted, PROMPT)
-    known, again = (once(engine, files, wanted, PROMPT) for _ in range(2))
-    denoise = [edit["timings_s"]["denoise"] for edit in (new, known, again)]
-    outside = {"outside_s": round(new["edit_s"] - new["timings_s"]["denoise"], 3),
-               "outside_known_s": round(known["edit_s"] - known["timings_s"]["denoise"], 3),
-               "known_s": known["edit_s"], "known_denoise_s": denoise[1],
-               "again_s": again["edit_s"], "again_denoise_s": denoise[2],
-               "denoise_median_s": statistics.median(denoise)}  # fmt: skip
-    return new | outside
+    known = [once(engine, files, wanted, PROMPT) for _ in range(again)]
+    denoise = [edit["timings_s"]["denoise"] for edit in (new, *known)]
+    outside = [
+        round(edit["edit_s"] - seconds, 3)
+        for edit, seconds in zip((new, *known), denoise, strict=True)
+    ]
+    return new | {
+        "outside_s": outside[0],
+        "outside_known_s": min(outside[1:]),
+        "known_s": [edit["edit_s"] for edit in known],
+        "denoise_s": denoise,
+        "denoise_median_s": statistics.median(denoise),
+    }
 
 
 def once(

@@ -1,11 +1,13 @@
-"""What one block costs the host for both prompts: microseconds between the card's kernels.
+"""What a block costs the host: microseconds between the card's kernels.
+
+Of the transformer for both prompts, of the language model for a text, of the vision tower.
 
     python -m tests.bench.host --out FILE
     python -m tests.bench.host --profile NAME        # where they go in a case with NAME in its name
 
-Sixty blocks so small that a card has next to nothing to do. Without a card nothing computes:
-Triton's kernels are compiled for one and launched by a driver that does nothing, products and
-attention only make their results. What remains is looking up, binding and allocating.
+Blocks so small that a card has next to nothing to do. Without a card nothing computes:
+Triton's kernels are compiled for one and launched by a driver that does nothing, products, norms
+and attention only make their results. What remains is looking up, binding and allocating.
 """
 
 from __future__ import annotations
@@ -17,15 +19,17 @@ import pstats
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 from tests.bench.record import Record
-from vellumd.engine import attention, precision
+from vellumd.engine import attention, language, precision, qwen_vl, vision
 from vellumd.engine.bench.workload import Workload, random_transformer
 from vellumd.engine.kernels import choice, heads
 from vellumd.engine.plan import Plan
@@ -47,6 +51,20 @@ CASES = {
     "fp8-rows, 8-bit attention, references used again": ("fp8-rows", True),
 }
 """Name to the recipe, and whether it is turbo's."""
+LAYERS = 28
+"""Of the language model; the tower has 32 blocks, and here as many."""
+TOWER: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 32, "depth": LAYERS, "num_heads": 2,
+    "out_hidden_size": 32, "fullatt_block_indexes": [6, 13, 20, 27],
+}  # fmt: skip
+TEXTS: dict[str, Any] = {
+    "vocab_size": 8, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "bos_token_id": 0, "eos_token_id": 0,
+    "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6},
+}  # fmt: skip
+
+Case = tuple[Callable[[], object], int]
+"""What is timed, and how many blocks it passes."""
 
 
 def driver(launch: Callable[..., object]) -> Any:
@@ -65,7 +83,7 @@ def driver(launch: Callable[..., object]) -> Any:
 
 
 def without_a_card() -> None:
-    """Have nothing computed: neither Triton's kernels nor FP8 products."""
+    """Have nothing computed: neither Triton's kernels nor products, norms and attention."""
     import triton
 
     triton.runtime.driver.set_active(driver(lambda *_: None))
@@ -74,7 +92,17 @@ def without_a_card() -> None:
         made = x.new_empty(x.shape[0], weight.shape[1], dtype=given["out_dtype"])
         return made if out is None else out
 
+    def linear(self: torch.nn.Linear, x: Tensor) -> Tensor:
+        return x.new_empty(*x.shape[:-1], self.out_features)
+
+    def alike(x: Tensor, *_: object, **__: object) -> Tensor:
+        return torch.empty_like(x)
+
     torch._scaled_mm = product  # type: ignore[assignment]
+    torch.nn.Linear.forward = linear  # type: ignore[method-assign]
+    qwen_vl.rms_norm = alike  # type: ignore[attr-defined]
+    for module in (language, vision):
+        module.scaled_dot_product_attention = alike  # type: ignore[attr-defined]
 
 
 def attentions(turbo: bool) -> attention.Attention:
@@ -104,15 +132,54 @@ def forward(recipe: str, turbo: bool) -> tuple[Velocity, Tensor]:
     return velocity, tokens
 
 
-def microseconds(velocity: Velocity, tokens: Tensor) -> dict[str, float]:
-    """Of the host for a block, over some forwards; the card is waited for between them."""
+def transformer(recipe: str, turbo: bool) -> Case:
+    """A step of both prompts."""
+    velocity, tokens = forward(recipe, turbo)
+    return lambda: velocity(1, BOTH, tokens), BLOCKS
+
+
+def encoder() -> Any:
+    """A Qwen2.5-VL as an edit has it."""
+    config = transformers.Qwen2_5_VLConfig(
+        text_config=TEXTS, vision_config=TOWER, pad_token_id=0, bos_token_id=0, eos_token_id=0
+    )
+    model: Any = transformers.Qwen2_5_VLForConditionalGeneration(config).eval().model
+    vision.gather_windows(model.visual)
+    qwen_vl.fuse_norms(model)
+    return model.to(DEVICE, DTYPE)
+
+
+def texts() -> Case:
+    """Two prompts after pictures that are known."""
+    model = encoder().language_model
+
+    def text(start: int, after: language.Kept | None = None) -> language.Text:
+        hidden = torch.zeros(1, TEXT, TEXTS["hidden_size"], device=DEVICE, dtype=DTYPE)
+        positions = torch.arange(start, start + TEXT, device=DEVICE).expand(3, 1, -1)
+        return language.Text(hidden, positions, after)
+
+    begin = text(0)
+    language.read(model, [begin])
+    return lambda: language.read(model, [text(TEXT, begin.kept) for _ in range(2)]), 2 * LAYERS
+
+
+def tower() -> Case:
+    """Three pictures, whose windows are of different lengths."""
+    model = encoder().visual
+    grid = torch.tensor([(1, 8, 8), (1, 4, 12), (1, 2, 2)], device=DEVICE)
+    patches = torch.zeros(int(grid.prod(1).sum()), 3 * 2 * 14 * 14, device=DEVICE, dtype=DTYPE)
+    return lambda: model(patches, grid_thw=grid), LAYERS
+
+
+def microseconds(work: Callable[[], object], blocks: int) -> dict[str, float]:
+    """Of the host for a block, over some rounds; the card is waited for between them."""
     found = []
     for _ in range(ROUNDS):
         if CUDA:
             torch.cuda.synchronize()
         began = time.perf_counter()
-        velocity(1, BOTH, tokens)
-        found.append((time.perf_counter() - began) * 1e6 / BLOCKS)
+        work()
+        found.append((time.perf_counter() - began) * 1e6 / blocks)
     return {"least_us": round(min(found), 1), "median_us": round(statistics.median(found), 1)}
 
 
@@ -127,15 +194,21 @@ def main() -> None:
     if not CUDA:
         without_a_card()
     record = Record(args.out)
-    for name, (recipe, turbo) in CASES.items():
-        velocity, tokens = forward(recipe, turbo)
+    cases: dict[str, Callable[[], Case]] = {
+        name: partial(transformer, *case) for name, case in CASES.items()
+    }
+    cases |= {"a prompt in the language model": texts, "the vision tower": tower}
+    for name, case in cases.items():
+        if args.profile is not None and args.profile not in name:
+            continue
+        work, blocks = case()
         if args.profile is None:
-            record[name] = microseconds(velocity, tokens)
-        elif args.profile in name:
-            velocity(1, BOTH, tokens)
-            with cProfile.Profile() as profile:
-                velocity(1, BOTH, tokens)
-            pstats.Stats(profile).sort_stats("tottime").print_stats(30)
+            record[name] = microseconds(work, blocks)
+            continue
+        work()
+        with cProfile.Profile() as profile:
+            work()
+        pstats.Stats(profile).sort_stats("tottime").print_stats(30)
 
 
 if __name__ == "__main__":

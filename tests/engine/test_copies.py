@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from PIL import Image
 
 from tests.engine.support import PICTURES, Told, encoded, picture, reference, resolved
 from vellumd import errors, images
-from vellumd.engine.copies import Copies, Copy, begin, view_size
+from vellumd.engine.copies import THREADS, Copies, Copy, begin, view_size
 from vellumd.engine.model import Model
 from vellumd.engine.run import Run
 from vellumd.images import Canvas, reference_size
@@ -117,12 +119,83 @@ def test_a_broken_input_is_told(files: list[Path]) -> None:
 
 def test_copies_that_wait_for_each_other(tmp_path: Path) -> None:
     """More copies than threads, each after another: whatever the order, all are made."""
-    files = [tmp_path / f"{n}.png" for n in range(12)]
-    for n, file in enumerate(files):
-        file.write_bytes(encoded(picture(40, 30, n)))
+    files = many(tmp_path, 12)
     orders: list[Callable[[list[Copy]], list[Copy]]] = [list, lambda all_: all_[::-1]]
     for order in orders:
         with copies(files) as made:
             wanted = order([*made.references(), *made.views(VIEW)])
             begin(wanted)
             assert len({copy.picture().tobytes() for copy in wanted}) > 12
+
+
+def many(folder: Path, count: int) -> list[Path]:
+    """Files of `count` pictures."""
+    files = [folder / f"{n}.png" for n in range(count)]
+    for n, file in enumerate(files):
+        file.write_bytes(encoded(picture(40, 30, n)))
+    return files
+
+
+def test_no_decode_waits_for_another_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many are decoded at a time as there are threads, and never more."""
+    decoding, most, load = 0, 0, images.load
+    lock, all_at_once = threading.Lock(), threading.Barrier(THREADS, timeout=30)
+
+    def met(*given: Any) -> images.Picture:
+        nonlocal decoding, most
+        with lock:
+            decoding += 1
+            most = max(most, decoding)
+        all_at_once.wait()
+        loaded = load(*given)
+        with lock:
+            decoding -= 1
+        return loaded
+
+    monkeypatch.setattr(images, "load", met)
+    with copies(many(tmp_path, 2 * THREADS)) as made:
+        wanted = [*made.views(VIEW), *made.references()]
+        begin(wanted)
+        for copy in wanted:
+            copy.picture()
+    assert most == THREADS
+
+
+def test_what_is_begun_first_is_made_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one thread, so in order: each view as soon as its picture is there, then references."""
+    monkeypatch.setattr("vellumd.engine.copies.THREADS", 1)
+    order: list[object] = []
+    with copies(many(tmp_path, 3), "auto") as made:
+        views, references = made.views(VIEW), made.references()
+        held = threading.Event()
+        made._threads.submit(held.wait)  # until all are begun
+        begin([*views, *references])
+        for copy in (*views, *references):
+            copy.begin().add_done_callback(lambda _, key=copy.key: order.append(key))
+        held.set()
+        references[-1].picture()
+    assert order == [copy.key for copy in (*views, *references)]
+
+
+def test_the_end_leaves_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing more is made than what a thread is at; whoever wants the rest is told."""
+    begun, go, load = threading.Semaphore(0), threading.Event(), images.load
+
+    def slow(*given: Any) -> images.Picture:
+        begun.release()
+        go.wait()
+        return load(*given)
+
+    monkeypatch.setattr(images, "load", slow)
+    made = copies(many(tmp_path, 2 * THREADS))
+    wanted = [*made.views(VIEW), *made.references()]
+    with made:
+        begin(wanted[:-1])
+        for _ in range(THREADS):
+            begun.acquire()
+        # The threads go on once all that waits for them is called off.
+        made._threads.submit(int).add_done_callback(lambda _: go.set())
+    assert not begun.acquire(blocking=False)
+    for copy in wanted:
+        with pytest.raises(CancelledError):
+            copy.picture()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.engine.support import Told, encoded, picture, reference, resolved
-from vellumd import artefact, memory_plan, model_card, protocol
+from vellumd import artefact, memory_plan, model_card, platform, protocol
 from vellumd.engine import (
     convert,
     loading,
@@ -35,7 +35,7 @@ from vellumd.settings import EngineSettings
 from vellumd.weights import header
 from vellumd.weights.model import open_model
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 DEMO = model_card.DEMO_FOLDER
 REAL = Sizes(
     block=227_000_000, blocks=60, rest=int(0.15e9), modulation=int(13.6e9),
@@ -72,7 +72,7 @@ def test_whole_blocks(vram: float, sizes: Sizes, encoder: str, tabled: bool) -> 
     assert not found.tiled and not found.ring
 
 
-@pytest.mark.parametrize("vram", [16, 12, 8, 6, 4.5])
+@pytest.mark.parametrize("vram", [16, 12, 8, 6, 4.7])
 def test_blocks_are_streamed_as_few_as_need_be(vram: float) -> None:
     """Below 18 GB some blocks come from the host; one block less would not fit."""
     found = memory_plan.plan(REAL, Machine(int(vram * GB), ROOM))
@@ -82,6 +82,16 @@ def test_blocks_are_streamed_as_few_as_need_be(vram: float) -> None:
     assert memory_plan.peak(REAL, fewer) > vram * GB
     numbers = memory_plan.spread(60, found.streamed)
     assert len(set(numbers)) == found.streamed and max(numbers) < 60
+
+
+def test_segments_that_do_not_grow() -> None:
+    """What an allocator cannot use there is left out of all that is planned."""
+    grows, pieces = (
+        memory_plan.plan(REAL, Machine(16 * GB, ROOM, expandable=expandable))
+        for expandable in (True, False)
+    )
+    assert pieces.fits and pieces.streamed > grows.streamed
+    assert pieces.vram <= 16 * GB - memory_plan.PIECES
 
 
 def test_the_smallest_plan() -> None:
@@ -145,7 +155,7 @@ def test_planned_memory_is_what_a_card_took(vram: float, budget: str, encoder: s
     measured = memory[budget]["edits"]["3 references"]["peak_gb"]
     found = memory_plan.plan(REAL, Machine(int(vram * GB), ROOM), tabled=True)
     assert (found.encoder, found.streamed, found.tabled) == (encoder, 0, True)
-    assert (found.vram - memory_plan.CONTEXT) / GB == pytest.approx(measured, abs=0.25)
+    assert (found.vram - memory_plan.CONTEXT) / GB == pytest.approx(measured, abs=0.35)
     assert found.vram - memory_plan.CONTEXT > (measured - 0.1) * GB
 
 
@@ -267,8 +277,10 @@ def test_the_machine_within_its_budgets(monkeypatch: pytest.MonkeyPatch) -> None
     """Of a card all of it, unless the settings say less."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (70 * GB, 80 * GB))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(memory, "expandable", lambda _: False)
     cuda = torch.device("cuda")
     whole = placing.machine(EngineSettings(), cuda, precision.ROWS)
+    assert not whole.expandable
     assert (whole.vram, whole.capability) == (80 * GB, (9, 0)) and whole.ram > 0
     assert whole.recipe == "fp8-rows"
     settings = EngineSettings(vram_budget_gb=12, ram_budget_gb=8)
@@ -288,6 +300,55 @@ def test_the_allocator_keeps_the_budget(monkeypatch: pytest.MonkeyPatch) -> None
     memory.limit(torch.device("cuda"), None)
     memory.limit(CPU, 12)
     assert told == [pytest.approx(0.15), 1.0]
+
+
+@pytest.fixture
+def segments(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A card whose allocator only notes how it is set."""
+    told: list[str] = []
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", told.append)
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.zeros(1))
+    monkeypatch.setattr(platform, "maps_card_memory", lambda: True)
+    for name in memory.ALLOCATOR:
+        monkeypatch.delenv(name, raising=False)
+    memory.expandable.cache_clear()
+    yield told
+    memory.expandable.cache_clear()
+
+
+def test_segments_grow_where_they_can(segments: list[str]) -> None:
+    """Once for a process; a CPU has none."""
+    assert memory.expandable(CUDA) and memory.expandable(CUDA) and memory.expandable(CPU)
+    assert segments == ["expandable_segments:True"]
+
+
+def test_segments_of_windows_and_wsl(segments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is tried there; a kernel's name tells WSL."""
+    monkeypatch.setattr(platform, "maps_card_memory", lambda: False)
+    assert not memory.expandable(CUDA) and segments == []
+
+
+def test_a_driver_that_refuses_pages(segments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first memory asked of it tells; the allocator is set back."""
+
+    def refuses(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA driver error: unknown error")
+
+    monkeypatch.setattr(torch, "ones", refuses)
+    assert not memory.expandable(CUDA)
+    assert segments == ["expandable_segments:True", "expandable_segments:False"]
+
+
+@pytest.mark.parametrize(("value", "grows"), [
+    ("expandable_segments:True", True), ("expandable_segments:False", False),
+    ("max_split_size_mb:512", False),
+])  # fmt: skip
+def test_who_set_the_allocator_has_chosen(
+    value: str, grows: bool, segments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's own variable is left to say."""
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", value)
+    assert memory.expandable(CUDA) is grows and segments == []
 
 
 # streaming

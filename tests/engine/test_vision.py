@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.engine.support import calls_of
+from vellumd.engine.qwen_vl import fuse_norms
 from vellumd.engine.vision import Layout, Windows, gather_windows
 
 GRIDS = {
@@ -54,6 +55,7 @@ def test_the_features_of_the_stock_tower(grids: list[tuple[int, int]]) -> None:
     one = tower()
     expected = features(one, grids)
     gather_windows(one)
+    fuse_norms(one)
     seen = features(one, grids)
     assert expected.abs().max() > 0.5
     torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
@@ -71,18 +73,37 @@ def test_one_call_a_block() -> None:
 def test_bounds_are_read_once() -> None:
     """Blocks take turns with two bounds; each is read back from the card once."""
     layout, bounds = Layout(), [torch.tensor([0, 4, 6]), torch.tensor([0, 6])]
-    first = [layout.of(one) for one in bounds]
-    again = [layout.of(one) for one in bounds]
+    first = [layout.windows(one, torch.float32) for one in bounds]
+    again = [layout.windows(one, torch.float32) for one in bounds]
     assert all(a is b for a, b in zip(first, again, strict=True))
-    other = layout.of(torch.tensor([0, 6]))
+    other = layout.windows(torch.tensor([0, 6]), torch.float32)
     assert other is not first[1]
-    assert torch.equal(other.rows, first[1].rows) and other.filled is None
+    assert torch.equal(other.rows, first[1].rows) and other.mask is None
+
+
+def test_a_rotation_is_made_once() -> None:
+    """All blocks get the same one; another picture's is another."""
+    layout, cos, sin = Layout(), torch.rand(3, 4), torch.rand(3, 4)
+    first = layout.rotation(cos, sin)
+    assert layout.rotation(cos, sin) is first
+    assert not torch.equal(layout.rotation(cos + 1, sin).cos, first.cos)
 
 
 def test_shorter_windows_are_filled_up() -> None:
-    """The table holds each token once, and nothing is seen where it is filled up."""
-    windows = Windows.of(torch.tensor([0, 4, 6, 7]))
+    """The table holds each token once, and nothing counts where it is filled up."""
+    windows = Windows.of(torch.tensor([0, 4, 6, 7]), torch.float32)
     assert windows.rows.tolist() == [[0, 1, 2, 3], [4, 5, 0, 0], [6, 0, 0, 0]]
-    assert windows.filled is not None
-    assert windows.filled[:, 0, 0].sum(1).tolist() == [4, 2, 1]
+    assert windows.mask is not None
+    assert (windows.mask == 0)[:, 0, 0].sum(1).tolist() == [4, 2, 1]
     assert windows.rows.flatten()[windows.back].tolist() == list(range(7))
+
+
+@pytest.mark.parametrize("bounds", [[0, 4, 6, 7], [0, 3, 6]], ids=str)
+def test_what_is_cut_is_joined_again(bounds: list[int]) -> None:
+    """Each token in its window, whether or not some are filled up."""
+    windows = Windows.of(torch.tensor(bounds), torch.float32)
+    tokens = torch.rand(bounds[-1], 2, 3)
+    table = windows.cut(tokens)
+    for window, start, end in zip(table, bounds, bounds[1:], strict=False):
+        assert torch.equal(window[: end - start], tokens[start:end])
+    assert torch.equal(windows.joined(table), tokens)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from queue import PriorityQueue
 
 from PIL import Image
 
@@ -22,6 +22,7 @@ RATIO_MAX = 100
 """Beyond it a picture's copy is stretched: the vision tower refuses more than 200 to 1."""
 
 Pending = Future[Image.Image]
+Make = Callable[[], Image.Image]
 
 
 def view_size(width: int, height: int, area: int) -> tuple[int, int]:
@@ -71,6 +72,7 @@ class Copies:
         self._limits = limits
         self._area = area
         self._begun: dict[Hashable, Pending] = {}
+        self._ready: PriorityQueue[tuple[int, Pending, Make]] = PriorityQueue()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="copies")
 
     def __enter__(self) -> Copies:
@@ -78,6 +80,8 @@ class Copies:
 
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown(cancel_futures=True)
+        for made in self._begun.values():
+            made.cancel()
 
     def views(self, area: int) -> list[Copy]:
         """The small stretched copies, of `area` pixels, that the vision tower looks at.
@@ -129,19 +133,46 @@ class Copies:
             source,
         )
 
-    def _copy(self, key: tuple[Hashable, ...], make: Callable[..., Any], *of: Copy) -> Copy:
-        """What `make` makes `of` another copy, in one of the threads."""
+    def _copy(
+        self,
+        key: tuple[Hashable, ...],
+        make: Callable[..., Image.Image],
+        of: Copy | None = None,
+    ) -> Copy:
+        """What `make` makes `of` another copy, or of nothing, in one of the threads."""
 
         def begin() -> Pending:
             if key not in self._begun:
-                # Begun before it is waited for: no thread waits for what has none yet.
-                sources = [copy.begin() for copy in of]
-                self._begun[key] = self._threads.submit(
-                    lambda: make(*(source.result() for source in sources))
-                )
+                source = of.begin() if of else None
+                made = self._begun[key] = Pending()
+                turn = len(self._begun)
+                if source is None:
+                    self._submit(turn, made, make)
+                else:
+                    source.add_done_callback(
+                        lambda done: self._submit(turn, made, lambda: make(done.result()))
+                    )
             return self._begun[key]
 
         return Copy(key, begin)
+
+    def _submit(self, turn: int, made: Pending, make: Make) -> None:
+        """Have what can be made now wait for a thread: no thread waits for a source."""
+        self._ready.put((turn, made, make))
+        try:
+            self._threads.submit(self._make_first)
+        except RuntimeError:  # they have ended
+            made.cancel()
+
+    def _make_first(self) -> None:
+        """Make what was begun first of all that is ready."""
+        _, made, make = self._ready.get_nowait()
+        try:
+            picture = make()
+        except Exception as error:  # noqa: BLE001
+            made.set_exception(error)
+        else:
+            made.set_result(picture)
 
 
 def begin(copies: Iterable[Copy]) -> None:

@@ -40,13 +40,12 @@ class Seen:
     """
 
     hidden: Tensor
-    past: Any
+    past: language.Kept
     position: int
 
     def bytes(self) -> int:
         """The size of its tensors."""
-        tensors = [tensor for layer in self.past.layers for tensor in (layer.keys, layer.values)]
-        return sum(map(size_of, [self.hidden, *tensors]))
+        return size_of(self.hidden) + self.past.bytes()
 
 
 class Encoder:
@@ -165,7 +164,9 @@ class Encoder:
         tokens[0, places.to(device)] = seen.to(tokens.dtype)
         return language.Text(tokens, positions.to(device)), int(positions.max()) + 1
 
-    def _text(self, prompt: str, past: Any, position: int, device: torch.device) -> language.Text:
+    def _text(
+        self, prompt: str, past: language.Kept, position: int, device: torch.device
+    ) -> language.Text:
         """`prompt` and the template's end, from `position` on, after the keys and values `past`."""
         ids = self._processor.tokenizer(prompt + TAIL, return_tensors="pt")["input_ids"]
         positions = torch.arange(position, position + ids.shape[1]).expand(3, 1, -1)

@@ -8,14 +8,16 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 
-from vellumd import errors
+from vellumd import errors, platform
 from vellumd.engine.faults import is_memory
 from vellumd.engine.streaming import streamed
 from vellumd.protocol import Report
@@ -23,6 +25,11 @@ from vellumd.protocol import Report
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+ALLOCATOR = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
+"""Variables that set torch's allocator, the newer one first."""
+SEGMENT = 32 << 20
+"""Bytes that are more than one of its segments."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,31 @@ def rungs(parts: Any, forget: Callable[[], None] = lambda: None) -> tuple[Rung, 
         blocks = list(parts.transformer.transformer_blocks)
         found.append(Rung("weights_streamed", lambda: streamed(blocks, parts.device)))
     return tuple(found)
+
+
+@cache
+def expandable(device: torch.device) -> bool:
+    """Have torch's allocator grow a card's segments page by page; whether nothing is lost.
+
+    Else what is free lies in pieces, of which some fit nothing: 0.7 GB within 16 on an H200.
+    WSL's driver names such segments and fails (pytorch/pytorch#192330), and so may others.
+    Whoever set torch's own variable has chosen already.
+    """
+    if device.type != "cuda":
+        return True
+    if not platform.maps_card_memory():
+        return False
+    if chosen := [os.environ[name] for name in ALLOCATOR if name in os.environ]:
+        return "expandable_segments:True" in chosen[0]
+    grow = torch._C._accelerator_setAllocatorSettings
+    grow("expandable_segments:True")
+    try:
+        torch.ones(SEGMENT, dtype=torch.uint8, device=device).sum().item()
+    except RuntimeError as error:
+        log.warning("the driver gives no memory by pages: %s", f"{error}".partition("\n")[0])
+        grow("expandable_segments:False")
+        return False
+    return True
 
 
 def limit(device: torch.device, budget_gb: float | None) -> None:

@@ -68,6 +68,7 @@ class QwenEngine:
         if self._device.type == "cuda":
             # Triton's kernels and new events go to the current card, whatever the tensors'.
             torch.cuda.set_device(self._device)
+            memory.expandable(self._device)  # before anything lies in segments that do not grow
         opened = model_card.opened(settings)
         choice = self._choose(opened.configs["transformer"], report)
         self._recipe = choice.recipe

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vellumd import memory_plan, platform
 from vellumd.artefact import Artefact
+from vellumd.engine import memory
 from vellumd.engine.precision import BLOCKS, KEPT, Recipe, is_small
 from vellumd.engine.reading import DTYPES, StoredTensor
 from vellumd.engine.streaming import Filed, Held, Host, Offloaded, Streamed, layout
@@ -68,7 +69,10 @@ def machine(settings: EngineSettings, device: torch.device, recipe: Recipe) -> M
         vram = int(settings.vram_budget_gb * GB)
     ram = settings.ram_budget_gb
     available = platform.memory().available if ram is None else int(ram * GB)
-    return Machine(vram, available, capability=capability, recipe=recipe.name)
+    return Machine(
+        vram, available, capability=capability, recipe=recipe.name,
+        expandable=memory.expandable(device),
+    )  # fmt: skip
 
 
 def sizes_of(

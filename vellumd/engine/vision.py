@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as stock
+
+from vellumd.engine.qwen_vl import Rotation, mask_of
 
 
 @dataclass(frozen=True)
@@ -16,16 +17,16 @@ class Windows:
     """Where a row of tokens is cut into windows, as a table of equally long ones.
 
     `rows` [windows, longest] is which token stands where; shorter windows are filled up with
-    token 0. `filled` [windows, 1, 1, longest] is False there; None where nothing is filled up.
-    `back` [tokens] leads from the table's places to the tokens.
+    token 0, which `mask` [windows, 1, 1, longest] keeps from counting; it is None where nothing
+    is filled up. `back` [tokens] leads from the table's places to the tokens.
     """
 
     rows: Tensor
-    filled: Tensor | None
+    mask: Tensor | None
     back: Tensor
 
     @classmethod
-    def of(cls, bounds: Tensor) -> Windows:
+    def of(cls, bounds: Tensor, dtype: torch.dtype) -> Windows:
         """Those between `bounds` [windows + 1], which begin with 0 and are read back."""
         edges = bounds.cpu()
         starts, ends = edges[:-1], edges[1:]
@@ -34,13 +35,26 @@ class Windows:
         rows = torch.where(filled, places, 0).to(bounds.device)
         back = filled.flatten().nonzero()[:, 0].to(bounds.device)
         whole = bool(filled.all())
-        return cls(rows, None if whole else filled[:, None, None].to(bounds.device), back)
+        mask = None if whole else mask_of(filled[:, None, None].to(bounds.device), dtype)
+        return cls(rows, mask, back)
+
+    def cut(self, tokens: Tensor) -> Tensor:
+        """`tokens` [tokens, ...] as [windows, longest, ...]."""
+        if self.mask is None:
+            return tokens.view(*self.rows.shape, *tokens.shape[1:])
+        return tokens[self.rows]
+
+    def joined(self, table: Tensor) -> Tensor:
+        """The tokens of what was cut."""
+        tokens = table.flatten(0, 1)
+        return tokens if self.mask is None else tokens[self.back]
 
 
 class Layout:
-    """The windows of the last few bounds: all blocks of a tower get the same tensors.
+    """What a tower's blocks have in common, by the tensors that all of them are given.
 
-    Only the first block that meets one waits for the card to read it.
+    The windows of the last few bounds, for which only the first block that meets them waits
+    for the card; and the last rotation.
     """
 
     KEPT = 2
@@ -48,15 +62,22 @@ class Layout:
 
     def __init__(self) -> None:
         self._known: list[tuple[Tensor, Windows]] = []
+        self._turned: tuple[Tensor, Rotation] | None = None
 
-    def of(self, bounds: Tensor) -> Windows:
+    def windows(self, bounds: Tensor, dtype: torch.dtype) -> Windows:
         """The windows between `bounds`."""
         for known, windows in self._known:
             if known is bounds:
                 return windows
-        windows = Windows.of(bounds)
+        windows = Windows.of(bounds, dtype)
         self._known = [*self._known, (bounds, windows)][-self.KEPT :]
         return windows
+
+    def rotation(self, cos: Tensor, sin: Tensor) -> Rotation:
+        """That of `cos` and its `sin`."""
+        if self._turned is None or self._turned[0] is not cos:
+            self._turned = cos, Rotation.of(cos, sin)
+        return self._turned[1]
 
 
 class Attention(torch.nn.Module):
@@ -82,13 +103,15 @@ class Attention(torch.nn.Module):
         **_: object,
     ) -> Tensor:
         """`hidden_states` [tokens, channels], which see those of their window only."""
-        windows = self._layout.of(cu_seqlens)
-        qkv = self.qkv(hidden_states).unflatten(-1, (3, self._heads, -1))
-        q, k, v = qkv.unbind(1)
-        q, k = stock.apply_rotary_pos_emb_vision(q, k, *position_embeddings)
-        q, k, v = (x[windows.rows].transpose(1, 2) for x in (q, k, v))
-        seen = scaled_dot_product_attention(q, k, v, attn_mask=windows.filled, scale=self._scale)
-        tokens: Tensor = self.proj(seen.transpose(1, 2).flatten(2).flatten(0, 1)[windows.back])
+        windows = self._layout.windows(cu_seqlens, hidden_states.dtype)
+        rotation = self._layout.rotation(*position_embeddings)
+        qkv = self.qkv(hidden_states).unflatten(-1, (3 * self._heads, -1))
+        # Queries and keys turn together, in float32.
+        turned = rotation.turn(qkv[:, : 2 * self._heads]).to(qkv.dtype)
+        q, k = windows.cut(turned).transpose(1, 2).chunk(2, dim=1)
+        v = windows.cut(qkv[:, 2 * self._heads :]).transpose(1, 2)
+        seen = scaled_dot_product_attention(q, k, v, attn_mask=windows.mask, scale=self._scale)
+        tokens: Tensor = self.proj(windows.joined(seen.transpose(1, 2).flatten(2)))
         return tokens
 
 
