@@ -40,7 +40,7 @@ each other."""
 SPAN = 16 << 20
 """Bytes that are read at a time."""
 AHEAD = 16
-"""Spans that may be read or copied at once: a quarter of a gigabyte, pinned where there is a card."""
+"""Spans that may be read or copied at once: a quarter of a gigabyte, pinned for a card."""
 
 DTYPES = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32,
