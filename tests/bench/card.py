@@ -77,7 +77,7 @@ PARTS = [
          (*BENCH, "--references", "1", "--skip", "compiled;no Triton"), sized=SIZED),
     Part("sizes", 100, "references and megapixels", ("tests.bench.blocks", "sizes")),
 ]  # fmt: skip
-"""The most wanted first. The artefact is made by whichever of `edits`, `first`, `memory` is first."""
+"""The most wanted first. The first of `edits`, `first` and `memory` makes the artefact."""
 
 
 def main() -> None:
