@@ -104,6 +104,23 @@ def test_table() -> None:
     assert "against balanced: 3 lost, 1 gained" in text
 
 
+def test_a_kind_named_twice_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each edit counts once: the same ones again would tell nothing, and narrow the interval."""
+    asked: list[tuple[str, int]] = []
+
+    class Listening(Knowing):
+        def generate(self, images: list[Image.Image], prompt: str, **rest: Any) -> Image.Image:
+            asked.append((prompt, rest["seed"]))
+            return images[0]
+
+    monkeypatch.setattr(vellumd, "QwenImageEditEngine", Listening)
+    judge.main(["--n", "9", "--kinds", "move,add,move", "--json"])
+    assert json.loads(capsys.readouterr().out)["kinds"].keys() == {"move", "add"}
+    assert len(set(asked)) == 9
+
+
 @pytest.mark.parametrize("arguments", [["--n", "0"], ["--preset", "nope"], ["--tier", "nope"]])
 def test_wrong_arguments(arguments: list[str]) -> None:
     """What makes no exam is refused before any model is loaded."""

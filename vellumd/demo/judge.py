@@ -160,7 +160,7 @@ _guidance = _number(float, 0, 20, "a number")
 
 
 def _kinds(text: str) -> tuple[str, ...]:
-    kinds = tuple(text.split(","))
+    kinds = tuple(dict.fromkeys(text.split(",")))  # twice the same would ask the same edits twice
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise argparse.ArgumentTypeError(f"there is no kind {unknown[0]!r}; {', '.join(KINDS)}")
     return kinds
