@@ -89,6 +89,7 @@ def test_diffusers_reads_the_same(model: Model, own: Tensors, tmp_path: Path, di
     save_file(made, tmp_path / "x.safetensors")
     found = deltas(read(tmp_path / "x.safetensors", model))
     theirs = QwenImageLoraLoaderMixin.lora_state_dict(dict(made))
+    assert 2 * len(found) == len(theirs)
     for module, delta in found.items():
         down = theirs[f"transformer.{module}.lora_A.weight"].float()
         up = theirs[f"transformer.{module}.lora_B.weight"].float()

@@ -538,6 +538,7 @@ def test_blocks_from_files_paint_the_same(tmp_path: Path) -> None:
             DEMO, CPU, lambda *_: None, precision.ROWS, ready=ready, plan=plan,
             dtype=torch.bfloat16,
         )  # fmt: skip
+        assert (parts.placed.blocks is not None) == bool(plan.streamed)
         return edits(parts, tmp_path)
 
     resident = painted(Plan(tabled=True))
