@@ -105,7 +105,10 @@ def test_a_kill_at_every_step(
     order: Order,
     record: Record,
 ) -> None:
-    """Each step in full, a tenth of them otherwise: one job, one result, one original."""
+    """Each step in full, a tenth of them otherwise: one job, one result, one original.
+
+    A life can be over before its step: the number of looks varies. Most are not.
+    """
     (tmp_path / "0").mkdir()
     steps = count_steps(Life(tmp_path / "0", monkeypatch), order)
     assert steps > 20
@@ -113,6 +116,7 @@ def test_a_kill_at_every_step(
     chosen = range(1, steps + 1)
     if not full:
         chosen = sorted(random.Random(seed).sample(chosen, steps // 10))
+    killed = 0
     for step in chosen:
         (tmp_path / str(step)).mkdir()
         life = Life(tmp_path / str(step), monkeypatch)
@@ -122,6 +126,7 @@ def test_a_kill_at_every_step(
             life.start(step)
             life.until_dead()
             died = not life.daemon.alive
+            killed += died
             last = life.steps.read_text().splitlines()[-1]
             told += f": {last}"
             if died:
@@ -137,5 +142,6 @@ def test_a_kill_at_every_step(
             assert life.names("done") == (set() if order.failed else originals), told
         finally:
             life.daemon.close()
-    figures = {"seed": seed, "order": order.name, "steps": steps, "kills": len(chosen)}
+    figures = {"seed": seed, "order": order.name, "steps": steps, "kills": killed}
     record(f"hotfolder-kills-{order.name}", figures)
+    assert killed >= len(chosen) / 2, figures
