@@ -70,8 +70,8 @@ class Bench:
         yield "hash the files", lambda: [*map(images.sha256_of, self._files)]
         yield "decode", lambda: [images.load(file) for file in self._files]
         yield "fit one", lambda: self._canvas.fit(loaded[0])
-        yield "resize to references", lambda: resized(loaded, sizes)
-        yield "resize to views", lambda: resized(loaded, [view.size for view in views])
+        yield "resize to references", lambda: all_resized(loaded, sizes)
+        yield "resize to views", lambda: all_resized(loaded, [view.size for view in views])
         yield "all copies, in threads", self._all_copies
         painted = Image.effect_noise((self._canvas.width, self._canvas.height), 90).convert("RGB")
         yield "finish one", lambda: images.check_output(self._canvas.finish(painted))
@@ -136,7 +136,7 @@ class Bench:
         yield "cut to length", lambda: one.readable(PROMPT)
 
 
-def resized(loaded: list[Image.Image], sizes: list[tuple[int, int]]) -> list[Image.Image]:
+def all_resized(loaded: list[Image.Image], sizes: list[tuple[int, int]]) -> list[Image.Image]:
     """Copies of pictures, one after the other."""
     pairs = zip(loaded, sizes, strict=True)
-    return [picture.resize(size, Image.Resampling.LANCZOS) for picture, size in pairs]
+    return [images.resized(picture, size) for picture, size in pairs]
