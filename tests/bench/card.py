@@ -65,6 +65,8 @@ PARTS = [
     Part("host", 30, "what a block costs the host", ("tests.bench.host",), sized=((), ())),
     Part("edits", 400, "artefact, whole edits, predecessor's too, VAE and encoder",
          ("tests.bench.full_size",), weights="model"),
+    Part("first", 80, "a process's first edits, with a warm-up and without",
+         ("tests.bench.first",), weights="model"),
     Part("reference", 380, "all methods, 3 references", BENCH, sized=SIZED),
     Part("memory", 400, "artefact, budgets", ("tests.bench.memory",), weights="model"),
     Part("loading", 110, "a transformer to the card, three ways",
@@ -75,7 +77,7 @@ PARTS = [
          (*BENCH, "--references", "1", "--skip", "compiled;no Triton"), sized=SIZED),
     Part("sizes", 100, "references and megapixels", ("tests.bench.blocks", "sizes")),
 ]  # fmt: skip
-"""The most wanted first. The artefact is made by `edits` or `memory`, whichever is first."""
+"""The most wanted first. The first of `edits`, `first` and `memory` makes the artefact."""
 
 
 def main() -> None:
