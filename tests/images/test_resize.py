@@ -45,7 +45,7 @@ def test_large_ones(of: Size, to: Size) -> None:
     assert made.tobytes() == plain(image, to)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(of=st.tuples(*[st.integers(1, 90)] * 2), to=st.tuples(*[st.integers(1, 90)] * 2))
 def test_any_sizes(of: Size, to: Size) -> None:
     """To the byte, also where strips are a pixel wide."""
