@@ -154,7 +154,6 @@ def operations(scale: Scale) -> dict[str, Pair]:
         add(f"gelu {form}", "gelu", wide, need)
     add("feed e4m3", "feed", [x], Need(False, True))
     add("norm_rotate", "norm_rotate", *rotated)
-    add("gate_residual", "gate_residual", x, y, gain * 0.01, split)
     return found
 
 

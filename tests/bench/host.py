@@ -144,7 +144,6 @@ def encoder() -> Any:
         text_config=TEXTS, vision_config=TOWER, pad_token_id=0, bos_token_id=0, eos_token_id=0
     )
     model: Any = transformers.Qwen2_5_VLForConditionalGeneration(config).eval().model
-    vision.gather_windows(model.visual)
     qwen_vl.fuse_norms(model)
     return model.to(DEVICE, DTYPE)
 
@@ -165,10 +164,11 @@ def texts() -> Case:
 
 def tower() -> Case:
     """Three pictures, whose windows are of different lengths."""
-    model = encoder().visual
-    grid = torch.tensor([(1, 8, 8), (1, 4, 12), (1, 2, 2)], device=DEVICE)
-    patches = torch.zeros(int(grid.prod(1).sum()), 3 * 2 * 14 * 14, device=DEVICE, dtype=DTYPE)
-    return lambda: model(patches, grid_thw=grid), LAYERS
+    one = vision.Tower(encoder().visual)
+    grids = (8, 8), (4, 12), (2, 2)
+    count = sum(rows * columns for rows, columns in grids)
+    patches = torch.zeros(count, 3 * 2 * 14 * 14, device=DEVICE, dtype=DTYPE)
+    return lambda: one.see(patches, grids), LAYERS
 
 
 def microseconds(work: Callable[[], object], blocks: int) -> dict[str, float]:

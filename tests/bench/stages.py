@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 
 from tests.bench import vae
 from tests.bench.edits import PROMPT, SIZE, pictures, reference
-from tests.bench.median import median
+from tests.bench.median import Row, median, shares
 from vellumd import images
 from vellumd.engine import language
 from vellumd.engine.copies import Copies, Copy, begin
@@ -20,7 +21,7 @@ from vellumd.engine.model import Model
 from vellumd.models import LoraRef
 from vellumd.settings import Limits
 
-Row = Callable[[], object]
+T = TypeVar("T")
 
 
 @torch.inference_mode()
@@ -33,6 +34,7 @@ def measure(model: Model, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         group.__name__: dict(rows(group)) for group in (bench.host, bench.encoder)
     }
+    found["both prompts, by what they call"] = tried(bench.shares_of_encoder)
     return found | {"vae": vae.measure(model, bench.vae_picture())}
 
 
@@ -40,12 +42,17 @@ def rows(group: Callable[[], Iterator[tuple[str, Row]]]) -> Iterator[tuple[str, 
     """The figures of a group's parts, as far as it gets."""
     try:
         for name, run in group():
-            try:
-                yield name, median(run)
-            except Exception as error:  # noqa: BLE001
-                yield name, repr(error)
+            yield name, tried(partial(median, run))
     except Exception as error:  # noqa: BLE001
         yield "the others", repr(error)
+
+
+def tried(measure: Callable[[], T]) -> T | str:
+    """What is measured, or the error."""
+    try:
+        return measure()
+    except Exception as error:  # noqa: BLE001
+        return repr(error)
 
 
 class Bench:
@@ -55,6 +62,7 @@ class Bench:
         self._model = model
         self._files = files
         self._inputs = [reference(file) for file in files]
+        self._numbers = itertools.count()
         self._canvas = images.Canvas.plan("match", [SIZE] * len(files), model.card.canvas_area)
 
     def _copies(self) -> Copies:
@@ -70,8 +78,8 @@ class Bench:
         yield "hash the files", lambda: [*map(images.sha256_of, self._files)]
         yield "decode", lambda: [images.load(file) for file in self._files]
         yield "fit one", lambda: self._canvas.fit(loaded[0])
-        yield "resize to references", lambda: resized(loaded, sizes)
-        yield "resize to views", lambda: resized(loaded, [view.size for view in views])
+        yield "resize to references", lambda: all_resized(loaded, sizes)
+        yield "resize to views", lambda: all_resized(loaded, [view.size for view in views])
         yield "all copies, in threads", self._all_copies
         painted = Image.effect_noise((self._canvas.width, self._canvas.height), 90).convert("RGB")
         yield "finish one", lambda: images.check_output(self._canvas.finish(painted))
@@ -102,18 +110,7 @@ class Bench:
 
     def encoder(self) -> Iterator[tuple[str, Row]]:
         """Two prompts with all new, the parts of that, a new prompt alone, and nothing new."""
-        one, device, store = self._model.encoder, self._model.parts.device, self._model.store
-        with self._copies() as copies:
-            made = copies.views(self._model.card.vision_area)
-            views = [Copy.of(view.picture(), *view.key) for view in made]
-        numbers = iter(range(1000))
-
-        def embed(*, forget: bool, fresh: bool = True) -> None:
-            if forget:
-                store.clear()
-            prompt = f"{PROMPT} {next(numbers)}" if fresh else PROMPT
-            one.embed([prompt, " "], views, device)
-
+        one, device, views = self._model.encoder, self._model.parts.device, self._views()
         inputs = one._processed(views, device)
         seen = one._look(inputs, device)
         begin, position = one._begin(inputs, seen, device)
@@ -126,17 +123,46 @@ class Bench:
         def prompt() -> None:
             language.read(model, [one._text(PROMPT, begin.kept, position, device)])
 
-        yield "both prompts", partial(embed, forget=True)
+        yield "both prompts", partial(self._embed, views, forget=True)
         yield "processor", lambda: one._processed(views, device)
         yield "vision tower", lambda: one._look(inputs, device)
+        yield "begin", lambda: one._begin(inputs, seen, device)
         yield "template and pictures", template
+        yield "tokens of a prompt", lambda: one._text(PROMPT, begin.kept, position, device)
         yield "one prompt", prompt
-        yield "new prompt", partial(embed, forget=False)
-        yield "nothing new", partial(embed, forget=False, fresh=False)
+        yield "new prompt", partial(self._embed, views, forget=False)
+        yield "nothing new", partial(self._embed, views, forget=False, fresh=False)
         yield "cut to length", lambda: one.readable(PROMPT)
+        yield "both prompts again", partial(self._embed, views, forget=True)
+
+    def shares_of_encoder(self) -> dict[str, float]:
+        """Where the time of two prompts with all new goes, as they call it."""
+        one = self._model.encoder
+        parts = {
+            "forget": (self._model.store, "clear"),
+            "processor": (one, "_processed"),
+            "vision tower": (one, "_look"),
+            "begin": (one, "_begin"),
+            "tokens of both prompts": (one, "_text"),
+            "language model": (language, "read"),
+        }
+        return shares(partial(self._embed, self._views(), forget=True), parts)
+
+    def _views(self) -> list[Copy]:
+        """What the vision tower looks at, made."""
+        with self._copies() as copies:
+            made = copies.views(self._model.card.vision_area)
+            return [Copy.of(view.picture(), *view.key) for view in made]
+
+    def _embed(self, views: list[Copy], *, forget: bool, fresh: bool = True) -> None:
+        """Two prompts: a new one if it is to be `fresh`."""
+        if forget:
+            self._model.store.clear()
+        prompt = f"{PROMPT} {next(self._numbers)}" if fresh else PROMPT
+        self._model.encoder.embed([prompt, " "], views, self._model.parts.device)
 
 
-def resized(loaded: list[Image.Image], sizes: list[tuple[int, int]]) -> list[Image.Image]:
+def all_resized(loaded: list[Image.Image], sizes: list[tuple[int, int]]) -> list[Image.Image]:
     """Copies of pictures, one after the other."""
     pairs = zip(loaded, sizes, strict=True)
-    return [picture.resize(size, Image.Resampling.LANCZOS) for picture, size in pairs]
+    return [images.resized(picture, size) for picture, size in pairs]

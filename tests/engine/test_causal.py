@@ -196,7 +196,7 @@ def test_an_edit_computes_its_pictures_once(model: Model, tmp_path: Path) -> Non
         blocks = other.forwards.exact.blocks
 
         def count(_: object, args: tuple[Any, ...], number: int = number) -> None:
-            looks[number] += args[-1] is not None
+            looks[number] += bool(args[-1])
 
         handle = blocks[0].register_forward_pre_hook(count)
         made = paint(other, tmp_path, told)

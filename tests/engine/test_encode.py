@@ -96,7 +96,7 @@ def test_the_vision_tower_runs_once(model: Model) -> None:
     """However many prompts; each block beats as often as was foretold."""
     encoder = encoder_of(model)
     pictures = views(2)
-    tower, blocks = runs(model.parts.text_encoder.model.visual), []
+    tower, blocks = runs(model.parts.text_encoder.model.visual.patch_embed), []
     for block in model.parts.encoder_blocks():
         blocks.append(runs(block))
     prompts = ["one", "two", "one"]

@@ -77,7 +77,7 @@ def test_a_reusing_step_runs_no_reference() -> None:
     """The picture stream of such a step has the target's rows alone."""
     own = Own(small.transformer(torch.float32), attention.default)
     rows: list[int] = []
-    own.blocks[0].register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
+    own.blocks[0].register_forward_pre_hook(lambda _, args: rows.append(args[0].rows.shape[1]))
     given = small.conditioning(torch.float32, 1, guided=False)
     turbo = own.prepare(given, TIMES, replace(Plan.full(4), fresh=frozenset({0, 3})))
     for step in range(4):

@@ -56,7 +56,7 @@ def rows(model: Model) -> Iterator[list[int]]:
     """The picture stream's rows in each forward."""
     seen: list[int] = []
     handle = model.forwards.exact.blocks[0].register_forward_pre_hook(
-        lambda _, given: seen.append(given[0].shape[1])
+        lambda _, given: seen.append(given[0].rows.shape[1])
     )
     yield seen
     handle.remove()

@@ -17,12 +17,13 @@ from torch import Tensor
 from vellumd.engine.attention import Attention
 from vellumd.engine.kernels.choice import PLAIN, Ops
 from vellumd.engine.kernels.feed import Need
+from vellumd.engine.residual import Residual
 from vellumd.engine.rows import Part, Prompts, Room
 
-GRAPHS = 64
-"""Most that torch compiles of one function; beyond them a forward fails. The last block or another,
-references anew or used again, one prompt or both, the first size or any: 16 for each way that LoRAs
-lie beside the weights. Its own limit is 8, against loops that never end."""
+GRAPHS = 96
+"""Most that torch compiles of one function; beyond them a forward fails. The first block, the last
+or another, references anew or used again, one prompt or both, the first size or any: 24 for each
+way that LoRAs lie beside the weights. Its own limit is 8, against loops that never end."""
 
 
 class Rope(NamedTuple):
@@ -157,50 +158,48 @@ class Block(torch.nn.Module):
 
     def forward(
         self,
-        image: Tensor,
-        text: Tensor,
+        image: Residual,
+        text: Residual,
         streams: Streams,
         mods: BlockMods,
         ropes: Ropes,
         room: Room,
         prompts: Prompts,
-        target: int,
-        alone: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The next `image` [prompts, rows, channels] and `text` [1, tokens, channels], in place.
+        alone: Sequence[Residual] = (),
+    ) -> None:
+        """Make `image` of [prompts, rows, channels] and `text` of [1, tokens, channels] the next.
 
         `prompts` are those of `room`, `text` has the tokens of one after the other, and so has
-        `ropes`. `image` begins with `target` rows of the target. Where it has no others, the
+        `ropes`. `image` begins with the target, up to its split. Where it has no others, the
         references' keys and values are those that `room` holds, or those of `alone`:
         reference pictures that look at nothing but themselves. They become the next ones too.
         """
-        seats = room.seats(prompts, image.shape[1], target, self.last)
+        seats = room.seats(prompts, image.rows.shape[1], image.split, self.last)
         with called(self.stock):
             if alone:
                 self.look_alone(
-                    alone, streams.image, mods.image, ropes.image, room, prompts, target
+                    alone, streams.image, mods.image, ropes.image, room, prompts, image.split
                 )
-            self.project(image, text, seats.pictures, seats.texts, target, streams, mods, ropes)
+            self.project(image, text, seats.pictures, seats.texts, streams, mods, ropes)
             answers = [self.attention(*asking) for asking in seats.prompts]
             mixed = self.mix(seats.of_pictures(answers), streams.image)
             mixed_text = None if self.last else self.mix(seats.of_texts(answers), streams.text)
             del answers  # before the MLP needs room
-            image = image[:, : seats.asked.pictures]
-            self.finish(image, mixed.view_as(image), streams.image, mods.image, target)
+            image.rows = image.rows[:, : seats.asked.pictures]
+            self.finish(image, mixed.view_as(image.rows), streams.image, mods.image)
             if mixed_text is not None:
-                self.finish(text, mixed_text, streams.text, mods.text, text.shape[1])
-            return image, text
+                self.finish(text, mixed_text, streams.text, mods.text)
 
     def project(
-        self, image: Tensor, text: Tensor, pictures: Part, texts: tuple[Part, ...], target: int,
+        self, image: Residual, text: Residual, pictures: Part, texts: tuple[Part, ...],
         streams: Streams, mods: BlockMods, ropes: Ropes,
     ) -> None:  # fmt: skip
         """Put the queries, keys and values of both streams where they belong."""
-        self.fill(streams.image, image, mods.image, target, [pictures], [ropes.image])
-        self.fill(streams.text, text, mods.text, text.shape[1], texts, ropes.texts)
+        self.fill(streams.image, image, mods.image, [pictures], [ropes.image])
+        self.fill(streams.text, text, mods.text, texts, ropes.texts)
 
     def look_alone(
-        self, pictures: list[Tensor], stream: Stream, mods: Mods, rope: Rope, room: Room,
+        self, pictures: Sequence[Residual], stream: Stream, mods: Mods, rope: Rope, room: Room,
         prompts: Prompts, target: int,
     ) -> None:  # fmt: skip
         """Each of `pictures` past this block; keys and values are put into their rows of `room`.
@@ -210,29 +209,27 @@ class Block(torch.nn.Module):
         clean = Mods(*(rows[1:] for rows in mods))
         start = target
         for picture in pictures:
-            end = start + picture.shape[1]
+            end = start + picture.rows.shape[1]
             part = room.alone(prompts[0], start, end, asking=not self.last)
             self.project_alone(picture, part, stream, clean, rope.rows(start, end))
             for rows in room.pictures(prompts, start, end):
                 rows[1:] = rows[:1]
             if part.query is not None:
                 answer = self.attention(part.query, part.key, part.value)
-                mixed = self.mix([answer], stream)
-                self.finish(picture, mixed, stream, clean, picture.shape[1])
+                self.finish(picture, self.mix([answer], stream), stream, clean)
             start = end
 
     def project_alone(
-        self, picture: Tensor, part: Part, stream: Stream, mods: Mods, rope: Rope
+        self, picture: Residual, part: Part, stream: Stream, mods: Mods, rope: Rope
     ) -> None:
         """Put the queries, keys and values of one picture into its `part` of the room."""
-        self.fill(stream, picture, mods, picture.shape[1], [part], [rope])
+        self.fill(stream, picture, mods, [part], [rope])
 
     def fill(
-        self, stream: Stream, x: Tensor, mods: Mods, split: int,
-        parts: Sequence[Part], ropes: Sequence[Rope],
-    ) -> None:  # fmt: skip
+        self, stream: Stream, x: Residual, mods: Mods, parts: Sequence[Part], ropes: Sequence[Rope]
+    ) -> None:
         """Put keys and values of the rows of `x` into `parts`, and as many queries as they have."""
-        fed = self.ops.norm_modulate(x, mods.shift, mods.scale, split, stream.need)
+        fed = x.normed(self.ops, mods.shift, mods.scale, stream.need)
         self.turn(fed.to(stream.key), stream.key_norm, ropes, [part.key for part in parts])
         fed.put(stream.value, [part.value for part in parts])
         queries = [part.query for part in parts if part.query is not None]
@@ -253,14 +250,14 @@ class Block(torch.nn.Module):
         heads = [answer.flatten(2) for answer in answers]
         return self.ops.feed(heads, stream.need_out).to(stream.out)
 
-    def finish(self, x: Tensor, mixed: Tensor, stream: Stream, mods: Mods, split: int) -> None:
-        """Add to `x` what attention `mixed`, then what the MLP makes of that.
+    def finish(self, x: Residual, mixed: Tensor, stream: Stream, mods: Mods) -> None:
+        """Add to `x` what attention `mixed`; what the MLP makes of that takes its place, pending.
 
         Inside the MLP rows are four times as wide: those of one prompt are at a time.
         """
         ops, up, down = self.ops, stream.up, stream.down
-        for rows, y in zip(torch.split(x, 1), torch.split(mixed, 1), strict=True):
-            gated = rows, y, mods.gate, mods.mlp_shift, mods.mlp_scale, split, stream.need_up
+        for rows, y in zip(torch.split(x.rows, 1), torch.split(mixed, 1), strict=True):
+            gated = rows, y, mods.gate, mods.mlp_shift, mods.mlp_scale, x.split, stream.need_up
             # Without names, so that each is let go as soon as the next one is there.
-            y = ops.gelu(ops.gate_norm_modulate(*gated).to(up), stream.need_down).to(down)
-            ops.gate_residual(rows, y, mods.mlp_gate, split)
+            ops.gelu(ops.gate_norm_modulate(*gated).to(up), stream.need_down).to(down, y)
+        x.pending = mixed, mods.mlp_gate

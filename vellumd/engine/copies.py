@@ -129,7 +129,7 @@ class Copies:
     def _resized(self, source: Copy, size: tuple[int, int]) -> Copy:
         return self._copy(
             (*source.key, "resized", size),
-            lambda picture: picture.resize(size, Image.Resampling.LANCZOS),
+            lambda picture: images.resized(picture, size),
             source,
         )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from vellumd.engine import language
 from vellumd.engine.content import Store, size_of
 from vellumd.engine.copies import Copy
+from vellumd.engine.vision import Tower
 
 TEMPLATE = (
     "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, "
@@ -61,6 +62,7 @@ class Encoder:
         """`limit`: tokens of a prompt."""
         self._processor = processor
         self._model = model.model  # without lm_head
+        self._tower = Tower(self._model.visual)
         self._limit = limit
         self._store = store or Store(0)
         special = processor.tokenizer.get_added_vocab()
@@ -140,10 +142,8 @@ class Encoder:
 
     def _look(self, inputs: Any, device: torch.device) -> Tensor:
         """What the vision tower sees [tokens, channels]."""
-        seen: Tensor = self._model.visual(
-            inputs["pixel_values"].to(device), grid_thw=inputs["image_grid_thw"].to(device)
-        ).pooler_output
-        return seen
+        grids = tuple((rows, columns) for _, rows, columns in inputs["image_grid_thw"].tolist())
+        return self._tower.see(inputs["pixel_values"].to(device), grids)
 
     def _begin(self, inputs: Any, seen: Tensor, device: torch.device) -> tuple[language.Text, int]:
         """The template with what was `seen` in its places, and the position after it.

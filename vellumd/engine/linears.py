@@ -125,8 +125,8 @@ class ByToken(Fp8Linear):
     ) -> Tensor:
         """The linear of e4m3 `x` [tokens, in] with `scale` [tokens, 1], in `dtype`.
 
-        For callers that have made `x` small themselves, fused with what made it. Where the
-        product is all there is to it, it is written to `out` [tokens, out], and that returned.
+        For callers that have made `x` small themselves, fused with what made it. With `out`
+        [tokens, out] it is written there.
         """
         raise NotImplementedError
 
@@ -136,7 +136,7 @@ class ByToken(Fp8Linear):
         return held["weight"], held["scale"], held.get("bias")
 
     def _shifted(self, y: Tensor) -> Tensor:
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y.add_(self.bias)
 
 
 class RowGemm(ByToken):
@@ -151,7 +151,7 @@ class RowGemm(ByToken):
         complete = bias is None or dtype is torch.bfloat16
         y = torch._scaled_mm(
             x, weight.t(), scale_a=scale, scale_b=by_row.t(), bias=bias if complete else None,
-            out_dtype=dtype, use_fast_accum=True, out=out if complete else None,
+            out_dtype=dtype, use_fast_accum=True, out=out,
         )  # fmt: skip
         return y if complete else self._shifted(y)
 
@@ -171,7 +171,7 @@ class TensorGemm(ByToken):
         one = _one(x.device)
         weight, by_row, _ = self._held()
         y = torch._scaled_mm(
-            x, weight.t(), scale_a=one, scale_b=one, out_dtype=dtype, use_fast_accum=True
+            x, weight.t(), scale_a=one, scale_b=one, out_dtype=dtype, use_fast_accum=True, out=out
         )
         # In place: in float32 it would be four times y, a gigabyte of the MLP's.
         return self._shifted(y.mul_(scale).mul_(by_row.t()))

@@ -20,7 +20,7 @@ import transformers
 
 from vellumd import artefact, errors
 from vellumd.artefact import Artefact
-from vellumd.engine import precision, qwen_vl, vision, weights
+from vellumd.engine import precision, qwen_vl, weights
 from vellumd.engine.placing import Placed, Placing, is_as_held
 from vellumd.engine.precision import Recipe
 from vellumd.engine.reading import Reader
@@ -277,7 +277,6 @@ def _text_encoder(model: Model) -> Any:
     with accelerate.init_empty_weights(include_buffers=False):
         encoder: Any = transformers.Qwen2_5_VLForConditionalGeneration(config)
     encoder.lm_head = torch.nn.Identity()
-    vision.gather_windows(encoder.model.visual)
     qwen_vl.fuse_norms(encoder)
     return encoder
 

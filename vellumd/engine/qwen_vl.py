@@ -43,7 +43,7 @@ def fuse_norms(model: torch.nn.Module) -> None:
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines of positions, [tokens, 1, width of a head].
+    """Cosines and sines of positions, [..., 1, width of a head].
 
     The halves of a head turn into each other: the sines for the first one are negative.
     """
@@ -58,8 +58,10 @@ class Rotation(NamedTuple):
         return cls(cos[:, None], torch.cat([-first, second], dim=-1)[:, None])
 
     def turn(self, heads: Tensor) -> Tensor:
-        """`heads` [tokens, heads, width], rotated; of the cosines' type if that is wider."""
-        return heads * self.cos + heads.roll(heads.shape[-1] // 2, -1) * self.sin
+        """`heads` [..., heads, width], rotated in the cosines' type if that is wider."""
+        other = heads.roll(heads.shape[-1] // 2, -1) * self.sin
+        made = torch.empty_like(heads)  # the sum is rounded as it is written, not by a launch more
+        return torch.add(heads * self.cos, other, out=made)
 
 
 def mask_of(seen: Tensor, dtype: torch.dtype) -> Tensor:

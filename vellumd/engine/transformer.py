@@ -20,6 +20,7 @@ from vellumd.engine.kernels.choice import PLAIN, Ops
 from vellumd.engine.kernels.feed import Need
 from vellumd.engine.modulation import Modulation
 from vellumd.engine.plan import Plan
+from vellumd.engine.residual import Residual
 from vellumd.engine.rooms import Rooms, rooms
 from vellumd.engine.rows import Prompts, Rows
 from vellumd.memory_plan import Kept
@@ -163,23 +164,22 @@ class Prepared:
         """See `Velocity`."""
         given, target = self._inputs, tokens.shape[1]
         fresh = step in self._plan.fresh or not self._filled.issuperset(prompts)
-        image, text = self._stock.img_in(tokens), given.text_of(prompts)
-        alone = None
+        rows, alone = self._stock.img_in(tokens), []
         if fresh and self._causal:
-            alone = [picture.clone() for picture in self._references.split(self._sizes, dim=1)]
+            pictures = self._references.split(self._sizes, dim=1)
+            alone = [Residual(picture.clone(), picture.shape[1]) for picture in pictures]
         elif fresh:
-            image = torch.cat([image, self._references], dim=1)
-        image, ropes = image.repeat(len(prompts), 1, 1), given.ropes_of(prompts)
+            rows = torch.cat([rows, self._references], dim=1)
+        rows = rows.repeat(len(prompts), 1, 1)
+        image = Residual(rows, target)
+        text, ropes = given.text_of(prompts), given.ropes_of(prompts)
         mods = self._modulation.step(step)
         for number, (block, streams) in enumerate(self._blocks):
             room = given.rooms.enter(number, prompts, fresh=fresh)
-            image, text = block(
-                image, text, streams, mods.blocks[number], ropes, room, prompts, target, alone
-            )
+            block(image, text, streams, mods.blocks[number], ropes, room, prompts, alone)
             given.rooms.leave(number, prompts, fresh=fresh)
         self._filled.update(prompts)
-        ends = Need.of(self._stock.proj_out)
-        fed = PLAIN.norm_modulate(image, mods.shift, mods.scale, target, ends)
+        fed = image.normed(PLAIN, mods.shift, mods.scale, Need.of(self._stock.proj_out))
         return fed.to(self._stock.proj_out)
 
 
@@ -207,9 +207,10 @@ class Inputs:
         ropes = _ropes(stock, given.shapes, tokens, query.device)
         return cls(texts, ropes, rooms(rows, query, blocks, kept, target))
 
-    def text_of(self, prompts: Prompts) -> Tensor:
+    def text_of(self, prompts: Prompts) -> Residual:
         """A copy of the embeddings of `prompts`, one after the other; blocks change it."""
-        return torch.cat([self.texts[prompt] for prompt in prompts], dim=1)
+        rows = torch.cat([self.texts[prompt] for prompt in prompts], dim=1)
+        return Residual(rows, rows.shape[1])
 
     def ropes_of(self, prompts: Prompts) -> Ropes:
         """The positions of their rows."""

@@ -20,6 +20,7 @@ from vellumd.engine.block import Streams
 from vellumd.engine.kernels import choice
 from vellumd.engine.modulation import modulate
 from vellumd.engine.precision import PLAIN, RECIPES, Recipe
+from vellumd.engine.residual import Residual
 from vellumd.engine.rows import ONE
 from vellumd.engine.transformer import Inputs, Own
 from vellumd.models import Tier
@@ -135,8 +136,8 @@ def measured(
         block = Own(model, best, ops).blocks[0]
         image = torch.randn(1, 2 * work.tokens, work.channels, device=device, dtype=dtype)
         asked = (
-            image, inputs.text_of(ONE), Streams.of(block.stock), mods.blocks[0],
-            inputs.ropes_of(ONE), inputs.rooms.enter(0, ONE), ONE, work.tokens,
+            Residual(image, work.tokens), inputs.text_of(ONE), Streams.of(block.stock),
+            mods.blocks[0], inputs.ropes_of(ONE), inputs.rooms.enter(0, ONE), ONE,
         )  # fmt: skip
 
         def run() -> object:

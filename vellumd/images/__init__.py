@@ -1,9 +1,9 @@
 """Pictures, without torch: what comes in, the canvas between, what goes out.
 
 Belongs here: limits, wholeness and hash of files (`inspect`, `sha256_of`), decoding (`load`),
-canvas, masks, alpha, metadata, encoding (`encode`, `derive`). The daemon calls `inspect`,
-`sha256_of` and `derive` only; the engine process and the library call the rest. Does not
-belong here: tensors, jobs, folders.
+canvas, resizing, masks, alpha, metadata, encoding (`encode`, `derive`). The daemon calls
+`inspect`, `sha256_of` and `derive` only; the engine process and the library call the rest.
+Does not belong here: tensors, jobs, folders.
 """
 
 from vellumd.images.canvas import Canvas, reference_size
@@ -12,6 +12,7 @@ from vellumd.images.encode import derive, encode
 from vellumd.images.header import inspect, inspect_file, sha256_of
 from vellumd.images.mask import load_mask, paste_back
 from vellumd.images.picture import Picture, check_output, flatten, load, reapply_alpha
+from vellumd.images.resize import resized
 
 __all__ = [
     "Canvas",
@@ -28,5 +29,6 @@ __all__ = [
     "paste_back",
     "reapply_alpha",
     "reference_size",
+    "resized",
     "sha256_of",
 ]

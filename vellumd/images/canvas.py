@@ -9,9 +9,8 @@ from functools import lru_cache
 
 from PIL import Image
 
+from vellumd.images.resize import Size, resized
 from vellumd.models import check_size
-
-Size = tuple[int, int]
 
 UNIT = 32
 """Canvas sides are multiples of this: what the stock pipeline rounds to."""
@@ -93,16 +92,16 @@ class Canvas:
     def fit(self, image: Image.Image) -> Image.Image:
         """Image 1 (RGB, upright) as the model sees it; its edges fill what it leaves."""
         if self.box is None:
-            return _resized(image, self.reference)
+            return resized(image, self.reference)
         left, top, right, bottom = self.box
         return _replicated(
-            _resized(image, (right - left, bottom - top)), (self.width, self.height), (left, top)
+            resized(image, (right - left, bottom - top)), (self.width, self.height), (left, top)
         )
 
     def finish(self, result: Image.Image) -> Image.Image:
         """The model's picture, of the canvas' size, as it leaves: of size `output`."""
         cropped = result.crop(self.box) if self.box else result
-        return _resized(cropped, self.output)
+        return resized(cropped, self.output)
 
 
 @lru_cache(64)
@@ -139,10 +138,6 @@ def _capped(size: Size, pixels: float) -> Size:
         return size
     # 2695 times a scale of 1000/2695 is a little less than 1000 in floating point.
     return max(int(width * scale + 1e-6), 1), max(int(height * scale + 1e-6), 1)
-
-
-def _resized(image: Image.Image, size: Size) -> Image.Image:
-    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _replicated(image: Image.Image, size: Size, at: Size) -> Image.Image:

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageChops, ImageFilter
 
 from vellumd.images.picture import load
+from vellumd.images.resize import resized
 from vellumd.settings import Limits
 
 FEATHER = 1 / 256
@@ -34,9 +35,7 @@ def paste_back(original: Image.Image, result: Image.Image, mask: Image.Image) ->
 
     The edge is feathered inwards only: where the mask is 0, every pixel is the original's.
     """
-    if result.size != original.size:
-        result = result.resize(original.size, Image.Resampling.LANCZOS)
-    return Image.composite(result, original, _feathered(mask))
+    return Image.composite(resized(result, original.size), original, _feathered(mask))
 
 
 def _feathered(mask: Image.Image) -> Image.Image:

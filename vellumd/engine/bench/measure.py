@@ -19,6 +19,7 @@ from vellumd.engine.bench.workload import TIMES, Workload
 from vellumd.engine.block import Streams
 from vellumd.engine.modulation import modulate
 from vellumd.engine.plan import Plan
+from vellumd.engine.residual import Residual
 from vellumd.engine.rows import ONE
 from vellumd.engine.transformer import Inputs, Own, Stock
 from vellumd.engine.trial import refusal
@@ -123,10 +124,12 @@ def block_errors(
     def compare(block: torch.nn.Module, _: object, asked: dict[str, Any], output: Any) -> None:
         own = mine[block]
         image, text = asked["hidden_states"], asked["encoder_hidden_states"]
-        made, _text = own(
-            image, text, Streams.of(own.stock), by_block[own], inputs.ropes_of(ONE),
-            inputs.rooms.enter(0, ONE), ONE, workload.tokens,
+        passing = Residual(image, workload.tokens)
+        own(
+            passing, Residual(text, text.shape[1]), Streams.of(own.stock), by_block[own],
+            inputs.ropes_of(ONE), inputs.rooms.enter(0, ONE), ONE,
         )  # fmt: skip
+        made = passing.whole()
         found.append(error(made[:, : workload.tokens], output[1][:, : workload.tokens]))
 
     handles = [block.register_forward_hook(compare, with_kwargs=True) for block in mine]

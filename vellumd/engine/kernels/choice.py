@@ -35,7 +35,6 @@ class Ops:
     """What a block does between its matrix products."""
 
     norm_modulate: Callable[[Tensor, Tensor, Tensor, int, Need], Fed] = modulate.norm_modulate
-    gate_residual: Callable[[Tensor, Tensor, Tensor, int], None] = modulate.gate_residual
     gate_norm_modulate: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, Need], Fed] = (
         modulate.gate_norm_modulate
     )
@@ -46,9 +45,8 @@ class Ops:
 
 PLAIN = Ops()
 TRITON = Ops(
-    modulate.norm_modulate_triton, modulate.gate_residual_triton,
-    modulate.gate_norm_modulate_triton, rotate.norm_rotate_triton, gelu.gelu_triton,
-    feed.joined_triton,
+    modulate.norm_modulate_triton, modulate.gate_norm_modulate_triton, rotate.norm_rotate_triton,
+    gelu.gelu_triton, feed.joined_triton,
 )  # fmt: skip
 
 
@@ -148,12 +146,6 @@ def tried(
         made, exact = (random(PROMPTS, ROWS + 5, HEADS, WIDTH)[:, :ROWS] for _ in range(2))
         run(heads, weight, turns.cos(), turns.sin(), made)
         twin(heads, weight, turns.cos(), turns.sin(), exact)
-        yield made.double(), exact.double(), TOLERANCE
-        return
-    if name == "gate_residual":
-        made, exact = first.clone(), first.clone()
-        for do, x in ((run, made), (twin, exact)):
-            do(x, second.clone(), gate, SPLIT)
         yield made.double(), exact.double(), TOLERANCE
         return
     if name == "gate_norm_modulate":

@@ -72,17 +72,28 @@ class Fed(NamedTuple):
     def _first(self, x: Tensor, rows: int) -> Tensor:
         return self._by_prompt(x)[:, :rows].flatten(0, 1)
 
-    def to(self, linear: torch.nn.Module) -> Tensor:
-        """What `linear` makes of it: [prompts, rows, out]."""
+    def to(self, linear: torch.nn.Module, out: Tensor | None = None) -> Tensor:
+        """What `linear` makes of it: [prompts, rows, out]; in `out`, if given.
+
+        Its rows are neighbours, so that the product itself is written there.
+        """
+        if out is not None and torch.compiler.is_compiling():
+            # The compiler says where products go; of e4m3 it takes none with `out` and any size.
+            return out.copy_(self.to(linear))
         if isinstance(linear, ByToken) and self.small is not None and self.scale is not None:
-            made = linear.multiply(self.small, self.scale, self.dtype)
-            return self._by_prompt(made)
-        if isinstance(linear, Branched) and isinstance(linear.base, ByToken):
-            assert self.whole is not None
+            flat = None if out is None else out.flatten(0, 1)
+            return self._by_prompt(linear.multiply(self.small, self.scale, self.dtype, flat))
+        assert self.whole is not None
+        if isinstance(linear, Branched):
             # In place: a third tensor as wide as the MLP's would be the most there ever is.
-            return self.to(linear.base).add_(F.linear(F.linear(self.whole, linear.down), linear.up))
+            based = self.to(linear.base, out)
+            return based.add_(F.linear(F.linear(self.whole, linear.down), linear.up))
+        if out is not None and type(linear) is torch.nn.Linear:
+            rows, flat = self.whole.flatten(0, 1), out.flatten(0, 1)
+            torch.addmm(linear.bias, rows, linear.weight.t(), out=flat)
+            return out
         y: Tensor = linear(self.whole)
-        return y
+        return y if out is None else out.copy_(y)
 
     def put(self, linear: torch.nn.Module, outs: Sequence[Tensor]) -> None:
         """Put what `linear` makes of it into `outs`, some rows after the others.
@@ -90,17 +101,10 @@ class Fed(NamedTuple):
         Each is [prompts, rows, heads, width]. The product itself is written to a single one
         whose rows are neighbours.
         """
-        flat = None
         if len(outs) == 1 and outs[0].is_contiguous():
-            flat = outs[0].flatten(2).flatten(0, 1)
-        if isinstance(linear, ByToken) and self.small is not None and self.scale is not None:
-            made = linear.multiply(self.small, self.scale, self.dtype, flat)
-            if made is flat:
-                return
-            made = self._by_prompt(made)
-        else:
-            made = self.to(linear)
-        pieces = torch.split(made, [out.shape[1] for out in outs], dim=1)
+            self.to(linear, outs[0].flatten(2))
+            return
+        pieces = torch.split(self.to(linear), [out.shape[1] for out in outs], dim=1)
         for rows, out in zip(pieces, outs, strict=True):
             out.copy_(rows.view_as(out))
 

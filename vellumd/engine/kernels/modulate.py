@@ -1,4 +1,4 @@
-"""LayerNorm with modulation, the gate before a residual sum, and both at once.
+"""LayerNorm with modulation, alone and of a residual sum with the gate before it.
 
 A picture stream [prompts, rows, channels] has up to two segments with a modulation each: the
 target's first `split` rows of each prompt, and the references after them.
@@ -151,22 +151,3 @@ def _centred(values, channels: tl.constexpr, block: tl.constexpr, epsilon: tl.co
         rest = tl.where(inside, values[number] - mean, 0.0)
         centred, power = centred + (rest,), power + rest * rest
     return centred, tl.rsqrt(tl.sum(power) / channels + epsilon)
-
-
-def gate_residual_triton(x: Tensor, y: Tensor, gate: Tensor, split: int) -> None:
-    """`gate_residual` in one pass."""
-    x, y, (prompts, rows, channels) = in_place(x), y.contiguous(), x.shape
-    block = piece(channels)
-    _gate_residual(
-        (prompts * rows, 1, 1), (x, y, gate.contiguous()),
-        (rows, split if gate.shape[0] == 2 else rows), (channels, block), warps(block),
-    )  # fmt: skip
-
-
-@kernel("rows", "split")
-def _gate_residual(x, y, gate, rows, split, channels: tl.constexpr, block: tl.constexpr):
-    """One row a program."""
-    row = tl.program_id(0).to(tl.int64)
-    start, segment = row * channels, tl.where(row % rows < split, 0, channels)
-    values = load_row(x, start, channels, block)
-    _summed(values, x, y, gate, start, segment, channels, block)
