@@ -196,7 +196,7 @@ def trace(scale: Scale, record: Record) -> None:
     cases: list[tuple[str, str, Any, Plan]] = [
         ("fp8-rows", "fp8-rows", None, Plan.full(1)),
         ("fp8-rows, 8-bit attention", "fp8-rows", small, Plan.full(1)),
-        ("fp8-rows, again", "fp8-rows", small, Plan.of(2, every=2)),
+        ("fp8-rows, again", "fp8-rows", None, Plan.of(2, every=2)),
         ("bf16", "bf16", None, Plan.full(1)),
         ("fp8-weights", "fp8-weights", None, Plan.full(1)),
     ]

@@ -31,7 +31,7 @@ from torch import Tensor
 from tests.bench.record import Record
 from vellumd.engine import attention, language, precision, qwen_vl, vision
 from vellumd.engine.bench.workload import Workload, random_transformer
-from vellumd.engine.kernels import choice, heads
+from vellumd.engine.kernels import choice
 from vellumd.engine.plan import Plan
 from vellumd.engine.rows import BOTH
 from vellumd.engine.transformer import Own, Velocity
@@ -48,7 +48,7 @@ AREA, TEXT = 64 * 64, 8
 ROUNDS = 50
 CASES = {
     "fp8-rows": ("fp8-rows", False),
-    "fp8-rows, 8-bit attention, references used again": ("fp8-rows", True),
+    "fp8-rows, references used again": ("fp8-rows", True),
 }
 """Name to the recipe, and whether it is turbo's."""
 LAYERS = 28
@@ -105,18 +105,11 @@ def without_a_card() -> None:
         module.scaled_dot_product_attention = alike  # type: ignore[attr-defined]
 
 
-def attentions(turbo: bool) -> attention.Attention:
-    """The kernel that runs; without a card the rounding of turbo's alone."""
+def attends() -> attention.Attention:
+    """The kernel that runs; without a card none."""
     if CUDA:
-        chosen = attention.choose_8bit(DEVICE, DTYPE) if turbo else None
-        return (chosen or attention.choose("auto", DEVICE, DTYPE)).attention
-
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if turbo:
-            heads.by_head_triton(query, key, value)
-        return query
-
-    return attend
+        return attention.choose("auto", DEVICE, DTYPE).attention
+    return lambda query, key, value: query
 
 
 def forward(recipe: str, turbo: bool) -> tuple[Velocity, Tensor]:
@@ -124,7 +117,7 @@ def forward(recipe: str, turbo: bool) -> tuple[Velocity, Tensor]:
     model = random_transformer(CONFIG, DEVICE, DTYPE)
     precision.hold(model, precision.RECIPES[recipe])
     ops = choice.choose("auto", DEVICE, DTYPE).ops if CUDA else choice.TRITON
-    own = Own(model, attentions(turbo), ops)
+    own = Own(model, attends(), ops)
     given, tokens = Workload.of(model, AREA, 1, TEXT).inputs(model, DEVICE)
     plan = Plan.of(2, every=2) if turbo else Plan.full(2)
     velocity = own.prepare(given, torch.tensor([1000.0, 500.0], device=DEVICE), plan)

@@ -28,6 +28,7 @@ from vellumd import model_card
 from vellumd.demo import exam
 from vellumd.demo.verdict import Judge
 from vellumd.engine import loading, lora, precision, rooms
+from vellumd.engine.attention import default
 from vellumd.engine.kernels import heads
 from vellumd.engine.model import Model
 from vellumd.engine.plan import Plan
@@ -266,7 +267,8 @@ def tier(model: Model, name: Tier, kept: Kept = "whole", *, exact: bool = False)
     settings, forwards = model.settings, model.forwards
     model.settings = EngineSettings(tier=name, turbo_kv=kept)
     if not exact:
-        model.forwards = replace(forwards, eight_bit=Own(model.parts.transformer, eight_bits))
+        small = Own(model.parts.transformer, eight_bits, again=default)
+        model.forwards = replace(forwards, eight_bit=small)
     try:
         yield
     finally:

@@ -138,12 +138,19 @@ class Block(torch.nn.Module):
     """
 
     def __init__(
-        self, stock: Any, attention: Attention, ops: Ops = PLAIN, *, last: bool = False
+        self,
+        stock: Any,
+        attention: Attention,
+        ops: Ops = PLAIN,
+        again: Attention | None = None,
+        *,
+        last: bool = False,
     ) -> None:
-        """`last`: nothing is read after it but the target's rows."""
+        """`last`: nothing is read after it but the target's rows. `again` as of `Own`."""
         super().__init__()
         self.stock = stock
         self.attention = attention
+        self.again = again or attention
         self.ops = ops
         self.last = last
 
@@ -181,7 +188,9 @@ class Block(torch.nn.Module):
                     alone, streams.image, mods.image, ropes.image, room, prompts, image.split
                 )
             self.project(image, text, seats.pictures, seats.texts, streams, mods, ropes)
-            answers = [self.attention(*asking) for asking in seats.prompts]
+            whole = image.rows.shape[1] == room.rows.pictures
+            attend = self.attention if whole else self.again
+            answers = [attend(*asking) for asking in seats.prompts]
             mixed = self.mix(seats.of_pictures(answers), streams.image)
             mixed_text = None if self.last else self.mix(seats.of_texts(answers), streams.text)
             del answers  # before the MLP needs room

@@ -16,6 +16,8 @@ from vellumd.settings import EngineSettings
 class Forwards:
     """The forward of exact attention, and that on 8 bits for swift and turbo if it runs here.
 
+    Steps that use references again attend exactly: rounding all keys anew costs what 8 bits save,
+    and both together cost the demo more edits than its gate allows (docs/demo.md).
     `attention` names the kernels, best first.
     """
 
@@ -40,8 +42,8 @@ class Forwards:
 
         def own(kernel: attention.Attention) -> Forward:
             if settings.compile:
-                return Own(parts.transformer, kernel, causal=causal).fused()
-            return Own(parts.transformer, kernel, ops, causal=causal)
+                return Own(parts.transformer, kernel, again=best.attention, causal=causal).fused()
+            return Own(parts.transformer, kernel, ops, best.attention, causal=causal)
 
         exact = own(best.attention)
         small = None

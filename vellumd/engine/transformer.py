@@ -113,14 +113,23 @@ class Own:
     together = True
 
     def __init__(
-        self, stock: Any, attention: Attention, ops: Ops = PLAIN, *, causal: bool = False
+        self,
+        stock: Any,
+        attention: Attention,
+        ops: Ops = PLAIN,
+        again: Attention | None = None,
+        *,
+        causal: bool = False,
     ) -> None:
-        """`causal`: each reference picture looks at nothing but itself, as it was trained."""
+        """`again` attends in steps that use references' keys and values again; `attention` if None.
+
+        `causal`: each reference picture looks at nothing but itself, as it was trained.
+        """
         self._stock = stock
         self.causal = causal
         stocks = list(stock.transformer_blocks)
         self.blocks = [
-            Block(block, attention, ops, last=block is stocks[-1]).eval() for block in stocks
+            Block(block, attention, ops, again, last=block is stocks[-1]).eval() for block in stocks
         ]
 
     def fused(self, **options: Any) -> Own:

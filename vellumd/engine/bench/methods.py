@@ -158,10 +158,9 @@ class Methods:
             yield from self._method(
                 f"{name}, {small.name}", "A", lambda: model, lambda m: Own(m, small.attention, ops)
             )
-        used = small or best
         yield from self._method(
-            f"{name}, {used.name}, {AGAIN}", "A", lambda: model,
-            lambda m: Own(m, used.attention, ops), Plan.of(len(TIMES), every=len(TIMES)),
+            f"{name}, {best.name}, {AGAIN}", "A", lambda: model,
+            lambda m: Own(m, best.attention, ops), Plan.of(len(TIMES), every=len(TIMES)),
         )  # fmt: skip
 
 
