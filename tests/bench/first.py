@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.bench import converting, edits, random_model
+from tests.bench import apart, converting, edits, random_model
 from tests.bench.edits import Wanted
 from tests.bench.record import Record
 from vellumd.engine.report import PipeReport
@@ -41,7 +39,8 @@ def main() -> None:
     record = Record(args.out)
     converting.made(random_model.there(args.folder, tiny=args.tiny))
     for way in WAYS:
-        record[way] = apart(way, args.folder, tiny=args.tiny)
+        small = ["--tiny"] if args.tiny else []
+        record[way] = apart.told("tests.bench.first", "--way", way, "--folder", args.folder, *small)
 
 
 def measure(folder: Path, *, warm: bool, tiny: bool) -> dict[str, Any]:
@@ -62,18 +61,6 @@ def measure(folder: Path, *, warm: bool, tiny: bool) -> dict[str, Any]:
         engine._model.store.clear()  # type: ignore[union-attr]
         edit = edits.once(engine, files, wanted, edits.PROMPT)
         found[name] = {key: edit[key] for key in ("edit_s", "forward_s", "timings_s")}
-    return found
-
-
-def apart(way: str, folder: Path, *, tiny: bool) -> dict[str, Any]:
-    """`measure` in a process of its own."""
-    command = [sys.executable, "-m", "tests.bench.first", "--way", way, "--folder", str(folder)]
-    done = subprocess.run(
-        [*command, *(["--tiny"] if tiny else [])], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 

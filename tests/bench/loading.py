@@ -14,8 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.bench import record
+from tests.bench.apart import told
 from tests.weights import files
 from vellumd.engine import reading, weights
 from vellumd.engine.reading import Reader
@@ -122,18 +121,11 @@ def build(file: Path, config: dict[str, Any]) -> None:
 
 def apart(way: str, case: Case) -> dict[str, Any]:
     """`measure` in a process of its own, with the seconds that its imports took."""
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "tests.bench.loading", "--way", way, "--file", str(case.file),
-            "--config", json.dumps(case.config), "--device", str(case.device),
-            "--threads", str(case.threads), "--span", str(case.span),
-        ],
-        capture_output=True, text=True, check=False,
+    return told(
+        "tests.bench.loading", "--way", way, "--file", case.file,
+        "--config", json.dumps(case.config), "--device", case.device,
+        "--threads", case.threads, "--span", case.span,
     )  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def compare(
