@@ -119,6 +119,19 @@ def test_a_model_that_is_missing_has_its_usual_loras(tmp_path: Path) -> None:
         resolve(settings, ModelCard(), loras=[{"name": "other"}])
 
 
+def test_the_largest_result_is_the_models(tmp_path: Path) -> None:
+    """Its card bounds width times height; the refusal names the bound, also of a preset."""
+    assert ModelCard().largest_area == 4096 * 4096
+    assert resolve(card=ModelCard(loras={}), loras=[], size="4096x4096").size == "4096x4096"
+    for size in ("1024x1536", "1536x1024", "1254x1254", "match", "auto", "fit:16"):
+        assert resolve(size=size).size == size
+    for size in ("1537x1024", "4096x4096", "400x4000"):
+        with pytest.raises(errors.BadSize, match=r"1572864 pixels .* 'demo' .*1254x1254"):
+            resolve(size=size)
+    with pytest.raises(errors.BadSize):
+        saved_in(tmp_path).save("poster", {"size": "4096x4096"})
+
+
 def test_warnings_are_told_at_once() -> None:
     """The demo and more than three pictures are said with the acceptance."""
     request = EditRequest.parse({"images": [PICTURE] * 4, "prompt": "red"})

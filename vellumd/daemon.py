@@ -294,7 +294,10 @@ class Daemon:
             ],
             "default_preset": self.jobs.presets.default,
             "loras": sorted({*self.card.loras, *self.settings.engine.loras}),
-            "limits": self.settings.limits.model_dump(mode="json"),
+            "limits": {
+                **self.settings.limits.model_dump(mode="json"),
+                "max_area": self.card.largest_area,
+            },
             "public_url": self.settings.daemon.public_url,
         }
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from vellumd import catalogue, errors
-from vellumd.models import Frozen
+from vellumd.models import SIZE_MAX, Frozen
 from vellumd.settings import EngineSettings
 from vellumd.weights import checkpoint
 from vellumd.weights.model import COMFY_TRANSFORMERS, Model, base_of, open_model
@@ -62,6 +62,9 @@ class ModelCard(Frozen):
     name: str = "Qwen-Image-Edit-2511"
     canvas_area: int = Field(1024 * 1024, ge=1024)
     vision_area: int = Field(384 * 384, ge=1024)
+    largest_area: int = Field(
+        SIZE_MAX**2, ge=1024, description="Largest result that a size of WIDTHxHEIGHT asks for."
+    )
     loras: dict[str, LoraRole] = Field(default_factory=_lightning)
     prompt_tokens: int = Field(1024, ge=16, description="Text tokens the encoder reads.")
     steps: int = Field(40, ge=1, le=100, description="What the model without a LoRA is run with.")

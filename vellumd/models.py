@@ -153,6 +153,12 @@ def check_size(size: str) -> str:
     return size
 
 
+def asked_area(size: str) -> int:
+    """Pixels of a size of `WxH`; 0 of the others, which the model's canvas bounds."""
+    found = _SIZE.fullmatch(size)
+    return int(found[2]) * int(found[3]) if found and found[2] else 0
+
+
 Tier = Literal["reference", "standard", "swift", "turbo"]
 REQUEST_TIERS = ("standard", "swift", "turbo")
 

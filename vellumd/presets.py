@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from vellumd.models import (
     ResolvedEdit,
     ResolvedOutput,
     Tier,
+    asked_area,
     bad_request,
     notice,
 )
@@ -157,8 +159,8 @@ class Presets:
     def resolve(self, request: EditRequest) -> tuple[ResolvedEdit, tuple[Notice, ...]]:
         """The edit with every field decided, and the warnings that go with it.
 
-        Raises `UnknownPreset`, `UnknownLora`, `UnknownTier`, `TooManyImages` and
-        `BadRequest`.
+        Raises `UnknownPreset`, `UnknownLora`, `UnknownTier`, `TooManyImages`, `BadSize`
+        and `BadRequest`.
         """
         name = request.preset or self.default
         chosen = self._choose(request, name)
@@ -210,6 +212,11 @@ class Presets:
                 )
         if chosen.seed is not None and chosen.seed + (chosen.n or 1) - 1 > SEED_MAX:
             raise errors.BadRequest("seed: it is too large for this many results.")
+        if asked_area(chosen.size or "") > self._card.largest_area:
+            raise errors.BadSize(
+                f"{chosen.size} has more than the {self._card.largest_area} pixels that the model "
+                f"{self._card.name!r} makes, such as {_largest(self._card)}."
+            )
         self._check_loras(chosen)
         self._tier(chosen.tier)
 
@@ -310,6 +317,12 @@ def check_loras(loras: tuple[LoraRef, ...], engine: EngineSettings, card: ModelC
             )
         if (first := files.setdefault(file.resolve(), lora.name)) != lora.name:
             raise errors.UnknownLora(f"{first!r} and {lora.name!r} are the same LoRA.")
+
+
+def _largest(card: ModelCard) -> str:
+    """The largest square size of a model."""
+    side = isqrt(card.largest_area)
+    return f"{side}x{side}"
 
 
 def _over(upper: Preset | EditRequest, lower: Preset) -> Preset:

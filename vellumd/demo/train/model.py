@@ -97,6 +97,7 @@ CARD = model_card.ModelCard(
     name="demo",
     canvas_area=SIDE**2,
     vision_area=VIEW**2,
+    largest_area=1536 * 1024,  # what OpenAI's clients ask for; beyond, steps take many seconds
     loras={"lightning-8": model_card.LoraRole(file=LORA, scheduler="lightning")},
     steps=STEPS,
     true_cfg_scale=1.5,
