@@ -85,11 +85,12 @@ def test_a_presets_recipe() -> None:
 
 
 def test_table() -> None:
-    """People see each kind's share, the whole, the recipe, and a comparison's flips."""
+    """People see each kind's share, the whole, what was asked how, and a comparison's flips."""
     text = judge.table(
         {
             "kinds": {"gray": {"success": 0.5, "n": 2, "interval": (0.1, 0.9)}},
             "success": 0.5, "n": 2, "interval": (0.1, 0.9), "seconds_per_edit": 0.25,
+            "tier": "turbo", "held_out": True, "seed": 4,
             "recipe": Recipe.of("fastest").model_dump(),
             "against": Recipe.of("balanced").model_dump(),
             "comparison": {
@@ -100,8 +101,18 @@ def test_table() -> None:
     )  # fmt: skip
     assert "gray" in text
     assert "0.100-0.900" in text
-    assert "fastest, 8 steps, guidance 1, 0.25 s an edit" in text
+    told = "guidance 1, tier turbo, phrasings held out of training, seed 4, 0.25 s an edit"
+    assert f"fastest, 8 steps, {told}" in text
     assert "against balanced: 3 lost, 1 gained" in text
+
+
+def test_the_table_tells_the_tier_that_ran(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the one that was asked for, where it is not there; and which phrasings were asked."""
+    monkeypatch.setattr(vellumd, "QwenImageEditEngine", Knowing)
+    judge.main(["--n", "26", "--seed", "4", "--tier", "swift"])
+    assert "tier standard, phrasings of training, seed 4" in capsys.readouterr().out
 
 
 def test_a_kind_named_twice_is_asked_once(

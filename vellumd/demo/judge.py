@@ -175,9 +175,11 @@ def table(result: Mapping[str, Any]) -> str:
         rows.append((name, f"{score['success']:.3f}", str(score["n"]), f"{low:.3f}-{high:.3f}"))
     lines = [f"{a:<12}{b:>8}{c:>7}  {d}" for a, b, c, d in rows]
     recipe = result["recipe"]
+    phrasings = "phrasings held out of training" if result["held_out"] else "phrasings of training"
     lines.append(
         f"{recipe['preset'] or 'base weights'}, {recipe['steps']} steps, "
-        f"guidance {recipe['true_cfg_scale']:g}, {result['seconds_per_edit']:.2f} s an edit"
+        f"guidance {recipe['true_cfg_scale']:g}, tier {result['tier']}, {phrasings}, "
+        f"seed {result['seed']}, {result['seconds_per_edit']:.2f} s an edit"
     )
     if pair := result.get("comparison"):
         low, high = pair["interval"]
