@@ -206,8 +206,9 @@ class TransportContext:
 
         Keys: `version`, `model` (card name), `demo` (bool), `note`, `knows` (what the model
         can do, or null), `samples` (edits to try: `prompt` and `images`, names for `sample`),
-        `presets` (name → options), `default_preset`, `tiers`, `loras`, `limits` (the settings'
-        and `max_area`: pixels of the largest result), `public_url`, `engine` (`state` loading | ready | restarting | failed | unloaded, `ready` bool: a job that
+        `presets` (name → options), `default_preset`, `tiers`, `loras`, `limits` (those of the
+        settings, and `max_area`: pixels of the largest result), `public_url`, `engine`
+        (`state` loading | ready | restarting | failed | unloaded, `ready` bool: a job that
         comes now is edited, `loaded` bool: at once, `reason`, `phase`, `done`, `of`,
         `warming` bool: loaded but not warmed up, so that the first edit takes longer,
         `warm_up_s`: seconds the warm-up took, null before its end, `restarts`, `capabilities`
