@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from vellumd import EditRequest, ImageRef, Job, TransportContext, errors, new_job_id
 from vellumd_mqtt import answers, wire
 from vellumd_mqtt.connection import Connection, Message, Outgoing
 from vellumd_mqtt.link import Link
+from vellumd_mqtt.session import Session
 from vellumd_mqtt.topics import COMMANDS, Topics
 
 ROOM_S = 5.0
@@ -23,10 +23,14 @@ SENDERS = 10_000
 
 @dataclass
 class Entry:
-    """A request that is not acknowledged yet. `connection` is where that has to be done."""
+    """A request that is not acknowledged yet. `connection` is where that has to be done.
+
+    `key` is what the message and its redelivery have in common.
+    """
 
     connection: Connection
     message: Message
+    key: str
     done: bool = False
 
     def is_again(self, message: Message) -> bool:
@@ -34,28 +38,6 @@ class Entry:
         known = self.message
         same = (known.mid, known.digest) == (message.mid, message.digest)
         return same and message.dup and known.qos > 0 and not self.done
-
-
-class Session:
-    """The name of the broker's session with us, in a file: packet ids mean something in it.
-
-    A broker that has lost the session counts packets from the start.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self.name = file.read_text("ascii", "replace").strip() if file.exists() else ""
-        if not self.name:
-            self.renew()
-
-    def renew(self) -> None:
-        """A new session began."""
-        self.name = new_job_id()
-        self._file.write_text(self.name, "ascii")
-
-    def key(self, message: Message) -> str:
-        """What a message and its redelivery have in common."""
-        return f"dup:{self.name}:{message.mid}:{message.digest}"
 
 
 class Intake:
@@ -82,11 +64,12 @@ class Intake:
 
     def receive(self, connection: Connection, message: Message) -> None:
         """A message came. One that still waits here is not taken twice."""
+        key = self._session.key(connection, message)
         for entry in self._unacknowledged:
             if entry.connection is not connection and entry.is_again(message):
                 entry.connection, entry.message = connection, message
                 return
-        entry = Entry(connection, message)
+        entry = Entry(connection, message, key)
         self._unacknowledged.append(entry)
         verb, _ = self._topics.request(message.topic)
         if verb in COMMANDS:
@@ -102,12 +85,12 @@ class Intake:
             group.create_task(self._work(self._commands, self._obey), name="mqtt commands")
 
     async def _work(
-        self, queue: asyncio.Queue[Entry], deal: Callable[[Message], Awaitable[None]]
+        self, queue: asyncio.Queue[Entry], deal: Callable[[Entry], Awaitable[None]]
     ) -> None:
         while True:
             entry = await queue.get()
             try:
-                await deal(entry.message)
+                await deal(entry)
             except Exception:
                 # Unacknowledged it would come again for ever, and block those behind it.
                 self._context.log.exception("a request could not be dealt with")
@@ -121,20 +104,20 @@ class Intake:
             if entry.message.qos and not entry.connection.lost.done():
                 entry.connection.ack(entry.message)
 
-    async def _obey(self, message: Message) -> None:
-        verb, _ = self._topics.request(message.topic)
-        await self._command(verb, message)
+    async def _obey(self, entry: Entry) -> None:
+        verb, _ = self._topics.request(entry.message.topic)
+        await self._command(verb, entry.message)
 
-    async def _edit(self, message: Message) -> None:
+    async def _edit(self, entry: Entry) -> None:
         """Accept an edit, or say why not."""
-        reply = wire.Reply()
+        reply, message = wire.Reply(), entry.message
         try:
             verb, _ = self._topics.request(message.topic)
             if verb != "edit":
                 raise errors.BadRequest("Requests go to request/edit, or to a command.")
             order = await asyncio.to_thread(wire.read_order, message, self._topics, self._prefixes)
             reply = order.reply
-            job = await self._when_there_is_room(message, order)
+            job = await self._when_there_is_room(entry, order)
         except wire.Unreadable as unreadable:
             self._refuse(unreadable.reply, unreadable.error)
         except errors.VellumError as error:
@@ -148,13 +131,13 @@ class Intake:
                 Outgoing(self._topics.progress(job.id), answers.progress(job, reply), qos=0)
             )
 
-    async def _when_there_is_room(self, message: Message, order: wire.Order) -> Job:
+    async def _when_there_is_room(self, entry: Entry, order: wire.Order) -> Job:
         """Hold the request for as long as it cannot be taken for no fault of its own."""
         held = False
         while True:
             self.room.clear()
             try:
-                job = await self._submit(message, order)
+                job = await self._submit(entry, order)
             except errors.VellumError as error:
                 if not error.retryable:
                     raise
@@ -168,7 +151,7 @@ class Intake:
                 async with asyncio.timeout(ROOM_S):
                     await self.room.wait()
 
-    async def _submit(self, message: Message, order: wire.Order) -> Job:
+    async def _submit(self, entry: Entry, order: wire.Order) -> Job:
         images = [await self._stage(picture) for picture in order.pictures]
         mask = {} if order.mask is None else {"mask": await self._stage(order.mask)}
         request = EditRequest.parse({**order.fields, "images": images, **mask})
@@ -176,9 +159,9 @@ class Intake:
         if order.reply.client_job_id:
             key = f"id:{order.reply.client_job_id}"
             return await self._context.jobs.submit(request, key=key, reply=reply)
+        message, key, job_id = entry.message, entry.key, new_job_id()
         if not message.qos:
             return await self._context.jobs.submit(request, reply=reply)
-        key, job_id = self._session.key(message), new_job_id()
         job = await self._context.jobs.submit(request, key=key, job_id=job_id, reply=reply)
         if message.dup or job.id == job_id:
             return job

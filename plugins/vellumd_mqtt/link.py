@@ -29,7 +29,8 @@ TAKEN_OVER = "taken_over"
 class Link:
     """Holds the one connection. `connected()` waits for it.
 
-    `on_open` is called with each new connection before it is offered.
+    `on_open` is called with each new connection before it is offered, `on_subscribed` once
+    the broker has answered that it will send requests.
     """
 
     def __init__(
@@ -38,12 +39,14 @@ class Link:
         topics: Topics,
         on_message: Callable[[Connection, Message], None],
         on_open: Callable[[Connection, Greeting], Awaitable[None]],
+        on_subscribed: Callable[[Connection], None],
     ) -> None:
         self._context = context
         self._settings: MqttSettings = context.settings
         self._topics = topics
         self._on_message = on_message
         self._on_open = on_open
+        self._on_subscribed = on_subscribed
         self._current: Connection | None = None
         self._opened = asyncio.Condition()
         self._warned = False
@@ -160,6 +163,7 @@ class Link:
         self.max_payload = self._settings.max_payload if told is None else told - 4096
         await self._on_open(connection, greeting)
         await connection.subscribe(self._topics.requests)
+        self._on_subscribed(connection)
         await connection.publish(self._presence(online=True))
         async with self._opened:
             self._opened.notify_all()

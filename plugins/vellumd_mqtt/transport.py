@@ -7,10 +7,11 @@ import asyncio
 from vellumd import TransportContext
 from vellumd_mqtt.commands import Commands
 from vellumd_mqtt.connection import Connection, Greeting
-from vellumd_mqtt.intake import Intake, Session
+from vellumd_mqtt.intake import Intake
 from vellumd_mqtt.link import Link
 from vellumd_mqtt.outbox import Outbox
 from vellumd_mqtt.presence import Presence
+from vellumd_mqtt.session import Session
 from vellumd_mqtt.topics import Topics
 
 
@@ -22,7 +23,9 @@ class MqttTransport:
         self._session = Session(context.dir / "session")
         commands = Commands(context, topics)
         self._intake = Intake(context, topics, self._session, commands.obey)
-        self._link = Link(context, topics, self._intake.receive, self._opened)
+        self._link = Link(
+            context, topics, self._intake.receive, self._opened, self._session.subscribed
+        )
         self._intake.link = commands.link = self._link
         self._outbox = Outbox(context, topics, self._link)
         self._presence = Presence(context, topics, self._link, self._intake)

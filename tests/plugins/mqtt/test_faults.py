@@ -20,7 +20,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from tests.plugins.mqtt.broker import ROOT, Broker
 from tests.plugins.mqtt.house import House, noise, opened, png, seed, wait
-from tests.plugins.mqtt.proxy import Proxy
+from tests.plugins.mqtt.proxy import PUBLISH, Packet, Proxy
 from tests.plugins.mqtt.sender import Sender, b64
 from vellumd.testing import free_port
 from vellumd_mqtt.connection import Connection, Message, Outgoing
@@ -156,6 +156,43 @@ def test_a_constant_transaction_is_a_new_job_each_time(house: House) -> None:
     house.sender.edit(PNG, transaction="same")
     house.answer()
     assert len(house.daemon.jobs()) == 4
+
+
+def test_a_packet_id_that_was_used_before(make_house: Callable[..., House], broker: Broker) -> None:
+    """A killed broker forgets which ids it gave: the same words again are another request.
+
+    Also where its first copy is lost on the way, so that only a redelivery arrives.
+    """
+    proxy = Proxy(broker.port)
+    copies: list[tuple[int, bool]] = []  # packet id, and whether it is a redelivery
+    lost: list[int] = []  # which of them do not arrive
+
+    def passes(packet: Packet) -> bool:
+        if packet.kind != PUBLISH or not packet.topic.endswith("request/edit"):
+            return True
+        copies.append((packet.mid, bool(packet.data[0] & 8)))
+        return len(copies) not in lost
+
+    house = make_house(port=proxy.port)
+    proxy.down = passes
+    log = house.daemon.folder / "log"
+    before = (broker.folder / "mosquitto.db").read_bytes()
+    house.sender.edit(PNG, transaction="same")
+    first = house.answer()["job_id"]
+    house.confirmed()
+    broker.kill()
+    (broker.folder / "mosquitto.db").write_bytes(before)  # as if it had written nothing since
+    broker.start()
+    wait(lambda: log.read_text().count("connected to broker") == 2, "the daemon to be back")
+    lost.append(2)
+    house.sender.edit(PNG, transaction="same")
+    wait(lambda: len(copies) == 2, "it to be sent")
+    house.daemon.kill()
+    house.daemon.start()
+    assert house.answer()["job_id"] != first
+    assert copies == [(1, False), (1, False), (1, True)]
+    assert len(house.daemon.jobs()) == house.daemon.count("executed") == 2
+    proxy.close()
 
 
 async def test_other_words_are_another_message(broker: Broker) -> None:
