@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Record
-from vellumd.demo import exam
+from vellumd.demo import exam, judge
 from vellumd.demo.world import KINDS
 
 JOBS = os.cpu_count() or 1
@@ -39,6 +39,8 @@ LEAST_KIND = 0.90
 """Of the base weights in each kind."""
 GUIDED = 0.10
 """How much more captions are understood with guidance than without."""
+MISREAD = (7, 8, 10, 16)
+"""Places of captions, of 64 by seed 1, that are understood with guidance and not without."""
 
 
 def judged(n: int, *arguments: str) -> dict[str, Any]:
@@ -89,12 +91,21 @@ def test_success(name: str, full: bool) -> None:
 def test_captions_need_guidance(full: bool) -> None:
     """Without guidance captions are understood clearly less often.
 
-    Looked up in the record of the last full run, which the exams above renew: the same captions
-    and the same noise.
+    Of 400, which the exams above have asked. When not full, four that are known to need it; one
+    may fall otherwise, since processors round differently.
     """
-    there = json.loads(RESULT.read_text())
-    guided, unguided = (there[name]["success"] for name in ("captions", "captions unguided"))
-    assert guided - unguided >= GUIDED
+    if full:
+        there = json.loads(RESULT.read_text())
+        guided, unguided = (there[name]["success"] for name in ("captions", "captions unguided"))
+        assert guided - unguided >= GUIDED
+        return
+    captions = exam.draw(64, 1, kinds=("caption",))
+    asked = [captions[place] for place in MISREAD]
+    engine, _ = judge.opened({})
+    recipes = (judge.Recipe.of(steps=8), judge.Recipe.of(steps=8, cfg=1))
+    guided, unguided = (exam.sit(asked, recipe.on(engine)).passed.sum() for recipe in recipes)
+    engine.unload()
+    assert guided >= len(asked) - 1 and unguided <= 1
 
 
 @pytest.mark.timeout(3 * 3600)
