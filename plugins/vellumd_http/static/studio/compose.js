@@ -1,7 +1,7 @@
 // The form of a new edit: from fields to a job, and from a job back to fields.
 
 import * as api from "./api.js";
-import { $, h, randomId, toast } from "./dom.js";
+import { $, h, once, randomId, toast } from "./dom.js";
 import * as pictures from "./pictures.js";
 import { select, keep, on, state } from "./store.js";
 
@@ -103,7 +103,10 @@ async function send() {
   if (!pictures.count()) return refuse("Add a picture first.");
   const preset = state.capabilities?.presets[form.elements.preset.value];
   if (!form.elements.prompt.value.trim() && !preset?.prompt) return refuse("Say what shall change.");
-  $("submit").disabled = true;
+  return once($("submit"), sendOnce);
+}
+
+async function sendOnce() {
   try {
     const job = await submitted();
     attempt = null;
@@ -115,10 +118,7 @@ async function send() {
   } catch (failure) {
     const nothing = failure.code === "offline" ? " Nothing is lost: press Edit again once it is back." : "";
     refuse(failure.message + nothing);
-  } finally {
-    $("submit").disabled = false;
   }
-  return undefined;
 }
 
 /** The job. What was sent and not answered is sent under the same key, so it is made once. */

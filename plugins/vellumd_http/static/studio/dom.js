@@ -36,6 +36,17 @@ export function button(text, name, onclick, { round = false, kind = "plain", ...
   return h("button", { type: "button", class: round ? "round" : kind, onclick, ...named, ...rest }, inside);
 }
 
+/** Have a control do nothing until `act` is done. Disabled, it would lose the focus. */
+export async function once(control, act) {
+  if (control.hasAttribute("aria-disabled")) return;
+  control.setAttribute("aria-disabled", "true");
+  try {
+    await act();
+  } finally {
+    control.removeAttribute("aria-disabled");
+  }
+}
+
 /** Let the frame of a picture have its shape. */
 export function shaped(frame, image) {
   image.addEventListener("load", () => frame.style.setProperty("--ratio", image.naturalWidth / image.naturalHeight));

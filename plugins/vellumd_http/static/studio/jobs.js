@@ -57,6 +57,7 @@ function draw() {
   drawSources();
   const jobs = shown();
   const kept = new Set(jobs.map((job) => job.id));
+  const at = [...list.children].findIndex((element) => element.contains(document.activeElement));
   for (const [id, row] of rows) {
     if (!kept.has(id)) {
       row.element.remove();
@@ -67,6 +68,7 @@ function draw() {
     const element = rowOf(job);
     if (list.children[index] !== element) list.insertBefore(element, list.children[index] ?? null);
   });
+  if (at >= 0 && !list.contains(document.activeElement)) (list.children[Math.min(at, jobs.length - 1)]?.querySelector(".row") ?? queueSwitch).focus();
   more.hidden = !state.next;
   empty.hidden = jobs.length > 0 || !state.loaded;
   empty.textContent = Object.values(state.filters).some(Boolean) ? "No job fits." : "No jobs yet. Yours and those of every other door will be here.";

@@ -1,7 +1,7 @@
 // What the stage shows while there is nothing else: what the model knows, and edits to try.
 
 import * as api from "./api.js";
-import { crisp, h, toast } from "./dom.js";
+import { crisp, h, once, toast } from "./dom.js";
 import { trySample } from "./compose.js";
 import { state } from "./store.js";
 
@@ -26,12 +26,7 @@ const lower = (text) => (text ? text[0].toLowerCase() + text.slice(1) : "coloure
 
 function card(sample) {
   const pictures = sample.images.map((name) => crisp(h("img", { src: api.sampleUrl(name), alt: "", loading: "lazy" })));
-  const go = async (event) => {
-    const pressed = event.currentTarget;
-    pressed.disabled = true;
-    await trySample(sample).catch((failure) => toast(failure.message, true));
-    pressed.disabled = false;
-  };
+  const go = (event) => once(event.currentTarget, () => trySample(sample).catch((failure) => toast(failure.message, true)));
   return h("li", {}, h("button", { type: "button", class: "sample", onclick: go },
     h("span", { class: "strip" }, pictures), h("span", {}, sample.prompt)));
 }

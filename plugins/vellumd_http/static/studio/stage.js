@@ -35,9 +35,22 @@ function draw() {
   if (key !== drawn) {
     if (!drawn?.startsWith(job?.id)) shownResult = 1;
     drawn = key;
+    const focused = focusedName();
+    const opened = stage.querySelector(".facts")?.open;
     stage.replaceChildren(job ? view(job) : welcome());
+    if (opened && job) stage.querySelector(".facts").open = true;
+    if (focused !== null) (controls().find((one) => nameOf(one) === focused) ?? stage).focus({ preventScroll: true });
   }
   if (job && !ended(job)) drawProgress(job);
+}
+
+const controls = () => [...stage.querySelectorAll("a, button, input, summary")];
+const nameOf = (control) => control.getAttribute("aria-label") ?? control.textContent;
+
+/** The control of the stage that has the focus, which goes with it when it is made anew; null for none. */
+function focusedName() {
+  const active = document.activeElement;
+  return active && active !== stage && stage.contains(active) ? nameOf(active) : null;
 }
 
 function view(job) {

@@ -155,6 +155,64 @@ def test_by_keyboard_alone(house: House, page: Page) -> None:
     expect(page.locator("#list .row").first).to_have_attribute("aria-current", "true")
 
 
+def press(target: Locator) -> None:
+    """Go there and press it by keys."""
+    target.focus()
+    target.page.keyboard.press("Enter")
+
+
+def test_the_keyboard_stays_where_it_is(house: House, page: Page) -> None:
+    """What is pressed stays in focus when its job is drawn anew; if it is gone, the part does."""
+    stage = page.locator("#stage")
+
+    def named(name: str) -> Locator:
+        return stage.get_by_role("button", name=name, exact=True)
+
+    add(page, photo())
+    page.get_by_label("What shall change?").fill("one of two")
+    page.get_by_label("Results").select_option("2")
+    press(page.get_by_role("button", name="Edit", exact=True))
+    page.wait_for_selector(".job.done")
+    expect(page.get_by_role("button", name="Edit", exact=True)).to_be_focused()
+    press(named("Result 2"))
+    expect(named("Result 2")).to_have_attribute("aria-pressed", "true")
+    expect(named("Result 2")).to_be_focused()
+    press(stage.locator("summary"))
+    press(named("Run again"))
+    expect(page.locator("#list li.done").filter(has_text="one of two")).to_have_count(2)
+    expect(stage).to_be_focused()  # while it ran there was nothing to run again
+    expect(stage.locator("details")).to_have_attribute("open", "")
+    house.json("/v1/queue/pause", "POST")
+    press(named("Run again"))
+    press(named("Cancel"))
+    expect(stage).to_contain_text("It was cancelled.")
+    expect(stage).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(named("Close")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(stage.get_by_role("heading", name="This is the demo")).to_be_visible()
+    expect(stage).to_be_focused()
+    press(named("make the circle blue"))
+    expect(stage.get_by_role("heading", name="make the circle blue")).to_be_visible()
+    expect(stage).to_be_focused()
+
+
+def test_the_keyboard_stays_in_the_list(house: House, page: Page) -> None:
+    """What is cancelled leaves a list of waiting jobs: the next one has the focus then."""
+    house.json("/v1/queue/pause", "POST")
+    for name in ("first", "second"):
+        house.submit(f"wait {name}")
+    page.get_by_label("Status").select_option("queued")
+    rows = page.locator("#list li")
+    expect(rows).to_have_count(2)
+    press(rows.filter(has_text="second").get_by_role("button", name="Cancel"))
+    expect(rows).to_have_count(1)
+    expect(rows.locator(".row")).to_be_focused()
+    press(rows.get_by_role("button", name="Cancel"))
+    expect(rows).to_have_count(0)
+    expect(page.get_by_role("button", name="Resume")).to_be_focused()
+
+
 @contextmanager
 def pressed(target: Locator, way: str = "mouse") -> Iterator[None]:
     """It is pressed, and let go after the block: what people do takes a tenth of a second."""
