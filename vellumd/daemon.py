@@ -149,6 +149,7 @@ class Daemon:
                 await self._stop.wait()
                 self.jobs.closing = True
                 await self.executor.drain(self.settings.daemon.stop_s)
+                self.jobs.end_waits()
                 doors.cancel()
                 await asyncio.wait([doors])
                 for task in work:

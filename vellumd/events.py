@@ -57,6 +57,11 @@ class Listener:
         """Let `next` look again."""
         self._woken.set()
 
+    def look_again(self) -> None:
+        """Have the owner read the store, though nothing happened."""
+        self.behind = True
+        self._woken.set()
+
     def caught_up(self) -> None:
         """Keep durable events again: the store is read next, which holds all before."""
         self.behind = False
@@ -93,6 +98,11 @@ class EventBus:
             for observe in self.observers:
                 observe(event)
         self._wake()
+
+    def look_again(self) -> None:
+        """Have all who listen read the store, though nothing happened."""
+        for listener in self._listeners:
+            listener.look_again()
 
     def _wake(self) -> None:
         """Wake some, and the others in the loop's next turn."""

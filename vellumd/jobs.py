@@ -102,6 +102,7 @@ class Jobs:
         self._durations: deque[float] = deque(maxlen=16)
         self._queued: dict[int, asyncio.Event] = {}
         self.closing = False
+        self._over = False
         self.cancel_running: Callable[[str], None] = lambda job_id: None
         self.is_held: Callable[[], bool] = lambda: False
         self.deliveries = Deliveries(store, bus, self.get)
@@ -203,14 +204,19 @@ class Jobs:
         following = str(rows[PAGE - 1][0]) if len(rows) > PAGE else None
         return Page([self._live(job) for _, job in rows[:PAGE]], following)
 
+    def end_waits(self) -> None:
+        """No job ends any more before the daemon does: who waits for one has it as it is."""
+        self._over = True
+        self._bus.look_again()
+
     async def wait(self, job_id: str, seconds: float) -> Job:
-        """The job once it has ended, or as it is after `seconds`."""
+        """The job once it has ended, or as it is after `seconds` or when the daemon ends."""
         with self._bus.listen(job_id) as listener:
             listener.caught_up()
             job = await self.get(job_id)
             try:
                 async with asyncio.timeout(seconds):
-                    while not job.status.terminal:
+                    while not (job.status.terminal or self._over):
                         await listener.next()
                         listener.caught_up()
                         job = await self.get(job_id)

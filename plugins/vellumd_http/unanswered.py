@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -65,6 +66,10 @@ class Unanswered:
             (self._folder / digest).unlink(missing_ok=True)
 
 
+class Stopped(errors.EngineUnavailable):
+    """The daemon ends before the job: the answer is still to come."""
+
+
 class Waiting:
     """The callers of one door that wait for their pictures."""
 
@@ -81,7 +86,7 @@ class Waiting:
 
         It is the one of an equal request whose answer never left: if its caller is gone or,
         with `again`, whoever still seems to wait for it. A block that ends, or raises an error
-        of ours, has answered; one that loses its caller has not.
+        of ours, has answered; one that loses its caller has not, nor has one with `Stopped`.
         """
         digest = edit.digest()
         await self._forget_old(digest)
@@ -92,17 +97,26 @@ class Waiting:
             job = await self._submit(edit, digest, job_id, new=not attaches)
             try:
                 yield job
+            except Stopped:
+                raise
             except errors.VellumError:
                 self._unanswered.received(digest, job_id)
                 raise
         self._unanswered.received(digest, job_id)
 
     async def ended(self, request: web.Request, job: Job) -> Job:
-        """The job once it has ended; it goes on if the caller does not."""
+        """The job once it has ended; it goes on if the caller does not.
+
+        Raises `Stopped` where the daemon ends first: asked again, the next one answers.
+        """
+        clock = asyncio.get_running_loop().time
         while not job.status.terminal:
             if request.transport is None:
                 raise ConnectionResetError("the caller left; its answer waits")
+            until = clock() + WAIT_S
             job = await self._context.jobs.wait(job.id, WAIT_S)
+            if not job.status.terminal and clock() < until:
+                raise Stopped("The daemon is stopping; the next one makes the edit.", retry_after=10)
         return job
 
     async def _submit(self, edit: EditRequest, digest: str, job_id: str, *, new: bool) -> Job:

@@ -111,6 +111,26 @@ async def test_health_in_the_old_form(door: Door) -> None:
     assert answer == {"status": "ok", "model": door.daemon.card.name, "model_loaded": True}
 
 
+@pytest.mark.parametrize("path", ["/generate", "/v1/images/edits"])
+async def test_a_stop_tells_who_waits_to_come_again(open_door: OpenDoor, path: str) -> None:
+    """Its edit is kept: the same request to the next daemon joins it."""
+    async with open_door() as door, asyncio.TaskGroup() as tasks:
+        await door.json("POST", "/v1/queue/pause")
+        waiting = tasks.create_task(door.json("POST", path, 503, json=EDIT))
+        wait = {"Prefer": "wait=60"}
+        polling = tasks.create_task(door.json("POST", "/v1/jobs", 202, json=EDIT, headers=wait))
+        while len(await jobs(door)) < 2:
+            await asyncio.sleep(0.01)
+        door.daemon.stop()
+        answer = await waiting
+        assert answer.get("error", answer)["code"] == "engine_unavailable"
+        assert (await polling)["status"] == "queued"
+    async with open_door() as door:
+        await door.json("POST", "/v1/queue/resume")
+        await door.json("POST", path, json=EDIT)
+        assert len(await jobs(door)) == 2
+
+
 async def jobs(door: Door) -> list[str]:
     return [job["id"] for job in (await door.json("GET", "/v1/jobs"))["jobs"]]
 
