@@ -110,6 +110,17 @@ def test_a_wrong_section_names_the_distribution(install: Callable[..., None]) ->
     assert owner == "[plugins.fax] belongs to stranger-fax 2.0."
 
 
+def test_wrong_sections_of_several_plugins_are_told_together(install: Callable[..., None]) -> None:
+    """One start finds them all."""
+    for name in ("fax", "fox"):
+        install(name, "class Wire(BaseModel, extra='forbid'):\n    line: int = 1\n"
+                + bring(f"TransportSpec('{name}', Wire, print)"))  # fmt: skip
+    settings = Settings.model_validate({"plugins": {"fax": {"lime": 1}, "fox": {"line": "x"}}})
+    with pytest.raises(ConfigError) as caught:
+        Daemon(settings)
+    assert "plugins.fax.lime" in caught.value.message and "plugins.fox.line" in caught.value.message
+
+
 def test_one_module_twice(install: Callable[..., None], tmp_path: Path) -> None:
     """Two names for one module are told, since pluggy takes a module once."""
     install("fax", transport("fax"))

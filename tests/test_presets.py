@@ -132,6 +132,27 @@ def test_the_largest_result_is_the_models(tmp_path: Path) -> None:
         saved_in(tmp_path).save("poster", {"size": "4096x4096"})
 
 
+def test_what_of_the_configuration_cannot_be_used(tmp_path: Path) -> None:
+    """A preset that every edit would be refused with, and a default that is not there."""
+    wrong = {
+        "engine": {"preset": "nope"},
+        "presets": {"exact": {"tier": "reference"}, "ink": {"loras": [{"name": "ink"}]},
+                    "poster": {"size": "4096x4096"}, "snow": {"prompt": "snow"}},
+    }  # fmt: skip
+    presets = saved_in(tmp_path, wrong)
+    default, *others = presets.troubles()
+    assert default.startswith("engine.preset: there is no preset 'nope'")
+    assert [told.partition(":")[0] for told in others] == [
+        "presets.exact", "presets.ink", "presets.poster",
+    ]  # fmt: skip
+    presets.save("nope", {"prompt": "x"})
+    assert not any("nope" in told for told in presets.troubles())
+    assert not [*saved_in(tmp_path).troubles()]
+    (bare,) = Presets(Settings(), ModelCard(name="bare", loras={})).troubles()
+    assert bare.startswith("edits that name no preset are refused, as 'balanced' cannot be used.")
+    assert "'lightning-8' is not here" in bare
+
+
 def test_warnings_are_told_at_once() -> None:
     """The demo and more than three pictures are said with the acceptance."""
     request = EditRequest.parse({"images": [PICTURE] * 4, "prompt": "red"})

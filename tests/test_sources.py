@@ -309,6 +309,18 @@ def test_every_wrong_key_is_told_at_once(tmp_path: Path) -> None:
     assert second.startswith("limits.queue (--limits.queue): Input should be a valid integer")
 
 
+def test_mistakes_of_presets_and_sections_are_told_together(tmp_path: Path) -> None:
+    """Each preset's once, beside those of other sections."""
+    text = wrong(
+        tmp_path,
+        ("presets.a.steps", "0"), ("presets.b.size", "huge"), ("presets.c.stepz", "1"),
+        ("limits.queue", "many"), ("engine.modle", "x"),
+    )  # fmt: skip
+    told = [line.partition(" ")[0].rstrip(":") for line in text.splitlines()]
+    assert told == ["presets.a.steps", "presets.b", "presets.c.stepz", "engine.modle",
+                    "limits.queue"]  # fmt: skip
+
+
 @pytest.mark.parametrize("url", ["javascript:x", "pics.example", "https://", "https://a b", "?"])
 def test_a_public_address_is_one(tmp_path: Path, url: str) -> None:
     """Links are made from it, which browsers of others open."""

@@ -90,7 +90,7 @@ class TransportJobs:
         return await self._jobs.mask(job_id)
 
     async def wait(self, job_id: str, seconds: float) -> Job:
-        """The job when it has ended, `seconds` have passed or the daemon stops, whichever is first."""
+        """The job when it has ended, `seconds` have passed or the daemon stops."""
         return await self._jobs.wait(job_id, seconds)
 
     def events(

@@ -24,6 +24,7 @@ from vellumd.hookspecs import EngineSpec, Transport, TransportSpec
 from vellumd.jobs import Jobs
 from vellumd.lag import LagAlarm
 from vellumd.metrics import Metrics
+from vellumd.mistakes import Mistakes
 from vellumd.model_card import ModelCard
 from vellumd.models import JobEvent, notice
 from vellumd.plugins import Plugins
@@ -122,6 +123,8 @@ class Daemon:
         self.room = Room(spool.root, spool.usage, self.settings.store)
         self.rebuilt = store.rebuilt
         self.jobs = Jobs(self.settings, self.card, store, spool, self.bus, self.room)
+        for trouble in self.jobs.presets.troubles():
+            log.warning("%s", trouble)
         retention = self._retention(store, spool)
         self.supervisor = Supervisor(
             self._init(folder),
@@ -314,11 +317,13 @@ def validate_sections(settings: Settings, loaded: Plugins) -> dict[str, BaseMode
         *loaded.transports.values(),
         *loaded.engines.values(),
     ]
-    return {
-        spec.name: loaded.validate_section(spec.name, spec.settings_model, settings)
-        for spec in specs
-        if spec.settings_model is not None
-    }
+    sections: dict[str, BaseModel] = {}
+    with Mistakes() as mistakes:
+        for spec in specs:
+            if (model := spec.settings_model) is not None:
+                with mistakes.noted():
+                    sections[spec.name] = loaded.validate_section(spec.name, model, settings)
+    return sections
 
 
 def read_card(settings: Settings) -> ModelCard:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
@@ -88,7 +89,7 @@ class Presets:
         self._limits = settings.limits
         self._card = card
         self._file = file
-        self._configured = set(settings.presets)
+        self._configured = settings.presets.keys()
         self._fixed = dict(SHIPPED)
         for name, preset in settings.presets.items():
             self._fixed[name] = _over(preset, SHIPPED.get(name, Preset()))
@@ -152,6 +153,30 @@ class Presets:
             return NamedPreset(name, origin, preset, usable=False)
         return NamedPreset(name, origin, preset, usable=True)
 
+    def troubles(self) -> Iterator[str]:
+        """What of the configuration no request can use, and what to do."""
+        if self.default not in self.named:
+            yield (
+                f"engine.preset: there is no preset {self.default!r}, so edits that name none are "
+                f"refused. Correct it, or save the preset; there is {self._there()}."
+            )
+        elif why := self._why_not(self.named[self.default]):
+            yield f"edits that name no preset are refused, as {self.default!r} cannot be used. {why}"
+        for name in self._configured - {self.default}:
+            if why := self._why_not(self._fixed[name]):
+                yield f"presets.{name}: {why}"
+
+    def _why_not(self, preset: Preset) -> str:
+        """Why no request can use a preset, and what to do; empty if one can."""
+        try:
+            self._check_options(_over(preset, self._fallback))
+        except errors.VellumError as error:
+            return f"{error.message} {error.remedy}"
+        return ""
+
+    def _there(self) -> str:
+        return ", ".join([*self.named][: len(self._fixed) + SHOWN])
+
     @property
     def _fallback(self) -> Preset:
         return self.named.get(self.default, SHIPPED["balanced"])
@@ -191,8 +216,7 @@ class Presets:
     def _choose(self, request: EditRequest, name: str) -> Preset:
         """The request's options over those of its preset, over those of the default one."""
         if name not in (named := self.named):
-            there = ", ".join([*named][: len(self._fixed) + SHOWN])
-            raise errors.UnknownPreset(f"There is no preset {name!r}; there is {there}.")
+            raise errors.UnknownPreset(f"There is no preset {name!r}; there is {self._there()}.")
         return _over(request, _over(named[name], self._fallback))
 
     def _check(self, request: EditRequest, chosen: Preset) -> None:

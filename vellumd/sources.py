@@ -26,6 +26,7 @@ from pydantic.fields import FieldInfo
 
 from vellumd import platform
 from vellumd.errors import ConfigError, VellumError
+from vellumd.mistakes import Mistakes
 from vellumd.settings import PathText, Preset, Settings
 
 PREFIX = "VELLUMD_"
@@ -222,12 +223,17 @@ class _Switch(BaseModel):
 
 def validate(raw: Raw) -> Settings:
     """The core's settings; plugin sections stay raw but for `enabled`."""
-    for preset, options in _tables(_decoded(raw.get("presets"), "presets")):
-        if isinstance(options, dict):  # anything else Settings complains about
-            validate_section(Preset, options, f"presets.{preset}")
-    settings = validate_section(Settings, raw)
-    for name, section in settings.plugins.items():
-        section["enabled"] = validate_section(_Switch, section, f"plugins.{name}").enabled
+    with Mistakes() as mistakes:
+        for preset, options in _tables(_decoded(raw.get("presets"), "presets")):
+            if isinstance(options, dict):  # anything else Settings complains about
+                with mistakes.noted():
+                    validate_section(Preset, options, f"presets.{preset}")
+        if mistakes.found:  # Settings would tell them again, in other words
+            raw = {name: section for name, section in raw.items() if name != "presets"}
+        with mistakes.noted():
+            settings = validate_section(Settings, raw)
+            for name, section in settings.plugins.items():
+                section["enabled"] = validate_section(_Switch, section, f"plugins.{name}").enabled
     return settings
 
 

@@ -116,7 +116,9 @@ class Waiting:
             until = clock() + WAIT_S
             job = await self._context.jobs.wait(job.id, WAIT_S)
             if not job.status.terminal and clock() < until:
-                raise Stopped("The daemon is stopping; the next one makes the edit.", retry_after=10)
+                raise Stopped(
+                    "The daemon is stopping; the next one makes the edit.", retry_after=10
+                )
         return job
 
     async def _submit(self, edit: EditRequest, digest: str, job_id: str, *, new: bool) -> Job:

@@ -51,6 +51,14 @@ def faults(checked: Settings) -> list[str]:
     return [check.text for check in told(checked) if not check.ok]
 
 
+def test_presets_that_no_request_can_use(folder: Path) -> None:
+    """Named with what to do; the shipped ones that a model has no LoRA for as well."""
+    assert [*model_checks.presets(settings(folder))] == []
+    (folder / f"loras/{EIGHT}.safetensors").unlink()
+    (told,) = model_checks.presets(settings(folder))
+    assert not told.ok and "'balanced' cannot be used" in told.text
+
+
 def test_a_sound_folder_passes(folder: Path) -> None:
     """Layouts, sizes, flag, scheduler and LoRA are told."""
     texts = [check.text for check in told(settings(folder))]

@@ -58,6 +58,7 @@ def examine(loaded: Loaded, *, edit: bool = False) -> Iterator[tuple[str, Check]
         ("data", checks.store(settings)),
         ("model", model_checks.model(settings)),
         ("model", model_checks.loras(settings)),
+        ("presets", model_checks.presets(settings)),
         ("daemon", daemon(settings)),
         ("plugins", of_plugins(settings)),
         ("card", checks.card()),

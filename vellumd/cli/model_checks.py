@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from vellumd import errors, model_card, platform
 from vellumd.hookspecs import Check
 from vellumd.model_card import ModelCard
+from vellumd.preset_file import FILE, PresetFile
+from vellumd.presets import Presets
 from vellumd.settings import Settings
 from vellumd.weights import lora
 from vellumd.weights.checkpoint import Checkpoint
@@ -141,6 +144,14 @@ def loras(settings: Settings) -> Iterator[Check]:
             yield Check(False, f"LoRA {role}: the same file as {first}; together they count twice")
         else:
             yield _lora(role, file, card, transformer)
+
+
+def presets(settings: Settings) -> Iterator[Check]:
+    """What of the configured presets no request can use."""
+    with suppress(errors.VellumError):  # of the model, told above
+        saved = PresetFile(settings.store.dir / FILE)
+        for trouble in Presets(settings, model_card.of(settings.engine), saved).troubles():
+            yield Check(False, trouble)
 
 
 def _lora(role: str, file: Path | None, card: ModelCard, transformer: Checkpoint) -> Check:
