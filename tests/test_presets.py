@@ -149,7 +149,7 @@ def test_what_of_the_configuration_cannot_be_used(tmp_path: Path) -> None:
     assert not any("nope" in told for told in presets.troubles())
     assert not [*saved_in(tmp_path).troubles()]
     (bare,) = Presets(Settings(), ModelCard(name="bare", loras={})).troubles()
-    assert bare.startswith("edits that name no preset are refused, as 'balanced' cannot be used.")
+    assert bare.startswith("edits without a preset are refused, as 'balanced' cannot be used.")
     assert "'lightning-8' is not here" in bare
 
 

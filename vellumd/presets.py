@@ -161,9 +161,9 @@ class Presets:
                 f"refused. Correct it, or save the preset; there is {self._there()}."
             )
         elif why := self._why_not(self.named[self.default]):
-            yield f"edits that name no preset are refused, as {self.default!r} cannot be used. {why}"
-        for name in self._configured - {self.default}:
-            if why := self._why_not(self._fixed[name]):
+            yield f"edits without a preset are refused, as {self.default!r} cannot be used. {why}"
+        for name in self._configured:
+            if name != self.default and (why := self._why_not(self._fixed[name])):
                 yield f"presets.{name}: {why}"
 
     def _why_not(self, preset: Preset) -> str:
