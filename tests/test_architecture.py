@@ -17,7 +17,7 @@ CORE = ROOT / "vellumd"
 PLUGINS = sorted(path for path in (ROOT / "plugins").iterdir() if (path / "plugin.py").exists())
 
 LAYERS = (
-    {"errors", "models", "mistakes"},
+    {"errors", "fields", "models", "mistakes"},
     {
         "settings", "sources", "presets", "preset_file", "images", "platform", "protocol",
         "catalogue", "weights", "model_card", "artefact", "memory_plan", "logs", "keys",

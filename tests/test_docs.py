@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from vellumd import errors, hookspecs, sources
+from vellumd import errors, fields, hookspecs, sources
 from vellumd.cli import main, reference
 from vellumd.context import TransportContext
 from vellumd.daemon import Daemon
@@ -41,7 +41,7 @@ def test_the_tables_hold_every_code_and_key() -> None:
     rows = read("docs/errors.md") + read("docs/configuration.md")
     for code in [*errors.BY_CODE, *errors.WARNINGS]:
         assert f"| `{code}` |" in rows
-    for key, _ in sources.keys(Settings):
+    for key, _ in fields.keys(Settings):
         if key not in ("presets", "plugins"):
             assert f"| `{key.partition('.')[2]}` |" in rows
 
@@ -88,7 +88,7 @@ def test_the_configuration_names_every_key() -> None:
     for name, spec in transports.items():
         part = re.split(r"^#?\[", text.partition(f"[plugins.{name}]")[2], flags=re.MULTILINE)[0]
         named = re.findall(r"^#(?:([\w.]+) = .*| ([\w.]+) = \.\.\.)$", part, re.MULTILINE)
-        keys = [key for key, _ in sources.keys(spec.settings_model)]
+        keys = [key for key, _ in fields.keys(spec.settings_model)]
         assert ["".join(pair) for pair in named] == keys
 
 

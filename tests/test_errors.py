@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from vellumd import errors, sources
+from vellumd import errors, fields
 from vellumd.cli.main import COMMANDS
 from vellumd.settings import Settings
 from vellumd_http.plugin import HttpSettings
@@ -15,8 +15,8 @@ from vellumd_http.plugin import HttpSettings
 @pytest.mark.parametrize("error", [*errors.ALL, errors.ConfigError])
 def test_a_remedy_names_what_there_is(error: type[errors.VellumError]) -> None:
     """Settings and commands in a remedy exist."""
-    keys = {key for key, _ in sources.keys(Settings)}
-    keys |= {f"plugins.http.{key}" for key, _ in sources.keys(HttpSettings)}
+    keys = {key for key, _ in fields.keys(Settings)}
+    keys |= {f"plugins.http.{key}" for key, _ in fields.keys(HttpSettings)}
     sections = "|".join(sorted({key.partition(".")[0] for key in keys}))
     assert set(re.findall(rf"\b(?:{sections})(?:\.[a-z_]+)+", error.remedy)) <= keys
     assert set(re.findall(r"`vellumd (\w+)", error.remedy)) <= COMMANDS.keys()

@@ -93,6 +93,25 @@ def test_an_error_names_the_field_not_the_value() -> None:
     assert "steps" in str(caught.value) and "hunter2" not in json.dumps(caught.value.public())
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"stepz": 4}, "stepz: there is no such field; the nearest is steps."),
+        (
+            {"output": {"qualty": 4}},
+            "output.qualty: there is no such field; the nearest is output.",
+        ),
+        ({"steps": 4, "num_steps": 4}, "num_steps: is given under two names."),
+        ({"loras": ["lightning-8"]}, "loras.0: must be an object."),
+    ],
+)
+def test_an_error_says_what_was_meant(asked: dict[str, Any], told: str) -> None:
+    """A wrong name gets the right one, in the words of senders and not of our classes."""
+    with pytest.raises(errors.BadRequest) as caught:
+        EditRequest.parse({"images": [PICTURE], "prompt": "red", **asked})
+    assert caught.value.message.startswith(told)
+
+
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt", "batch", "client_id"])
 def test_no_text_holds_nul(field: str) -> None:
     """On every door a NUL is a bad request that names its field."""

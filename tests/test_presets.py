@@ -204,7 +204,7 @@ def test_a_saved_preset_outlives_the_daemon(tmp_path: Path) -> None:
         ("#", {}, "bad_request", "name"),
         ("a ", {}, "bad_request", "name"),
         ("x" * 65, {}, "bad_request", "name"),
-        ("x", {"stepz": 4}, "bad_request", "stepz: a preset has no such field; the nearest is ste"),
+        ("x", {"stepz": 4}, "bad_request", "stepz: there is no such field; the nearest is ste"),
         ("x", {"output": {"qualty": 4}}, "bad_request", "the nearest is output.quality"),
         ("x", {"images": []}, "bad_request", "images"),
         ("x", {"steps": 1000}, "bad_request", "steps"),

@@ -32,6 +32,7 @@ from pydantic import (
 )
 
 from vellumd import errors
+from vellumd.fields import by_name, nearest
 
 META_BYTES = 4096
 """Largest `meta` as compact JSON, and largest private `reply` of a delivery."""
@@ -252,7 +253,7 @@ class EditRequest(EditOptions):
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            raise bad_request(error) from None
+            raise bad_request(cls, error) from None
 
     def digest(self) -> str:
         """SHA-256 of the canonical request: equal digests ask for the same edit.
@@ -266,11 +267,22 @@ class EditRequest(EditOptions):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def bad_request(error: ValidationError) -> errors.BadRequest:
-    """The first complaint of pydantic as our error: names the field, never its value."""
+def bad_request(model: type[BaseModel], error: ValidationError) -> errors.BadRequest:
+    """The first complaint about a `model` as our error: names the field, never its value."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or "body"
-    return errors.BadRequest(f"{field[:80]}: {first['msg'].removeprefix('Value error, ')}.")
+    path = [str(part) for part in first["loc"]]
+    said = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        said = _unknown(model, path)
+    elif first["type"] == "model_type":  # names our class
+        said = "must be an object"
+    return errors.BadRequest(f"{'.'.join(path)[:80] or 'body'}: {said}.")
+
+
+def _unknown(model: type[BaseModel], path: list[str]) -> str:
+    if path[0] in by_name(model) and not path[1:]:
+        return "is given under two names"
+    return f"there is no such field; the nearest is {nearest(model, path)}"
 
 
 def implied_preset(steps: int | None) -> str | None:

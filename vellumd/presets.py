@@ -33,7 +33,6 @@ from vellumd.models import (
 )
 from vellumd.preset_file import PresetFile
 from vellumd.settings import EngineSettings, Preset, Settings
-from vellumd.sources import nearest
 from vellumd.weights import checkpoint
 
 LIGHTNING = (LoraRef(name="lightning-8"),)
@@ -268,14 +267,7 @@ def parse(options: dict[str, Any]) -> Preset:
     try:
         return Preset.model_validate(options)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        if first["type"] != "extra_forbidden":
-            raise bad_request(error) from None
-        path = [str(part) for part in first["loc"]]
-        raise errors.BadRequest(
-            f"{'.'.join(path)[:80]}: a preset has no such field; the nearest is "
-            f"{nearest(Preset, path)}."
-        ) from None
+        raise bad_request(Preset, error) from None
 
 
 def _applied(preset: Preset) -> tuple[LoraRef, ...]:

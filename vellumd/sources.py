@@ -10,22 +10,20 @@ raw sections), so only its .env reader is used.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
 import tomllib
-import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, SecretStr, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 from vellumd import platform
 from vellumd.errors import ConfigError, VellumError
+from vellumd.fields import bare, by_name, kind_of, nearest
 from vellumd.mistakes import Mistakes
 from vellumd.settings import PathText, Preset, Settings
 
@@ -244,7 +242,7 @@ def validate_section(model: type[Model], raw: Mapping[str, Any], name: str = "")
     `raw` without being a field. Raises `ConfigError` that names each wrong key, the
     nearest valid one and what to do.
     """
-    wanted = {k: v for k, v in raw.items() if k != "enabled" or k in _fields(model) or not name}
+    wanted = {k: v for k, v in raw.items() if k != "enabled" or k in by_name(model) or not name}
     try:
         return model.model_validate(fit(model, wanted, name))
     except ValidationError as error:
@@ -261,7 +259,7 @@ def fit(kind: Any, value: Any, key: str) -> Any:
     Numbers and booleans stay texts, which pydantic reads. What is of another type
     stays as it is, for pydantic to complain about.
     """
-    kind, marks = _bare(kind)
+    kind, marks = bare(kind)
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return _fit_model(kind, _decoded(value, key), key)
     if get_origin(kind) in (tuple, list, set, frozenset):
@@ -282,14 +280,14 @@ def fit(kind: Any, value: Any, key: str) -> Any:
 def _fit_model(model: type[BaseModel], value: Any, key: str) -> Any:
     if not isinstance(value, dict):
         return value
-    fields = _fields(model)
+    fields = by_name(model)
     fitted: Raw = {}
     for name, item in value.items():
         below = f"{key}.{name}".lstrip(".")
         secret = name.removesuffix("_file")
         if name in fields:
-            fitted[name] = fit(_kind(fields[name]), item, below)
-        elif secret in fields and _bare(_kind(fields[secret]))[0] is SecretStr:
+            fitted[name] = fit(kind_of(fields[name]), item, below)
+        elif secret in fields and bare(kind_of(fields[secret]))[0] is SecretStr:
             fitted[secret] = _secret(item, below)
         else:
             fitted[name] = item
@@ -333,65 +331,6 @@ def _items(value: Any, key: str) -> Any:
 
 def _tables(value: Any) -> Iterable[tuple[str, Any]]:
     return value.items() if isinstance(value, dict) else ()
-
-
-# looking at models
-
-
-def _bare(kind: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The type below `Annotated` and `| None`, and the marks found on the way.
-
-    A union of several types counts as none of them: pydantic chooses.
-    """
-    marks: tuple[Any, ...] = ()
-    while True:
-        if get_origin(kind) is Annotated:
-            kind, *found = get_args(kind)
-            marks += tuple(found)
-        elif get_origin(kind) in (Union, types.UnionType):
-            options = [option for option in get_args(kind) if option is not type(None)]
-            if len(options) > 1:
-                return None, marks
-            kind = options[0]
-        else:
-            return kind, marks
-
-
-def _kind(field: FieldInfo) -> Any:
-    """The field's type with its marks."""
-    return Annotated[field.annotation, None, *field.metadata]
-
-
-def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields by every name they can be given under."""
-    named = dict(model.model_fields)
-    for field in model.model_fields.values():
-        if isinstance(field.validation_alias, AliasChoices):
-            named |= {str(alias): field for alias in field.validation_alias.choices}
-    return named
-
-
-def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every key below `model` in dotted form, with its field; sections are walked into."""
-    for name, field in model.model_fields.items():
-        kind = _bare(field.annotation)[0]
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from keys(kind, f"{prefix}{name}.")
-        else:
-            yield prefix + name, field
-
-
-def nearest(model: type[BaseModel], path: list[str]) -> str:
-    """The valid key most like `path`, in dotted form; empty if the model has no keys."""
-    fields = _fields(model)
-    close = difflib.get_close_matches(path[0], fields, 1)
-    if not close or not path[1:]:
-        known = [*fields, *(key for key, _ in keys(model))]
-        return next(iter(difflib.get_close_matches(".".join(path), known, 1, 0)), "")
-    kind = _bare(fields[close[0]].annotation)[0]
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return f"{close[0]}.{nearest(kind, path[1:])}"
-    return ".".join([close[0], *path[1:]])
 
 
 # complaining

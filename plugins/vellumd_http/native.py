@@ -103,7 +103,7 @@ class Native:
         try:
             wanted = PriorityPatch.model_validate(fields)
         except ValidationError as error:
-            raise models.bad_request(error) from None
+            raise models.bad_request(PriorityPatch, error) from None
         return self._show(await self._jobs.set_priority(request.match_info["job"], wanted.priority))
 
     async def cancel(self, request: web.Request) -> web.Response:

@@ -18,8 +18,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from vellumd import errors, plugins
+from vellumd.fields import keys
 from vellumd.settings import DEFAULT_PLUGINS, Settings
-from vellumd.sources import keys
 
 HEAD = """\
 # vellumd's configuration. Every key stands here with its default, commented out: to

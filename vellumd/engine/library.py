@@ -53,7 +53,7 @@ class QwenImageEditEngine:
         try:
             self._settings = Settings(engine=EngineSettings(model=str(model), **settings))
         except ValidationError as error:
-            raise errors.ConfigError(models.bad_request(error).message) from None
+            raise errors.ConfigError(models.bad_request(EngineSettings, error).message) from None
         self._presets = Presets(self._settings, model_card.of(self._settings.engine))
         self._engine: Engine | None = None
 
