@@ -233,7 +233,7 @@ def test_logged_lines_are_quoted_rightly() -> None:
     page = read("docs/operations.md").partition("## Logs")[2].partition("\n## ")[0]
     source = "".join(file.read_text("utf-8") for file in (ROOT / "vellumd").rglob("*.py"))
     lines = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
-    assert len(lines) == 7
+    assert len(lines) == 8
     for line in lines:
         words = re.sub(r"^(engine|executor:) (ready|failed|stuck)", "", line).strip(" .:;")
         assert words in source, line

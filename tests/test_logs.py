@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,20 @@ def test_json_lines_in_a_file(tmp_path: Path) -> None:
     record = json.loads(line)
     assert (record["level"], record["logger"]) == ("error", "vellumd.x")
     assert record["message"] == "größer\nals" and "no paper" in record["exception"]
+
+
+def test_the_engines_lines_keep_their_level() -> None:
+    """Every line of a record does, its traceback too; what others print is information."""
+    try:
+        raise ValueError("no\npaper")
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "", 0, "a\nb", None, sys.exc_info())
+    lines = [logs.leveled(line) for line in logs.LeveledLines().format(record).splitlines()]
+    assert {level for level, _ in lines} == {logging.ERROR}
+    assert [text for _, text in lines][:3] == ["x a", "b", "Traceback (most recent call last):"]
+    assert lines[-1] == (logging.ERROR, "paper")
+    for printed in ("", "ERROR", "Loading: 100%"):
+        assert logs.leveled(printed) == (logging.INFO, printed)
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:

@@ -118,8 +118,13 @@ async def test_an_edit_tells_its_steps_and_its_results(tmp_path: Path, job: str)
 
 
 @pytest.mark.parametrize("how", ["crash", "kill"])
-async def test_a_death_is_heard_and_mended(tmp_path: Path, job: str, how: str) -> None:
-    """The edit raises, not ready at once; another process takes over and edits."""
+async def test_a_death_is_heard_and_mended(
+    tmp_path: Path, job: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The edit raises, not ready at once; another process takes over and edits.
+
+    The log says what ended it, since the system's own killer leaves no other word.
+    """
     async with supervised(tmp_path, step_s=0.05) as supervisor:
         await supervisor.ready()
         first = supervisor.process_id
@@ -130,6 +135,7 @@ async def test_a_death_is_heard_and_mended(tmp_path: Path, job: str, how: str) -
         await supervisor.ready()
         assert supervisor.process_id != first and supervisor.state.restarts == 1
         assert isinstance((await collect(supervisor, job, edit()))[-1], Done)
+    assert "the engine process was ended by SIGKILL" in caplog.text
 
 
 async def test_a_hang_is_killed(tmp_path: Path, job: str) -> None:
@@ -185,14 +191,20 @@ async def test_previews_on_demand(tmp_path: Path, job: str) -> None:
         assert not any(isinstance(frame, PreviewImage) for frame in seen)
 
 
-async def test_a_failed_edit_shows_no_inside(tmp_path: Path, job: str) -> None:
-    """An exception in the engine becomes `internal`, without its text."""
+async def test_a_failed_edit_shows_no_inside(
+    tmp_path: Path, job: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exception in the engine becomes `internal`, without its text, which the log has."""
     async with supervised(tmp_path) as supervisor:
         await supervisor.ready()
         with pytest.raises(EditFailedError) as caught:
             await collect(supervisor, job, edit("fail"))
         assert isinstance(caught.value.error, errors.Internal)
         assert "passwd" not in str(caught.value.error.public())
+    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert told[0] == "engine: vellumd.engine.worker job job failed"
+    assert told[1] == "engine: Traceback (most recent call last):"
+    assert "passwd" in told[-1]
 
 
 async def test_black_is_an_error(tmp_path: Path, job: str) -> None:

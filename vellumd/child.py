@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import Callable
 
 from vellumd import platform
+from vellumd.logs import leveled
 from vellumd.protocol import (
     FromEngine,
     ProtocolError,
@@ -102,16 +104,16 @@ class Child:
             self.kill()
 
     async def log_output(self) -> None:
-        """Pass on what it prints, however long its lines are."""
+        """Pass on what it prints, at the level that its records have, however long lines are."""
         assert self._protocol.stderr
         rest = b""
         while chunk := await self._protocol.stderr.read(8192):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
-                log.info("engine: %s", line.decode(errors="replace").rstrip())
+                _log(line)
             rest = rest[-8192:]
         if rest:
-            log.info("engine: %s", rest.decode(errors="replace").rstrip())
+            _log(rest)
 
     async def end(self) -> None:
         """Close its pipe, give it `END_S`, then kill it, and whatever it started."""
@@ -128,9 +130,30 @@ class Child:
         platform.end_group(self.pid)
         self.ended = True
 
+    @property
+    def fate(self) -> str:
+        """How an ended process ended, for people; empty if in order."""
+        code = self._transport.get_returncode() or 0
+        if code > 0:
+            return f"ended with exit code {code}"
+        return f"was ended by {_signal_name(-code)}" if code else ""
+
     def close(self) -> None:
         """Let go of its pipes, also where another process still holds them."""
         self._transport.close()
+
+
+def _log(line: bytes) -> None:
+    level, text = leveled(line.decode(errors="replace").rstrip())
+    log.log(level, "engine: %s", text)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+    return f"{name} (the system's, if memory ran out)" if name == "SIGKILL" else name
 
 
 async def _read_frame(pipe: asyncio.StreamReader) -> FromEngine | None:

@@ -32,6 +32,22 @@ def _to_file(file: Path) -> logging.Handler:
         ) from None
 
 
+class LeveledLines(logging.Formatter):
+    """The engine process' records for its standard error: each line begins with its level."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record with its traceback, the level before every line."""
+        lines = f"{record.name} {super().format(record)}".splitlines()
+        return "\n".join(f"{record.levelname} {line}" for line in lines)
+
+
+def leveled(line: str) -> tuple[int, str]:
+    """Level and text of a line of `LeveledLines`; what others print is information."""
+    word, space, text = line.partition(" ")
+    level = logging.getLevelNamesMapping().get(word) if space else None
+    return (logging.INFO, line) if level is None else (level, text)
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a record."""
 

@@ -302,6 +302,8 @@ class Supervisor:
                 await self._attend(child)
                 self._mourn()
                 await child.end()
+                if child.fate:
+                    log.warning("the engine process %s", child.fate)
                 # What it printed last matters most; a grandchild may hold the pipe for ever.
                 await asyncio.wait([output], timeout=LAST_WORDS_S)
                 output.cancel()

@@ -21,6 +21,7 @@ from vellumd import errors, platform
 from vellumd.engine import faults, finish
 from vellumd.engine.report import PipeReport
 from vellumd.engine.warm_up import WarmUp
+from vellumd.logs import LeveledLines
 from vellumd.protocol import (
     VERSION,
     Beat,
@@ -59,9 +60,9 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Ctrl+C in a terminal reaches the child too; what it means is the daemon's to decide.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s %(message)s"
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LeveledLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     Worker(frames_in, frames_out).run()
 
 
