@@ -267,7 +267,7 @@ class Jobs:
         if job.status is not JobStatus.DONE:
             raise errors.NotDone("The job has not ended.")
         if not 1 <= n <= len(job.results):
-            raise errors.NotFound(f"The job has {len(job.results)} results.")
+            raise errors.NotFound(f"The last result of the job is {len(job.results)}.")
         return await asyncio.to_thread(self._spool.result, job_id, job.results[n - 1])
 
     async def input(self, job_id: str, n: int) -> Path:

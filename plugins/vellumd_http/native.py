@@ -55,12 +55,12 @@ class Native:
             web.patch(JOB, self.patch),
             web.post(JOB + "/cancel", self.cancel),
             web.post(JOB + "/retry", self.retry),
-            web.get(JOB + "/result", self.result, allow_head=False),
-            web.get(JOB + "/result/" + number, self.result, allow_head=False),
-            web.get(JOB + "/inputs/" + number, self.input, allow_head=False),
-            web.get(JOB + "/mask", self.mask, allow_head=False),
+            web.get(JOB + "/result", self.result),
+            web.get(JOB + "/result/" + number, self.result),
+            web.get(JOB + "/inputs/" + number, self.input),
+            web.get(JOB + "/mask", self.mask),
             web.post("/v1/inputs", self.upload),
-            web.get("/v1/samples/{name}", self.sample, allow_head=False),
+            web.get("/v1/samples/{name}", self.sample),
             web.get("/v1/capabilities", self.capabilities),
         ]
 

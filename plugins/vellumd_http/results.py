@@ -140,7 +140,7 @@ async def send_file(
         size = (await asyncio.to_thread(path.stat)).st_size
     except FileNotFoundError:
         raise errors.Expired("The picture is no longer kept.") from None
-    span = _range(request, size, sha256)
+    span = _range(request, size, sha256) if request.method == "GET" else None
     response = web.StreamResponse(status=206 if span else 200)
     response.headers.update(_headers(sha256, name, inline=inline))
     response.headers["Accept-Ranges"] = "bytes"
@@ -150,8 +150,9 @@ async def send_file(
         response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
     response.content_length = stop - start
     await response.prepare(request)
-    async for chunk in _read(path, start, stop):
-        await send_bytes(response, chunk)
+    if request.method != "HEAD":
+        async for chunk in _read(path, start, stop):
+            await send_bytes(response, chunk)
     await response.write_eof()
     return response
 

@@ -52,7 +52,7 @@ class Service:
             web.get("/healthz", self.alive),
             web.get("/readyz", self.ready),
             web.get("/metrics", self.metrics),
-            web.get(r"/r/{job:[^/]+}/{n:\d{1,4}}", self.linked, allow_head=False),
+            web.get(r"/r/{job:[^/]+}/{n:\d{1,4}}", self.linked),
         ]
 
     async def alive(self, request: web.Request) -> web.Response:

@@ -38,6 +38,18 @@ def test_init_never_overwrites(folder: Path, capsys: pytest.CaptureFixture[str])
     (folder / "config/vellumd.toml").write_text("mine")
     assert main.main(["init", "."]) == main.FAILED
     said = capsys.readouterr()
-    assert "vellumd.toml: existed already and was left as it is" in said.err
+    assert "vellumd.toml existed already and was left as it is" in said.err
     assert "vellumd.service written" in said.out
     assert (folder / "config/vellumd.toml").read_text() == "mine"
+
+
+def test_init_takes_no_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It reads none, so one is a mistake, and its help offers none."""
+    with pytest.raises(SystemExit) as ended:
+        main.main(["init", "new", "--store.dir", "x"])
+    assert ended.value.code == main.USAGE and not (folder / "new").exists()
+    assert "--store.dir" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main.main(["init", "--help"])
+    said = capsys.readouterr().out
+    assert "SECTION.KEY" not in said and "Windows scripts" in said

@@ -15,7 +15,9 @@ FOLDERS = (PACKAGE / "config", PACKAGE.parent / "config")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where to write."""
-    parser.add_argument("dir", type=Path, help="folder that gets config/ with all templates")
+    parser.add_argument(
+        "dir", type=Path, metavar="DIR", help="folder that gets config/ with all templates"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,11 +32,11 @@ def run(args: argparse.Namespace) -> int:
             with file.open("xb") as new:
                 new.write(text)
         except FileExistsError:
-            left.append(str(file))
+            left.append(f"{file} existed already and was left as it is.")
         else:
             print(f"{file} written")
     if left:
-        raise Refused(f"{', '.join(left)}: existed already and was left as it is.")
+        raise Refused("\n".join(left))
     print(f"start with: vellumd serve --config {args.dir / CONFIG_FILE}")
     return OK
 

@@ -32,6 +32,11 @@ COMMANDS = {
 }
 """Subcommands, each a module of this package, and what they do."""
 
+UNSET = ("init",)
+"""Subcommands that read no settings."""
+
+HOW_TO_SET = "Any setting of docs/configuration.md can follow as --SECTION.KEY VALUE."
+
 OK, FAILED, USAGE, UNAVAILABLE, CONFIG, INTERRUPTED = 0, 1, 2, 69, 78, 130
 STUCK = platform.STUCK
 
@@ -91,6 +96,8 @@ def run(argv: list[str]) -> int:
     command = load_command(str(name))
     parser = command_parser(str(name), command)
     args = parser.parse_args(words[1:])
+    if settings and name in UNSET:
+        parser.error(f"unrecognized arguments: --{settings[0][0]}")
     args.overrides = settings
     return int(command.run(args))
 
@@ -140,16 +147,17 @@ def load_command(name: str) -> ModuleType:
 
 def command_parser(name: str, command: ModuleType) -> argparse.ArgumentParser:
     """The parser of one subcommand."""
+    does, reads = COMMANDS[name], name not in UNSET
     parser = argparse.ArgumentParser(
         prog=f"vellumd {name}",
-        description=f"{COMMANDS[name].capitalize()}.",
-        epilog="Any setting of docs/configuration.md can follow as --SECTION.KEY VALUE.",
+        description=f"{does[0].upper()}{does[1:]}.",
+        epilog=HOW_TO_SET if reads else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         conflict_handler="resolve",
     )
     command.add_arguments(parser)
-    if name != "init":
+    if reads:
         parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with settings")
     return parser
 

@@ -262,7 +262,7 @@ class Spool:
     def input(self, job_id: str, edit: ResolvedEdit, n: int) -> Path:
         """The file of input `n` (from 1); raises `NotFound`, or `Expired` as `result` does."""
         if not 1 <= n <= len(edit.images):
-            raise errors.NotFound(f"The job has {len(edit.images)} pictures.")
+            raise errors.NotFound(f"The last picture of the job is {len(edit.images)}.")
         name, picture = edit.files()[n - 1]
         return _whole(self.folder(job_id) / name, picture.sha256)
 

@@ -201,6 +201,22 @@ async def test_pictures_are_harmless_in_a_browser(door: Door) -> None:
     await door.json("GET", f"/v1/jobs/{job['id']}/inputs/2", 404)
 
 
+async def test_head_tells_of_a_picture_what_get_would(door: Door) -> None:
+    """As link previews and download managers ask first; the connection goes on after it."""
+    job = await door.done()
+    for path in ("result", "result/1?format=jpeg", "inputs/1"):
+        url = f"/v1/jobs/{job['id']}/{path}"
+        async with door.ask("GET", url) as got:
+            body, wanted = await got.read(), got.headers
+        async with door.ask("HEAD", url, headers={"Range": "bytes=0-9"}) as got:
+            assert (got.status, await got.read()) == (200, b"")
+            assert int(got.headers["Content-Length"]) == len(body)
+            for name in ("Content-Type", "ETag"):
+                assert got.headers[name] == wanted[name]
+    async with door.ask("HEAD", "/v1/events") as got:
+        assert got.status == 405
+
+
 async def test_results_are_re_encoded_on_the_way_out(door: Door) -> None:
     """In another format and within a size, the same bytes each time, with its own tag."""
     noise = Image.effect_noise((256, 256), 80).convert("RGB")
