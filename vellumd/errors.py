@@ -131,7 +131,7 @@ class NotFound(VellumError):
     """Nothing is known under that id or path."""
 
     code, status = "not_found", 404
-    remedy = "Check the id."
+    remedy = "Check id or address; what is no longer kept has to be sent again."
 
 
 class BodyTimeout(VellumError):

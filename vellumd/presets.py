@@ -237,8 +237,8 @@ class Presets:
             raise errors.BadRequest("seed: it is too large for this many results.")
         if asked_area(chosen.size or "") > self._card.largest_area:
             raise errors.BadSize(
-                f"{chosen.size} has more than the {self._card.largest_area} pixels that the model "
-                f"{self._card.name!r} makes, such as {_largest(self._card)}."
+                f"{chosen.size} has more pixels than the model {self._card.name!r} makes: "
+                f"{self._card.largest_area} at most, as {_largest(self._card)} has."
             )
         self._check_loras(chosen)
         self._tier(chosen.tier)
