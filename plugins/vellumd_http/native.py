@@ -115,10 +115,13 @@ class Native:
         return self._accepted(await self._jobs.retry(request.match_info["job"]), 202)
 
     async def result(self, request: web.Request) -> web.StreamResponse:
-        """A finished picture."""
-        return await results.send_result(
-            self._context, request, request.match_info["job"], _number(request)
-        )
+        """A finished picture, waited for where `Prefer` says so; raises `Timeout` after that."""
+        job_id, n = request.match_info["job"], _number(request)
+        if wire.prefer_wait(request.headers.getall("Prefer", [])) is not None:
+            job = await self._waited(request, await self._jobs.get(job_id))
+            if not job.status.terminal:
+                raise errors.Timeout("The job has not ended yet.", retry_after=1)
+        return await results.send_result(self._context, request, job_id, n)
 
     async def input(self, request: web.Request) -> web.StreamResponse:
         """A reference picture as it came."""

@@ -201,6 +201,22 @@ async def test_pictures_are_harmless_in_a_browser(door: Door) -> None:
     await door.json("GET", f"/v1/jobs/{job['id']}/inputs/2", 404)
 
 
+async def test_a_result_is_waited_for(open_door: OpenDoor) -> None:
+    """As long as `Prefer` says: then the picture, or 504, which clients ask again after."""
+    async with open_door(engine={"step_s": 0.01}) as door:
+        await door.json("POST", "/v1/queue/pause")
+        job = await door.json("POST", "/v1/jobs", 202, json=EDIT)
+        path = f"/v1/jobs/{job['id']}/result"
+        assert (await door.json("GET", path, 409))["code"] == "not_done"
+        async with door.ask("GET", path, headers={"Prefer": "wait=0"}) as got:
+            assert (got.status, got.headers["Retry-After"]) == (504, "1")
+            assert (await got.json())["code"] == "timeout"
+        await door.json("POST", "/v1/queue/resume")
+        async with door.ask("GET", path, headers={"Prefer": "wait=30"}) as got:
+            assert (got.status, got.content_type) == (200, "image/png")
+            assert got.headers["Preference-Applied"] == "wait=30"
+
+
 async def test_head_tells_of_a_picture_what_get_would(door: Door) -> None:
     """As link previews and download managers ask first; the connection goes on after it."""
     job = await door.done()
