@@ -38,6 +38,13 @@ class HotfolderTransport:
         """Work until cancelled."""
         for name, folder in self.folders.items():
             self._context.log.info("folder %s: put pictures into %s", name, folder.site.root.inbox)
+            preset = folder.site.settings.preset
+            if preset and preset not in self._context.info()["presets"]:
+                self._context.log.warning(
+                    "folder %s: there is no preset %r, so its pictures are refused. Correct the "
+                    "key preset of its section, or save the preset",
+                    name, preset,
+                )  # fmt: skip
         self._tell()
         async with asyncio.TaskGroup() as group:
             for folder in self.folders.values():

@@ -54,6 +54,17 @@ async def test_a_preset_that_does_not_exist_is_told(drop: OpenDrop) -> None:
         assert "preset: " in (folder.root / "failed/b.error.txt").read_text("utf-8")
 
 
+async def test_a_preset_of_the_settings_that_does_not_exist_is_told_at_the_start(
+    drop: OpenDrop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before three hundred pictures are refused for it."""
+    async with drop(preset="orignal"):
+        assert "folder main: there is no preset 'orignal'" in caplog.text
+    caplog.clear()
+    async with drop(preset="original"):
+        assert "there is no preset" not in caplog.text
+
+
 async def test_when_it_will_be_ready(drop: OpenDrop) -> None:
     """STATUS.txt counts what is in work and says about when the last will be done."""
     async with drop(prompt="p", paper={"step_s": 0.03}) as folder:
