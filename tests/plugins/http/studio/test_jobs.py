@@ -15,7 +15,6 @@ from playwright.sync_api import APIResponse, Page, Route, expect
 
 from tests.e2e.node_red import NodeRed
 
-from .conftest import OpenPage
 from .house import House, photo, png, send, shoot
 
 
