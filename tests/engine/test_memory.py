@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -271,6 +272,19 @@ def test_sizes_come_from_headers() -> None:
         p.nbytes for _, m in tables.modulations(parts.transformer) for p in m.parameters()
     )  # fmt: skip
     assert small.block == held - mods // 5
+
+
+def test_sizes_of_an_older_configuration(tmp_path: Path) -> None:
+    """transformers wrote the language model's keys beside `vision_config` once."""
+    folder = Path(shutil.copytree(model_card.DEMO_FOLDER, tmp_path / "model"))
+    file = folder / "text_encoder/config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config.pop("text_config"), **config}))
+    expected = placing.sizes_of(open_model(model_card.DEMO_FOLDER), None, precision.PLAIN, (), 2)
+    assert placing.sizes_of(open_model(folder), None, precision.PLAIN, (), 2) == expected
+    layers = [w.place.count for n, w in open_model(folder).text_encoder.weights.items()
+              if n.startswith(f"{placing.LAYERS}0.")]  # fmt: skip
+    assert expected.encoder_layer == 2 * sum(layers)
 
 
 def test_the_machine_within_its_budgets(monkeypatch: pytest.MonkeyPatch) -> None:

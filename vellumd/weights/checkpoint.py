@@ -162,12 +162,14 @@ def folder(home: Path, part: str) -> Checkpoint:
     Raises `ModelInvalid` where there are none (a pickle is named, never opened), where the
     index names a file that is not there, and for what `of` refuses.
     """
-    files = sorted(home.glob("*.safetensors"))
-    for index in sorted(home.glob("*.safetensors.index.json")):
+    with header.readable(f"The model's {part}"):
+        there = sorted(home.iterdir())
+    files = [file for file in there if file.suffix == ".safetensors"]
+    for index in (file for file in there if file.name.endswith(".safetensors.index.json")):
         if lost := sorted(_indexed(index) - {file.name for file in files}):
             raise errors.ModelInvalid(f"The model's {part} lacks the file {lost[0]}.")
     if not files:
-        for other in sorted(home.glob("*")):
+        for other in there:
             if other.suffix in (*header.PICKLES, ".gguf"):
                 header.read(other)  # says what it is
         raise errors.ModelInvalid(f"The model's {part} has no .safetensors file.")
@@ -248,7 +250,7 @@ def _fused(found: Iterable[Header], file: Path | None) -> tuple[str, ...]:
         if text := head.metadata.get(FUSED_KEY):
             try:
                 return tuple(str(name) for name in json.loads(text))
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 raise errors.ModelInvalid(
                     "The list of LoRAs inside the transformer is garbled."
                 ) from None
@@ -343,7 +345,7 @@ class _Sorter:
         place = self._plain.get(name)
         said = str(settings.get("format"))
         if said not in FORMATS:
-            raise self._unsupported(place.file if place else None, said[:40])
+            raise self._unsupported(place.file if place else None, f"{said[:40]!a}")
         if place and place.dtype == "U8":
             self._plain[name] = replace(place, dtype=FORMATS[said])
 
