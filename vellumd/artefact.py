@@ -84,8 +84,9 @@ class Shard(Frozen):
 class Manifest(Frozen):
     """`manifest.json`, written last: an artefact with one is whole.
 
-    `hashes` are the full SHA-256 of the source's files by name, computed once; `fp8_source`
-    says that the weights were FP8 before, so that they are no better than those.
+    `hashes` are the full SHA-256 of the source's files and the LoRAs', by folder and name,
+    computed once; `fp8_source` says that the weights were FP8 before, so that they are no
+    better than those.
     """
 
     order: Order

@@ -110,6 +110,16 @@ class LoraRef(Frozen):
     scale: float = Field(default=1.0, ge=-4, le=4)
 
 
+class UsedLora(LoraRef):
+    """A LoRA that took part in an edit, and the file that it came from: its name and SHA-256.
+
+    Without a file it came inside the model's weights; without a hash the file changed since.
+    """
+
+    file: str | None = None
+    sha256: str | None = None
+
+
 class OutputOptions(Frozen):
     """How result pictures are written.
 

@@ -308,8 +308,9 @@ def check_loras(loras: tuple[LoraRef, ...], engine: EngineSettings, card: ModelC
             raise errors.UnknownLora(
                 f"{card.fused!r} is inside the model's weights; {lora.name!r} cannot be added."
             )
-        if (first := files.setdefault(file.resolve(), lora.name)) != lora.name:
+        if (first := files.get(file.resolve())) is not None:
             raise errors.UnknownLora(f"{first!r} and {lora.name!r} are the same LoRA.")
+        files[file.resolve()] = lora.name
 
 
 def _over(upper: Preset | EditRequest, lower: Preset) -> Preset:

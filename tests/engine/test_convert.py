@@ -95,7 +95,9 @@ def test_what_an_artefact_holds(home: Path) -> None:
         else:
             assert torch.equal(held[name], tensor)
     source = DEMO / "transformer" / "diffusion_pytorch_model.safetensors"
-    assert manifest.hashes == {source.name: hashlib.sha256(source.read_bytes()).hexdigest()}
+    assert manifest.hashes == {
+        f"transformer/{source.name}": hashlib.sha256(source.read_bytes()).hexdigest()
+    }
 
 
 def test_a_lora_is_added_before_rounding(home: Path) -> None:
@@ -349,7 +351,7 @@ def test_hashing_ends_with_the_work(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), hashes.Hashes([large, large]):
         raise ZeroDivisionError
     with hashes.Hashes([small]) as found:
-        assert found.found() == {"small": hashlib.sha256(small.read_bytes()).hexdigest()}
+        assert found.found() == {hashes.told(small): hashlib.sha256(small.read_bytes()).hexdigest()}
     (tmp_path / "lost").unlink(missing_ok=True)
     with pytest.raises(FileNotFoundError), hashes.Hashes([tmp_path / "lost"]) as found:
         found.found()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +132,79 @@ def test_the_same_again_is_left_as_it_is(model: Model) -> None:
     assert len(branches()) == len(first)
     loras.use([])
     assert not branches()
+
+
+def test_a_file_that_is_replaced(model: Model, own: Tensors, tmp_path: Path) -> None:
+    """Under its own name, with its own size: the next edit has the new one, and says so."""
+    home = tmp_path / "loras"
+    home.mkdir()
+    file, branch = home / "style.safetensors", "transformer_blocks.0.attn.to_q"
+    loras = lora.Loras(model.parts, tmp_path, model.card, {})
+
+    def put(strength: float) -> str:
+        part = home / "part"
+        save_file({n: strength * t if ".lora_up" in n else t for n, t in own.items()}, part)
+        part.replace(file)
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+
+    def used() -> tuple[Tensor, lora.UsedLora]:
+        loras.use([LoraRef(name="style", scale=0.5)])
+        (told,) = loras.used()
+        return model.parts.transformer.get_submodule(branch).up.clone(), told
+
+    model.loras.use([])
+    first, second = put(1), put(1)
+    assert first == second
+    one, told = used()
+    assert told == lora.UsedLora(name="style", scale=0.5, file=file.name, sha256=first)
+    other = put(2)
+    two, told = used()
+    assert (told.sha256, told.file) == (other, file.name)
+    assert torch.equal(two, 2 * one)
+    put(3)  # while an edit runs with the one before
+    assert loras.used()[0].sha256 is None
+    file.unlink()
+    with pytest.raises(errors.UnknownLora):
+        loras.use([LoraRef(name="style", scale=0.5)])
+    assert not loras.used()
+    assert not [m for m in model.parts.transformer.modules() if isinstance(m, Branched)]
+
+
+def test_switching_leaves_no_trace(model: Model, own: Tensors, tmp_path: Path) -> None:
+    """Two at once at their scales, one, none: weights and forward are then what they were."""
+    home = tmp_path / "loras"
+    home.mkdir()
+    numbers = torch.Generator().manual_seed(0)
+    for name in ("one", "two"):
+        made = {n: torch.randn(t.shape, generator=numbers).to(t) if ".lora_" in n else t
+                for n, t in own.items()}  # fmt: skip
+        save_file(made, home / f"{name}.safetensors")
+    loras = lora.Loras(model.parts, tmp_path, model.card, {})
+    linear = "transformer_blocks.0.attn.to_q"
+    x = torch.randn(3, model.parts.transformer.inner_dim, generator=numbers)
+
+    def weights() -> str:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(model.parts.transformer.state_dict().items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+    def answer() -> Tensor:
+        made: Tensor = model.parts.transformer.get_submodule(linear)(x)
+        return made
+
+    model.loras.use([])
+    before, plain = weights(), answer()
+    alone = {}
+    for ref in (LoraRef(name="one", scale=0.5), LoraRef(name="two", scale=-2)):
+        loras.use([ref])
+        alone[ref] = answer() - plain
+    loras.use([*alone])
+    both = answer() - plain
+    assert torch.allclose(both, sum(alone.values()), rtol=1e-3, atol=1e-3)  # type: ignore[arg-type]
+    assert float(both.norm()) > 0.1 * float(plain.norm())
+    loras.use([])
+    assert weights() == before and torch.equal(answer(), plain)
 
 
 def test_half_a_lora_stays_nowhere(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,11 +200,11 @@ class Worker:
         cancelled = self._cancels[frame.job].is_set
         for picture in engine.edit(edit, files, report, cancelled):
             report.beat("write", len(results.written) + 1, edit.n)
-            results.write(picture)
+            results.write(picture, report.loras)
         if cancelled():
             raise errors.Cancelled("The job was cancelled.")
         elapsed, timings = round(time.monotonic() - started, 3), report.timings()
-        results.close(elapsed, timings, report.warnings)
+        results.close(elapsed, timings, report.warnings, report.loras)
         return Done(
             job=frame.job,
             results=tuple(results.written),
