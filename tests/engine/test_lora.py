@@ -170,43 +170,6 @@ def test_a_file_that_is_replaced(model: Model, own: Tensors, tmp_path: Path) -> 
     assert not [m for m in model.parts.transformer.modules() if isinstance(m, Branched)]
 
 
-def test_switching_leaves_no_trace(model: Model, own: Tensors, tmp_path: Path) -> None:
-    """Two at once at their scales, one, none: weights and forward are then what they were."""
-    home = tmp_path / "loras"
-    home.mkdir()
-    numbers = torch.Generator().manual_seed(0)
-    for name in ("one", "two"):
-        made = {n: torch.randn(t.shape, generator=numbers).to(t) if ".lora_" in n else t
-                for n, t in own.items()}  # fmt: skip
-        save_file(made, home / f"{name}.safetensors")
-    loras = lora.Loras(model.parts, tmp_path, model.card, {})
-    linear = "transformer_blocks.0.attn.to_q"
-    x = torch.randn(3, model.parts.transformer.inner_dim, generator=numbers)
-
-    def weights() -> str:
-        digest = hashlib.sha256()
-        for name, tensor in sorted(model.parts.transformer.state_dict().items()):
-            digest.update(name.encode() + tensor.numpy().tobytes())
-        return digest.hexdigest()
-
-    def answer() -> Tensor:
-        made: Tensor = model.parts.transformer.get_submodule(linear)(x)
-        return made
-
-    model.loras.use([])
-    before, plain = weights(), answer()
-    alone = {}
-    for ref in (LoraRef(name="one", scale=0.5), LoraRef(name="two", scale=-2)):
-        loras.use([ref])
-        alone[ref] = answer() - plain
-    loras.use([*alone])
-    both = answer() - plain
-    assert torch.allclose(both, sum(alone.values()), rtol=1e-3, atol=1e-3)  # type: ignore[arg-type]
-    assert float(both.norm()) > 0.1 * float(plain.norm())
-    loras.use([])
-    assert weights() == before and torch.equal(answer(), plain)
-
-
 def test_half_a_lora_stays_nowhere(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where memory runs out among the branches, the next edit without LoRAs has none of them."""
     loras, made, role = model.loras, lora.Branched.__init__, LoraRef(name="lightning-8")

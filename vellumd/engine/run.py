@@ -64,6 +64,8 @@ class Run:
                 tokens = ladder.climb(partial(self.denoise, conditioning, canvas, number))
                 picture = ladder.climb(partial(self.decode, tokens, canvas))
                 self._report.used(self._model.loras.used())
+                if self._model.standby.replaced:
+                    self._report.warn("kernel_replaced")
                 yield canvas.finish(picture)
 
     def encode(self, files: list[Path], canvas: images.Canvas) -> Conditioning:

@@ -23,6 +23,7 @@ from vellumd.engine.precision import PLAIN, RECIPES, Recipe
 from vellumd.engine.residual import Residual
 from vellumd.engine.rows import ONE
 from vellumd.engine.transformer import Inputs, Own
+from vellumd.engine.trial import Standby
 from vellumd.models import Tier
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ def measured(
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     width = config.get("attention_head_dim", attention.WIDTH)
     best = attention.choose("auto", device, dtype, width).attention
-    ops = choice.choose("auto", device, dtype).ops
+    ops = choice.choose("auto", device, dtype, Standby()).ops
     recipes, found = list(recipes), {}
     for done, recipe in enumerate(recipes):
         beat(done, len(recipes))
