@@ -103,11 +103,15 @@ class ImageRef(Frozen):
     name: str = Field(default="", max_length=255)
 
 
+SCALE_MAX = 4
+"""Largest strength of a LoRA, either way."""
+
+
 class LoraRef(Frozen):
     """A LoRA by role (`lightning-8`) or file name without ending, and its strength."""
 
     name: str = Field(min_length=1, max_length=255, pattern=r"^[\w][\w .+-]*$")
-    scale: float = Field(default=1.0, ge=-4, le=4)
+    scale: float = Field(default=1.0, ge=-SCALE_MAX, le=SCALE_MAX)
 
 
 class UsedLora(LoraRef):

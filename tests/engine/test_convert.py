@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from tests.engine import layouts, numerics
 from tests.engine.support import Told, encoded, picture, reference, resolved
 from vellumd import artefact, errors, model_card, protocol
+from vellumd.cli.convert import scaled
 from vellumd.engine import (
     convert,
     converting,
@@ -378,6 +379,49 @@ def test_what_the_machine_refuses_is_told(
     assert capfd.readouterr().err.splitlines()[-1].startswith(f"vellumd: {told}")
 
 
+def test_a_card_is_named_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever edits on it beside knows how much of it is taken."""
+    job = conversion()
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    job._device = torch.device("cuda", 0)
+    assert str(job.needs()).endswith("rounds with up to 3 GB of NVIDIA H200")
+
+
+@pytest.mark.parametrize(
+    ("fused", "loras", "said"),
+    [
+        (None, [("lightning-8", 1.0), (str(LORA), 1.0)], "are the same LoRA"),
+        (None, [("lightning-8", 1.0), ("lightning-8", 0.5)], "are the same LoRA"),
+        ("lightning-4", [("lightning-8", 1.0)], "is inside the model's weights"),
+        (None, [("gone", 1.0)], "There is no LoRA 'gone'"),
+    ],
+)
+def test_loras_that_would_count_twice(
+    fused: str | None,
+    loras: list[tuple[str, float]],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Are refused before anything is read."""
+    card = model_card.read("demo").model_copy(update={"fused": fused})
+    monkeypatch.setattr(model_card, "of", lambda _: card)
+    wanted = converting.Wanted(engine=EngineSettings(model="demo"), loras=tuple(loras))
+    with pytest.raises(errors.UnknownLora, match=said):
+        converting.make(wanted)
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf", "0", "-0.0", "4.1", "-9"])
+def test_scales_that_cannot_be(scale: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command line says which there are; a file's name may hold the sign."""
+    from vellumd.cli import main
+
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["convert", "demo", "--lora", f"lightning-8={scale}"])
+    assert "a scale is from -4 to 4" in capsys.readouterr().err
+    assert scaled("a=b.safetensors") == ("a=b.safetensors", 1.0)
+    assert scaled("a=b.safetensors=-0.5") == ("a=b.safetensors", -0.5)
+
+
 def test_one_at_a_time(tmp_path: Path) -> None:
     """Two conversions into one folder would tear each other's files."""
     from vellumd import platform
@@ -438,11 +482,12 @@ def test_memory_stays_small(large: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="SIGKILL")
 def test_sigkill(large: Path, tmp_path: Path) -> None:
-    """Killed in the middle, the same command completes, and finished files are not touched."""
+    """The command killed in the middle leaves nothing running, the same one completes, and
+    finished files are not touched."""
     target = tmp_path / "out"
     wanted = converting.Wanted(engine=EngineSettings(model=str(large)), target=target)
     child = subprocess.Popen(
-        [sys.executable, "-m", "vellumd.engine", "convert", wanted.model_dump_json()],
+        [sys.executable, "-m", "vellumd", "convert", str(large), str(target)],
         stderr=subprocess.PIPE,
     )
     journal = target.with_name("out.part") / convert.JOURNAL
@@ -451,8 +496,9 @@ def test_sigkill(large: Path, tmp_path: Path) -> None:
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
-    _, said = child.communicate()
+    _, said = child.communicate(timeout=60)  # until what it started has ended too
     assert b"reads 0.2 GB" in said and b"takes about" in said
+    assert b"rounds with the CPU" in said
     assert not target.exists()
     finished = [json.loads(line)["name"] for line in journal.read_text().splitlines()[1:4]]
     times = {name: (journal.parent / name).stat().st_mtime_ns for name in finished}

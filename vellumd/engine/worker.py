@@ -52,7 +52,6 @@ BROKEN = 70
 def main() -> None:
     """Run as the daemon's child until stdin ends."""
     frames_in, frames_out = platform.binary_pipes()
-    platform.die_with_parent()
     platform.offer_to_oom_killer()
     # Before any numeric library comes up: its idle threads shall sleep. Spinning ones take
     # the cores from each other and from the daemon (2 busy cores: 17 s an edit, not 1 s).
