@@ -205,7 +205,7 @@ def test_loras_inside_the_weights_take_no_room(tmp_path: Path) -> None:
     assert shelf.beside(None, ()) == 0
 
     def having(*fused: tuple[Path, float]) -> Any:
-        inside = {(artefact.Stamp.of(file), scale): None for file, scale in fused}
+        inside = {(artefact.Stamp.of(file), scale) for file, scale in fused}
         return SimpleNamespace(fuses=lambda: inside)
 
     assert shelf.beside(having((first, 1.0)), loras) == sizes[1]

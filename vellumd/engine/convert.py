@@ -30,7 +30,7 @@ from vellumd.engine.faults import is_memory
 from vellumd.engine.hashes import Hashes
 from vellumd.engine.reading import Reader, StoredTensor
 from vellumd.model_card import ModelCard
-from vellumd.weights.checkpoint import FUSED_KEY, Weight
+from vellumd.weights.checkpoint import Weight
 from vellumd.weights.model import Model
 
 log = logging.getLogger(__name__)
@@ -282,9 +282,7 @@ class Conversion:
         tensors: Iterable[tuple[str, Tensor]],
         files: dict[str, artefact.Shard],
     ) -> None:
-        fused = json.dumps([one.file.stem for one in self._loras])
-        metadata = {"format": "pt", **({FUSED_KEY: fused} if self._loras else {})}
-        files[name] = shard = shards.write(home / name, layout, tensors, metadata)
+        files[name] = shard = shards.write(home / name, layout, tensors)
         with (home / JOURNAL).open("a", encoding="utf-8") as journal:
             journal.write(json.dumps({"name": name, **shard.model_dump()}) + "\n")
 

@@ -21,8 +21,6 @@ from vellumd.weights.header import Header, Place
 
 SENTINEL = "__index_timestep_zero__"
 """An empty tensor by which ComfyUI says that a model was trained with zero_cond_t."""
-FUSED_KEY = "vellumd_fused"
-"""Metadata of a file: JSON list of the LoRAs' names that were added to its weights."""
 
 SCALES = (".weight_scale", ".scale_weight")
 INPUT_SCALES = (".input_scale", ".scale_input")
@@ -102,8 +100,6 @@ class Checkpoint:
     files: tuple[Path, ...]
     sentinel: bool = False
     """Whether the files hold ComfyUI's mark of zero_cond_t."""
-    fused: tuple[str, ...] = ()
-    """LoRAs that are inside the weights, by role or name."""
 
     @property
     def nbytes(self) -> int:
@@ -198,9 +194,10 @@ def of(part: str, files: Sequence[Path], *, single: bool = True) -> Checkpoint:
     for head in found:
         sorter.take_metadata(head.metadata)
     weights = sorter.weights()
-    fused = _fused(found, files[0] if single and part == names.TRANSFORMER else None)
-    layout = _layout(weights.values(), marked=sorter.marked, single=single, fused=bool(fused))
-    return Checkpoint(part, layout, weights, tuple(files), sorter.sentinel, fused)
+    # Fusing a LoRA changes values, neither names nor shapes: nothing but the file's name tells.
+    fused = single and part == names.TRANSFORMER and lightning_steps(files[0].stem) is not None
+    layout = _layout(weights.values(), marked=sorter.marked, single=single, fused=fused)
+    return Checkpoint(part, layout, weights, tuple(files), sorter.sentinel)
 
 
 def _merged(found: Iterable[Header]) -> dict[str, Place]:
@@ -239,23 +236,6 @@ def lightning_steps(name: str) -> int | None:
     """The steps that a file's name says a Lightning LoRA is made for, inside or alone."""
     found = _LIGHTNING.search(name)
     return int(found[1]) if found else None
-
-
-def _fused(found: Iterable[Header], file: Path | None) -> tuple[str, ...]:
-    """LoRAs inside: as the metadata says, else as the name of a single `file` does.
-
-    Nothing else tells: fusing changes values, neither names nor shapes.
-    """
-    for head in found:
-        if text := head.metadata.get(FUSED_KEY):
-            try:
-                return tuple(str(name) for name in json.loads(text))
-            except (ValueError, TypeError, RecursionError):
-                raise errors.ModelInvalid(
-                    "The list of LoRAs inside the transformer is garbled."
-                ) from None
-    steps = lightning_steps(file.stem) if file else None
-    return (f"lightning-{steps}",) if steps else ()
 
 
 def _layout(weights: Iterable[Weight], *, marked: bool, single: bool, fused: bool) -> Layout:
