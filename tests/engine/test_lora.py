@@ -16,9 +16,10 @@ from torch import Tensor
 
 from tests.engine.layouts import Tensors
 from vellumd import errors, model_card
-from vellumd.engine import lora
+from vellumd.engine import loading, lora
 from vellumd.engine.lora import Branched
 from vellumd.engine.model import Model
+from vellumd.memory_plan import Plan
 from vellumd.models import LoraRef
 from vellumd.weights.lora import PEFT_KEY
 
@@ -103,11 +104,24 @@ def test_one_of_another_model(model: Model, own: Tensors, tmp_path: Path) -> Non
     save_file({f"{n}x": t for n, t in own.items()}, tmp_path / "loras" / "other.safetensors")
     loras = lora.Loras(model.parts, tmp_path, model.card, {})
     assert loras.names() == ("other",)
-    with pytest.raises(errors.ModelInvalid):
+    with pytest.raises(errors.UnknownLora, match=r"other\.safetensors"):
         loras.use([LoraRef(name="other")])
     loras.use([])
     with pytest.raises(errors.UnknownLora):
         loras.use([LoraRef(name="gone")])
+
+
+def test_one_that_changes_a_table(model: Model, demo: Path, tmp_path: Path) -> None:
+    """Modulation that comes from tables is no linear any more; it is said how to have it."""
+    parts = loading.load(demo, torch.device("cpu"), lambda *_: None, plan=Plan(tabled=True))
+    module, width = "transformer_blocks.0.img_mod.1", parts.transformer.inner_dim
+    halves = {"down": torch.ones(2, width), "up": torch.ones(6 * width, 2)}
+    file = tmp_path / "x.safetensors"
+    save_file({f"{module}.lora_{half}.weight": tensor for half, tensor in halves.items()}, file)
+    assert module in read(file, model)
+    loras = lora.Loras(parts, demo, model.card, {"x": str(file)})
+    with pytest.raises(errors.UnknownLora, match=r"is a table here: fuse it with .vellumd convert"):
+        loras.use([LoraRef(name="x")])
 
 
 def test_the_same_again_is_left_as_it_is(model: Model) -> None:

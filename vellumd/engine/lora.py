@@ -127,8 +127,8 @@ class Loras:
     def use(self, wanted: Sequence[LoraRef]) -> None:
         """Make exactly `wanted` take part in the next forwards, at their scales.
 
-        Raises `UnknownLora` for a name without a file, `ModelInvalid` for a file that
-        is damaged or made for another model. Whatever is raised, then none takes part.
+        Raises `UnknownLora` for a name without a file, and for a file that is damaged or made for
+        another model. Whatever is raised, then none takes part.
         """
         try:
             inside = {ref: self._fused(ref) for ref in wanted}
@@ -181,10 +181,13 @@ class Loras:
     def _load(self, file: Path) -> dict[str, Pair]:
         """The pairs of `file` where the transformer is, in its type."""
         like = self._transformer.img_in.weight
-        pairs = read(file, self._checkpoint, like.device)
+        try:
+            pairs = read(file, self._checkpoint, like.device)
+        except errors.ModelInvalid as error:  # the request is wrong, and not this machine's model
+            raise errors.UnknownLora(error.message) from None
         for module in pairs:
             if not hasattr(self._transformer.get_submodule(module), "in_features"):
-                raise errors.ModelInvalid(
+                raise errors.UnknownLora(
                     f"The LoRA {file.name} changes the modulation, which is a table here: fuse "
                     "it with `vellumd convert --lora`."
                 )
