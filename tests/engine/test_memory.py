@@ -446,6 +446,29 @@ def test_a_block_that_fails_stops_nothing(tmp_path: Path) -> None:
     stream.close()
 
 
+def test_half_a_copy_is_not_taken_for_a_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that fails in the middle has spoilt what the buffer held; the next forward reads it."""
+    blocks = blocks_of(4)
+    expected = run(blocks)
+    host = held(blocks, tmp_path)
+    stream, copy, failed = streaming.Streamed(blocks, host, CPU), host.copy, list[int]()
+
+    def half(number: int, target: torch.Tensor) -> None:
+        copy(number, target)
+        if number == 2 and not failed:
+            failed.append(number)
+            target[len(target) // 2 :].zero_()
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(host, "copy", half)
+    with pytest.raises(ZeroDivisionError):
+        run(blocks)
+    assert torch.equal(run(blocks), expected)
+    stream.close()
+
+
 @pytest.mark.parametrize("host", [streaming.Held.of_files, streaming.Filed])
 def test_a_system_that_pins_nothing(
     host: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
