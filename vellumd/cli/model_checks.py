@@ -13,6 +13,7 @@ from typing import Any
 from vellumd import errors, model_card, platform
 from vellumd.hookspecs import Check
 from vellumd.model_card import ModelCard
+from vellumd.presets import Presets
 from vellumd.settings import Settings
 from vellumd.weights import lora
 from vellumd.weights.checkpoint import Checkpoint
@@ -125,22 +126,26 @@ def _room(found: Model) -> Check:
 
 
 def loras(settings: Settings) -> Iterator[Check]:
-    """Files of the roles: whether they fit the model, their role and each other."""
+    """Files of roles and presets: whether they fit the model, their role and each other."""
     engine = settings.engine
     try:
         card = model_card.of(engine)
-        if engine.model == model_card.DEMO and not engine.loras:
+        if engine.model == model_card.DEMO and not engine.loras and not settings.presets:
             return
         transformer = model_card.opened(engine).transformer
     except errors.VellumError:
         return  # told above
     seen: dict[Path, str] = {}
-    for role in sorted({*card.loras, *engine.loras} - {card.fused}):
+    wanted = {ref.name for preset in settings.presets.values() for ref in preset.loras or ()}
+    for role in sorted({*card.loras, *engine.loras, *wanted} - {card.fused}):
         file = model_card.find_lora(engine.model, card, engine.loras, role, engine.base)
         if file is not None and (first := seen.setdefault(file.resolve(), role)) != role:
             yield Check(False, f"LoRA {role}: the same file as {first}; together they count twice")
         else:
             yield _lora(role, file, card, transformer)
+    for preset in Presets(settings, card).list():
+        if preset.origin == "configuration" and not preset.usable:
+            yield Check(False, f"preset {preset.name}: a LoRA that it names is not here")
 
 
 def _lora(role: str, file: Path | None, card: ModelCard, transformer: Checkpoint) -> Check:
