@@ -251,6 +251,22 @@ def test_a_torn_line_costs_one_file(
     assert digests(target) == digests(home / "plain")
 
 
+def test_what_somebody_spoilt_is_made_again(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished file that was cut or taken away while nothing ran."""
+    target, part = tmp_path / "plain", tmp_path / "plain.part"
+    monkeypatch.setattr(convert.Conversion, "_tables", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        conversion().run(target, lambda *_: None)
+    monkeypatch.undo()
+    with (part / "transformer/block-01.safetensors").open("r+b") as cut:
+        cut.truncate(1000)
+    (part / "transformer/block-02.safetensors").unlink()
+    conversion().run(target, lambda *_: None)
+    assert digests(target) == digests(home / "plain")
+
+
 def test_another_order_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was finished for other LoRAs is not taken for this."""
     target, write = tmp_path / "one", shards.write
