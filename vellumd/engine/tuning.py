@@ -68,8 +68,11 @@ def known(
     kept = read(file)
     if key not in kept:
         kept[key] = measured(candidates(device), device, config, beat)
-        cache.mkdir(parents=True, exist_ok=True)
-        platform.replace_durably(file, json.dumps(kept, indent=1).encode())
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            platform.replace_durably(file, json.dumps(kept, indent=1).encode())
+        except OSError as error:  # the next start measures again
+            log.warning("what was measured cannot be kept: %s", error.strerror)
     return dict(sorted(kept[key].items(), key=lambda item: item[1]))
 
 
