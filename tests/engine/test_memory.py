@@ -95,6 +95,25 @@ def test_segments_that_do_not_grow() -> None:
     assert pieces.vram <= 16 * GB - memory_plan.PIECES
 
 
+@pytest.mark.parametrize(
+    ("one", "growth"),
+    [
+        (Plan(), {"block": 60, "rest": 1, "modulation": 1, "encoder": 1, "vae": 1, "lora": 2}),
+        (Plan(tabled=True, encoder="offloaded"),
+         {"block": 60, "rest": 1, "modulation": 0, "encoder": 0, "vae": 1, "lora": 2}),
+        (Plan(tabled=True, encoder="streamed", streamed=40),
+         {"block": 20 + 2, "rest": 1, "encoder": 0, "encoder_layer": 2, "vae": 1, "lora": 2}),
+    ],
+)  # fmt: skip
+def test_everything_that_is_on_the_card_counts(one: Plan, growth: dict[str, int]) -> None:
+    """While denoising: once, each block, or as often as it is copied."""
+    sizes = replace(REAL, lora=GB)
+    before = memory_plan.denoising(sizes, one)
+    for name, times in growth.items():
+        larger = replace(sizes, **{name: getattr(sizes, name) + 1000})
+        assert memory_plan.denoising(larger, one) - before == 1000 * times, name
+
+
 def test_the_smallest_plan() -> None:
     """What fits nowhere is told; the VAE works in tiles first."""
     found = memory_plan.plan(REAL, Machine(2 * GB, ROOM))
