@@ -554,6 +554,14 @@ def test_it_is_found_by_its_key(home: Path, tmp_path: Path) -> None:
     assert best((stamp, 1.0), (stamp.model_copy(update={"name": "b"}), 1.0)) == "lightning"
     changed = tuple(one.model_copy(update={"mtime_ns": 1}) for one in source)
     assert best(of=changed) is None
+    assert artefact.best(artefact.found(home), source, ("img_mlp.net.2",), ()) is None
+    other = Path(shutil.copytree(home, tmp_path / "other"))
+    for name, key, value in (("plain", "key", "0" * 64), ("lightning", "order", {"format": 0})):
+        file = other / name / artefact.MANIFEST
+        told = json.loads(file.read_bytes())
+        told[key] = {**told[key], **value} if isinstance(value, dict) else value
+        file.write_text(json.dumps(told))
+    assert list(artefact.found(other)) == []
     copy = Path(shutil.copytree(home, tmp_path / "copy"))
     (copy / "plain/transformer/block-00.safetensors").unlink()
     (copy / "lightning/manifest.json").write_text("{")
