@@ -84,6 +84,8 @@ async def test_a_cold_job_is_counted_apart(run_daemon: Run, picture: Picture) ->
             await finish(daemon, await submit(daemon, picture(tone), steps=1))
         figures = await read(daemon)
     assert figures["vellumd_cold_job_run_seconds_count"] == 1
+    assert figures['vellumd_job_warnings_total{code="engine_cold"}'] == 1
+    assert figures['vellumd_job_warnings_total{code="kernel_replaced"}'] == 0  # a rate needs it
     assert figures['vellumd_job_run_seconds_count{source="test"}'] == 2
     assert total(figures, "vellumd_jobs_ended_total") == 3
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,8 +84,9 @@ class Shard(Frozen):
 class Manifest(Frozen):
     """`manifest.json`, written last: an artefact with one is whole.
 
-    `hashes` are the full SHA-256 of the source's files by name, computed once; `fp8_source`
-    says that the weights were FP8 before, so that they are no better than those.
+    `hashes` are the full SHA-256 of the source's files and the LoRAs', by folder and name,
+    computed once; `fp8_source` says that the weights were FP8 before, so that they are no
+    better than those.
     """
 
     order: Order
@@ -108,9 +109,9 @@ class Artefact:
         """Folder of the transformer, in the diffusers layout without the modulation."""
         return self.folder / TRANSFORMER
 
-    def fuses(self) -> dict[tuple[Stamp, float], None]:
-        """What is inside the weights."""
-        return {(fused.file, fused.scale): None for fused in self.manifest.order.fused}
+    def fuses(self) -> set[tuple[Stamp, float]]:
+        """What is inside the weights: LoRAs, each with its scale."""
+        return {(fused.file, fused.scale) for fused in self.manifest.order.fused}
 
 
 def source_of(files: Iterable[Path]) -> tuple[Stamp, ...]:
@@ -141,7 +142,7 @@ def best(
     artefacts: Iterable[Artefact],
     source: Sequence[Stamp],
     keep: Sequence[str],
-    wanted: Mapping[tuple[Stamp, float], None] | Iterable[tuple[Stamp, float]],
+    wanted: Iterable[tuple[Stamp, float]],
 ) -> Artefact | None:
     """The artefact of `source` with most of the `wanted` LoRAs inside and no other.
 
@@ -153,6 +154,6 @@ def best(
         for artefact in artefacts
         if artefact.manifest.order.source == tuple(source)
         and artefact.manifest.order.keep == tuple(keep)
-        and set(artefact.fuses()) <= asked
+        and artefact.fuses() <= asked
     ]
     return max(fitting, key=lambda artefact: len(artefact.fuses()), default=None)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vellumd import platform
+from vellumd.memory_plan import Sizes
 
 PARTS = ("processor", "scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 """The folders of a model in diffusers layout."""
@@ -25,13 +26,21 @@ class Source:
 
 @dataclass(frozen=True)
 class Entry:
-    """Something to fetch. `about_gb` (10^9 bytes) and `license` are what the makers say."""
+    """Something to fetch. `about_gb` (10^9 bytes) and `license` are what the makers say.
+
+    `sizes`: a model's, as a card holds it.
+    """
 
     title: str
     license: str
     about_gb: float
     sources: tuple[Source, ...]
-    model: bool = True
+    sizes: Sizes | None = None
+
+    @property
+    def model(self) -> bool:
+        """Whether it is a whole model."""
+        return self.sizes is not None
 
 
 def _parts(repo: str) -> Source:
@@ -53,13 +62,22 @@ CATALOGUE = {
         "Apache-2.0",
         59.4,
         (_parts("Qwen/Qwen-Image-Edit-2511"), _lightning("loras")),
+        Sizes(
+            block=227_000_000,
+            blocks=60,
+            rest=150_000_000,
+            modulation=13_600_000_000,
+            encoder_layer=466_000_000,
+            encoder=15_500_000_000,
+            vae=250_000_000,
+            lora=849_600_000,
+        ),  # FP8, the encoder in bfloat16, Lightning beside the weights
     ),
     "lightning-2511": Entry(
         "the Lightning LoRAs alone, for a model folder that is there already (--to FOLDER/loras)",
         "Apache-2.0",
         1.7,
         (_lightning(""),),
-        model=False,
     ),
 }
 """What can be fetched, by name. Others are opened as folders or files, by their path."""

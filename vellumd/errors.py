@@ -332,6 +332,8 @@ WARNINGS: dict[str, str] = {
     "memory_freed": "Memory ran out; part of the edit was done twice.",
     "vae_tiled": "Memory ran out; the picture was made in tiles and may show seams.",
     "weights_streamed": "Memory ran out; the weights came from the host, which is slower.",
+    "kernel_replaced": "A kernel of the card failed; plain PyTorch did its work, which is slower: "
+    "the engine's log says why.",
     "engine_cold": "The engine had not warmed up yet: this edit took longer than the next ones.",
     "unknown_field": "A field was not understood and was ignored.",
 }

@@ -27,6 +27,10 @@ STEP_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 35.0, 120.0)
 JOB_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
 """Upper bounds of the histograms' buckets in seconds; 35 s is a step on a small card."""
 ENGINE_STATES = ("loading", "ready", "restarting", "failed", "unloaded")
+COUNTED = (
+    "kernel_replaced", "memory_freed", "tier_lowered", "vae_tiled", "weights_streamed",
+)  # fmt: skip
+"""Warnings of which somebody wants to be told by an alarm: the card does worse than it could."""
 HELD = ("paused", "storage_full", "stopping")
 
 Info = Mapping[str, Any]
@@ -50,6 +54,12 @@ class Metrics:
             "vellumd_jobs_ended",
             "Jobs that ended since the start, by how and by door.",
             ["status", "source"],
+            registry=self._registry,
+        )
+        self._warnings = Counter(
+            "vellumd_job_warnings",
+            "Warnings that the engine gave to jobs since the start, by code.",
+            ["code"],
             registry=self._registry,
         )
         self._waited = self._histogram(
@@ -104,8 +114,11 @@ class Metrics:
         elif event.type in ENDS:
             self._ended.labels(event.type, source).inc()
             if event.job_id in self._running:
-                ran = self._cold if event.data.get("cold") else self._ran.labels(source)
+                cold = "engine_cold" in event.data.get("warnings", ())
+                ran = self._cold if cold else self._ran.labels(source)
                 ran.observe(now - self._running[event.job_id])
+            for code in event.data.get("warnings", ()):
+                self._warnings.labels(code).inc()
             self._forget(event.job_id)
 
     def count(self, transport: str, event: str, times: int) -> None:
@@ -143,6 +156,8 @@ class Metrics:
             self._ran.labels(door)
             for status in ENDS:
                 self._ended.labels(status, door)
+        for code in COUNTED:
+            self._warnings.labels(code)
         return await asyncio.to_thread(generate_latest, self._registry)
 
 

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from vellumd import catalogue, errors
 from vellumd.models import SIZE_MAX, Frozen
 from vellumd.settings import EngineSettings
-from vellumd.weights import checkpoint
+from vellumd.weights import checkpoint, header
 from vellumd.weights.model import COMFY_TRANSFORMERS, Model, base_of, open_model
 
 FILE = "vellumd.json"
@@ -26,7 +26,7 @@ DEMO_FOLDER = Path(__file__).parent / "demo" / "model"
 class LoraRole(Frozen):
     """A LoRA that presets name by role. `file` is a glob below the model's `loras`."""
 
-    file: str
+    file: str = Field(pattern=r"^\*?([^/\\*]+\*?)+$")
     scheduler: Literal["base", "lightning"] = "base"
 
 
@@ -126,9 +126,14 @@ def read(model: str, base: str | None = None) -> ModelCard:
 
     A file goes by its own name and has the facts of its base folder; its name also tells
     of a Lightning LoRA inside. Raises `ModelMissing` where there is no such model or base,
-    `ModelInvalid` for a bad card.
+    `ModelInvalid` for a bad card and for what cannot be read.
     """
     path = folder(model)
+    with header.readable(f"The model {path.name!r}"):
+        return _read(model, path, base)
+
+
+def _read(model: str, path: Path, base: str | None) -> ModelCard:
     if not path.exists() and model in catalogue.MODELS:
         raise errors.ModelMissing(f"{model} is not there yet: vellumd fetch {model} brings it.")
     if not path.exists():

@@ -104,11 +104,25 @@ class ImageRef(Frozen):
     name: str = Field(default="", max_length=255)
 
 
+SCALE_MAX = 4
+"""Largest strength of a LoRA, either way."""
+
+
 class LoraRef(Frozen):
     """A LoRA by role (`lightning-8`) or file name without ending, and its strength."""
 
     name: str = Field(min_length=1, max_length=255, pattern=r"^[\w][\w .+-]*$")
-    scale: float = Field(default=1.0, ge=-4, le=4)
+    scale: float = Field(default=1.0, ge=-SCALE_MAX, le=SCALE_MAX)
+
+
+class UsedLora(LoraRef):
+    """A LoRA that took part in an edit, and the file that it came from: its name and SHA-256.
+
+    Without a file it came inside the model's weights; without a hash the file changed since.
+    """
+
+    file: str | None = None
+    sha256: str | None = None
 
 
 class OutputOptions(Frozen):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
@@ -318,7 +318,7 @@ def check_loras(loras: tuple[LoraRef, ...], engine: EngineSettings, card: ModelC
     A Lightning file under any name counts as one beside a Lightning LoRA that is inside the
     weights. Of a model that is missing, as on a drive not mounted yet, the card alone counts.
     """
-    files: dict[Path, str] = {}
+    files: list[tuple[str, Path]] = []
     for lora in loras:
         if lora.name == card.fused:
             continue
@@ -327,12 +327,21 @@ def check_loras(loras: tuple[LoraRef, ...], engine: EngineSettings, card: ModelC
         file = model_card.find_lora(engine.model, card, engine.loras, lora.name, engine.base)
         if file is None or not file.is_file():
             raise errors.UnknownLora(f"The LoRA {lora.name!r} is not here.")
+        files.append((lora.name, file))
+    check_together(files, card)
+
+
+def check_together(loras: Iterable[tuple[str, Path]], card: ModelCard) -> None:
+    """Raises `UnknownLora` unless these LoRAs, name and file, can be added to one another."""
+    names: dict[Path, str] = {}
+    for name, file in loras:
         if card.fused and checkpoint.lightning_steps(file.stem):
             raise errors.UnknownLora(
-                f"{card.fused!r} is inside the model's weights; {lora.name!r} cannot be added."
+                f"{card.fused!r} is inside the model's weights; {name!r} cannot be added."
             )
-        if (first := files.setdefault(file.resolve(), lora.name)) != lora.name:
-            raise errors.UnknownLora(f"{first!r} and {lora.name!r} are the same LoRA.")
+        if (first := names.get(file.resolve())) is not None:
+            raise errors.UnknownLora(f"{first!r} and {name!r} are the same LoRA.")
+        names[file.resolve()] = name
 
 
 def _largest(card: ModelCard) -> str:

@@ -8,13 +8,13 @@ and stdout. Pictures travel as files; the one exception is a live preview of at 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, Protocol
 
 from pydantic import Field, TypeAdapter
 
-from vellumd.models import Frozen, Notice, Progress, ResolvedEdit, Result
+from vellumd.models import Frozen, Notice, Progress, ResolvedEdit, Result, UsedLora
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -252,6 +252,9 @@ class Report(Protocol):
 
     def warn(self, code: str) -> None:
         """Attach the warning `code` of `errors.WARNINGS` to the job."""
+
+    def used(self, loras: Sequence[UsedLora]) -> None:
+        """Tell which files LoRAs came from, before the picture that they took part in."""
 
 
 class Engine(Protocol):

@@ -111,7 +111,7 @@ class EngineSettings(Group):
     kernels: Literal["auto", "triton", "plain"] = Field(
         "auto",
         description="What runs between matrix products: auto takes Triton's kernels where they "
-        "run and agree with plain PyTorch's.",
+        "run and agree with plain PyTorch's, which take over where one fails later.",
     )
     compile: bool = Field(
         False,

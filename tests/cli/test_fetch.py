@@ -13,11 +13,15 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.parse import unquote
 
 import pytest
 
-from vellumd import catalogue
+from vellumd import catalogue, platform
+from vellumd.cli import checks
+from vellumd.cli import fetch as fetch_command
+from vellumd.settings import EngineSettings
 
 COMMIT = "c" * 40
 MODEL = "Qwen/Qwen-Image-Edit-2511"
@@ -152,6 +156,30 @@ def test_it_shows_size_and_licence_and_begins_only_when_told(
     assert code == 1 and "--yes" in err and hub.asked == []
     assert "Apache-2.0" in out and "0.0 GB in 9 files" in out
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("memory", "settings", "said"),
+    [
+        (24, {}, "RTX 4090, 24 GB: transformer resident, encoder streamed"),
+        (24, {"vram_budget_gb": 12}, "RTX 4090, 12 GB: 38 blocks streamed, encoder streamed"),
+        (6, {}, "RTX 4090, 6 GB: too small for 60 blocks streamed"),
+    ],
+)
+def test_it_tells_what_the_card_will_do(
+    memory: int, settings: dict[str, int], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the seconds of an edit, before hours of fetching."""
+    card = checks.Card("RTX 4090", memory * 10**9, (8, 9))
+    monkeypatch.setattr(platform, "nvidia_driver", lambda: True)
+    monkeypatch.setattr(platform, "memory", lambda: platform.Memory(64 * 10**9, 60 * 10**9))
+    monkeypatch.setattr(checks, "torch_says", lambda: ("13.0", card))
+    sizes = catalogue.CATALOGUE[NAME].sizes
+    assert sizes is not None
+    told = fetch_command._on_card(sizes, EngineSettings(**settings))
+    assert told.startswith(said) and "a balanced edit: about" in told
+    monkeypatch.setattr(checks, "torch_says", Mock(side_effect=OSError))
+    assert "none that torch can use" in fetch_command._on_card(sizes, EngineSettings())
 
 
 def test_a_whole_model_comes_with_its_loras_and_without_pickles(

@@ -12,7 +12,8 @@ from tests.weights import files
 from tests.weights.files import configured, sentinel, single
 from vellumd.cli import model_checks
 from vellumd.hookspecs import Check
-from vellumd.settings import EngineSettings, Settings
+from vellumd.models import LoraRef
+from vellumd.settings import EngineSettings, Preset, Settings
 
 LORA = {
     "transformer_blocks.0.attn.to_q.lora_down.weight": ("BF16", (4, 16)),
@@ -183,6 +184,19 @@ def test_loras_are_held_against_their_role(folder: Path, tmp_path: Path) -> None
         "LoRA style: a Lightning file needs the role lightning-4, for its scheduler",
         "LoRA twin: the same file as odd; together they count twice",
     ]
+
+
+def test_loras_of_presets(folder: Path) -> None:
+    """Those that a configured preset names are looked at too; one that is not here is told."""
+    files.write(folder / "loras/odd.safetensors", {"x.weight": ("BF16", (1,))})
+    files.write(folder / "loras/style.safetensors", LORA)
+    presets = {name: Preset(loras=(LoraRef(name=name),)) for name in ("odd", "style", "gone")}
+    checked = settings(folder).model_copy(update={"presets": presets})
+    assert faults(checked) == [
+        "LoRA odd: The LoRA odd.safetensors holds what is no LoRA (x.weight).",
+    ]
+    (gone,) = model_checks.presets(checked)
+    assert gone.text.startswith("presets.gone: The LoRA 'gone' is not here.")
 
 
 def test_a_lightning_role_with_another_file(folder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from vellumd import errors, platform
-from vellumd.models import ResolvedEdit
+from vellumd.models import ResolvedEdit, UsedLora
 from vellumd.protocol import Capabilities, Init, Report
 
 
@@ -49,6 +49,10 @@ class Plain:
         return Image.new(
             "RGB", (64, 48), (0, 0, 0) if prompt == "black" else (200, 40 * number, 90)
         )
+
+    def _loras(self, report: Report, _: object) -> None:
+        report.used([UsedLora(name="style", scale=0.5, file="style.safetensors", sha256="0" * 64),
+                     UsedLora(name="inside")])  # fmt: skip
 
     def _memory(self, report: Report, _: object) -> None:
         import torch

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from vellumd import protocol
-from vellumd.models import SUFFIXES, ImageRef, ResolvedEdit
+from vellumd.models import SUFFIXES, ImageRef, ResolvedEdit, UsedLora
 
 SECONDS = 120
 """Longest wait for a frame; torch's import alone may take ten on a busy machine."""
@@ -105,6 +105,7 @@ class Told:
         self.steps: list[tuple[int, int, int, int]] = []
         self.previews: list[Image.Image] = []
         self.warnings: list[str] = []
+        self.loras: Sequence[UsedLora] = ()
 
     def beat(self, phase: str, done: int = 0, of: int = 0) -> None:
         self.beats.append((phase, done, of))
@@ -117,6 +118,9 @@ class Told:
 
     def warn(self, code: str) -> None:
         self.warnings.append(code)
+
+    def used(self, loras: Sequence[UsedLora]) -> None:
+        self.loras = loras
 
 
 class Child:

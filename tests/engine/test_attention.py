@@ -13,6 +13,7 @@ from torch import Tensor
 from vellumd import errors
 from vellumd.engine import attention
 from vellumd.engine.linears import FP8
+from vellumd.engine.trial import Standby
 
 CPU = torch.device("cpu")
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -158,3 +159,25 @@ def test_8_bits_need_a_scale_for_each_head(scaled: bool, monkeypatch: pytest.Mon
     if choice:
         given = inputs(torch.bfloat16)
         assert choice.attention(*given).dtype is torch.bfloat16
+
+
+def test_8_bits_go_on_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its rounding fails after the trial, the plain one does it."""
+    monkeypatch.setitem(sys.modules, "fa3_fwd_interface", package(True))
+    rounding, calls = attention.KINDS_8BIT[attention.WITHOUT_TRITON], 0
+
+    def late(*given: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 2:  # the trial's
+            raise RuntimeError("no registers are left")
+        return rounding(*given)
+
+    monkeypatch.setitem(attention.KINDS_8BIT, "fa3-8bit", late)
+    standby = Standby()
+    choice = attention.choose_8bit(CPU, torch.bfloat16, standby=standby)
+    assert choice is not None and choice.name == "fa3-8bit" and calls == 2
+    given = inputs(torch.bfloat16)
+    for _ in range(2):
+        assert torch.equal(choice.attention(*given), rounding(*given))
+    assert calls == 3 and [*standby.replaced] == ["fa3-8bit"]

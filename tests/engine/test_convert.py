@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from tests.engine import layouts, numerics
 from tests.engine.support import Told, encoded, picture, reference, resolved
 from vellumd import artefact, errors, model_card, protocol
+from vellumd.cli.convert import scaled
 from vellumd.engine import (
     convert,
     converting,
@@ -95,7 +96,9 @@ def test_what_an_artefact_holds(home: Path) -> None:
         else:
             assert torch.equal(held[name], tensor)
     source = DEMO / "transformer" / "diffusion_pytorch_model.safetensors"
-    assert manifest.hashes == {source.name: hashlib.sha256(source.read_bytes()).hexdigest()}
+    assert manifest.hashes == {
+        f"transformer/{source.name}": hashlib.sha256(source.read_bytes()).hexdigest()
+    }
 
 
 def test_a_lora_is_added_before_rounding(home: Path) -> None:
@@ -109,9 +112,6 @@ def test_a_lora_is_added_before_rounding(home: Path) -> None:
     rounded, scale = linears.by_row(exact)
     assert torch.equal(held[f"{name}.weight"].float(), rounded.float())
     assert torch.equal(held[f"{name}.weight_scale"], scale)
-    assert loading.checkpoint.folder(home / "lightning/transformer", "transformer").fused == (
-        LORA.stem,
-    )
 
 
 def test_the_hatch_keeps_more(tmp_path: Path) -> None:
@@ -251,6 +251,22 @@ def test_a_torn_line_costs_one_file(
     assert digests(target) == digests(home / "plain")
 
 
+def test_what_somebody_spoilt_is_made_again(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished file that was cut or taken away while nothing ran."""
+    target, part = tmp_path / "plain", tmp_path / "plain.part"
+    monkeypatch.setattr(convert.Conversion, "_tables", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        conversion().run(target, lambda *_: None)
+    monkeypatch.undo()
+    with (part / "transformer/block-01.safetensors").open("r+b") as cut:
+        cut.truncate(1000)
+    (part / "transformer/block-02.safetensors").unlink()
+    conversion().run(target, lambda *_: None)
+    assert digests(target) == digests(home / "plain")
+
+
 def test_another_order_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was finished for other LoRAs is not taken for this."""
     target, write = tmp_path / "one", shards.write
@@ -349,7 +365,7 @@ def test_hashing_ends_with_the_work(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), hashes.Hashes([large, large]):
         raise ZeroDivisionError
     with hashes.Hashes([small]) as found:
-        assert found.found() == {"small": hashlib.sha256(small.read_bytes()).hexdigest()}
+        assert found.found() == {hashes.told(small): hashlib.sha256(small.read_bytes()).hexdigest()}
     (tmp_path / "lost").unlink(missing_ok=True)
     with pytest.raises(FileNotFoundError), hashes.Hashes([tmp_path / "lost"]) as found:
         found.found()
@@ -374,6 +390,49 @@ def test_what_the_machine_refuses_is_told(
     monkeypatch.setattr(convert.Conversion, "run", Mock(side_effect=error))
     assert converting.main(['{"engine": {"model": "demo"}}']) != 0
     assert capfd.readouterr().err.splitlines()[-1].startswith(f"vellumd: {told}")
+
+
+def test_a_card_is_named_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever edits on it beside knows how much of it is taken."""
+    job = conversion()
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    job._device = torch.device("cuda", 0)
+    assert str(job.needs()).endswith("rounds with up to 3 GB of NVIDIA H200")
+
+
+@pytest.mark.parametrize(
+    ("fused", "loras", "said"),
+    [
+        (None, [("lightning-8", 1.0), (str(LORA), 1.0)], "are the same LoRA"),
+        (None, [("lightning-8", 1.0), ("lightning-8", 0.5)], "are the same LoRA"),
+        ("lightning-4", [("lightning-8", 1.0)], "is inside the model's weights"),
+        (None, [("gone", 1.0)], "There is no LoRA 'gone'"),
+    ],
+)
+def test_loras_that_would_count_twice(
+    fused: str | None,
+    loras: list[tuple[str, float]],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Are refused before anything is read."""
+    card = model_card.read("demo").model_copy(update={"fused": fused})
+    monkeypatch.setattr(model_card, "of", lambda _: card)
+    wanted = converting.Wanted(engine=EngineSettings(model="demo"), loras=tuple(loras))
+    with pytest.raises(errors.UnknownLora, match=said):
+        converting.make(wanted)
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf", "0", "-0.0", "4.1", "-9"])
+def test_scales_that_cannot_be(scale: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command line says which there are; a file's name may hold the sign."""
+    from vellumd.cli import main
+
+    with pytest.raises(SystemExit, match="2"):
+        main.main(["convert", "demo", "--lora", f"lightning-8={scale}"])
+    assert "a scale is from -4 to 4" in capsys.readouterr().err
+    assert scaled("a=b.safetensors") == ("a=b.safetensors", 1.0)
+    assert scaled("a=b.safetensors=-0.5") == ("a=b.safetensors", -0.5)
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:
@@ -437,11 +496,12 @@ def test_memory_stays_small(large: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="SIGKILL")
 def test_sigkill(large: Path, tmp_path: Path) -> None:
-    """Killed in the middle, the same command completes, and finished files are not touched."""
+    """The command killed in the middle leaves nothing running, the same one completes, and
+    finished files are not touched."""
     target = tmp_path / "out"
     wanted = converting.Wanted(engine=EngineSettings(model=str(large)), target=target)
     child = subprocess.Popen(
-        [sys.executable, "-m", "vellumd.engine", "convert", wanted.model_dump_json()],
+        [sys.executable, "-m", "vellumd", "convert", str(large), str(target)],
         stderr=subprocess.PIPE,
     )
     journal = target.with_name("out.part") / convert.JOURNAL
@@ -450,8 +510,9 @@ def test_sigkill(large: Path, tmp_path: Path) -> None:
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
-    _, said = child.communicate()
+    _, said = child.communicate(timeout=60)  # until what it started has ended too
     assert b"reads 0.2 GB" in said and b"takes about" in said
+    assert b"rounds with the CPU" in said
     assert not target.exists()
     finished = [json.loads(line)["name"] for line in journal.read_text().splitlines()[1:4]]
     times = {name: (journal.parent / name).stat().st_mtime_ns for name in finished}
@@ -493,6 +554,14 @@ def test_it_is_found_by_its_key(home: Path, tmp_path: Path) -> None:
     assert best((stamp, 1.0), (stamp.model_copy(update={"name": "b"}), 1.0)) == "lightning"
     changed = tuple(one.model_copy(update={"mtime_ns": 1}) for one in source)
     assert best(of=changed) is None
+    assert artefact.best(artefact.found(home), source, ("img_mlp.net.2",), ()) is None
+    other = Path(shutil.copytree(home, tmp_path / "other"))
+    for name, key, value in (("plain", "key", "0" * 64), ("lightning", "order", {"format": 0})):
+        file = other / name / artefact.MANIFEST
+        told = json.loads(file.read_bytes())
+        told[key] = {**told[key], **value} if isinstance(value, dict) else value
+        file.write_text(json.dumps(told))
+    assert list(artefact.found(other)) == []
     copy = Path(shutil.copytree(home, tmp_path / "copy"))
     (copy / "plain/transformer/block-00.safetensors").unlink()
     (copy / "lightning/manifest.json").write_text("{")

@@ -169,4 +169,4 @@ def test_result_json_is_whole(child: Child) -> None:
     """`result.json` holds what adoption after a crash needs."""
     child.run("whole", [PLAIN])
     body = json.loads((child.spool / "whole" / "result.json").read_text())
-    assert set(body) == {"results", "elapsed_s", "timings", "warnings"}
+    assert set(body) == {"results", "elapsed_s", "timings", "warnings", "loras"}

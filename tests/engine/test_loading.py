@@ -6,12 +6,13 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from vellumd import errors
-from vellumd.engine import loading
+from vellumd.engine import loading, weights
 from vellumd.engine.encode import PREFIX_TOKENS, TEMPLATE
 from vellumd.engine.model import Model
 
@@ -120,6 +121,24 @@ def test_a_whole_model_loads(copy: Path) -> None:
     phase, done, of = beats[-1]
     assert phase == "load"
     assert done <= of
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), errors.OutOfMemory),
+        (torch.AcceleratorError("CUDA error: unspecified launch failure"), torch.AcceleratorError),
+        (RuntimeError("anything"), errors.ModelInvalid),
+    ],
+)
+def test_a_card_that_is_full_or_lost_is_no_damaged_model(
+    demo: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: type[Exception]
+) -> None:
+    """What to do is another thing each time: fewer gigabytes, another process, another download."""
+    monkeypatch.setattr(weights, "fill", Mock(side_effect=error))
+    with pytest.raises(told) as caught:
+        loading.load(demo, CPU, lambda *_: None)
+    assert caught.type is told
 
 
 def test_the_sentinel_is_no_weight(copy: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from tests.engine.layouts import Tensors
 from vellumd import errors, model_card
-from vellumd.engine import lora
+from vellumd.engine import loading, lora
 from vellumd.engine.lora import Branched
 from vellumd.engine.model import Model
+from vellumd.memory_plan import Plan
 from vellumd.models import LoraRef
 from vellumd.weights.lora import PEFT_KEY
 
@@ -102,11 +104,24 @@ def test_one_of_another_model(model: Model, own: Tensors, tmp_path: Path) -> Non
     save_file({f"{n}x": t for n, t in own.items()}, tmp_path / "loras" / "other.safetensors")
     loras = lora.Loras(model.parts, tmp_path, model.card, {})
     assert loras.names() == ("other",)
-    with pytest.raises(errors.ModelInvalid):
+    with pytest.raises(errors.UnknownLora, match=r"other\.safetensors"):
         loras.use([LoraRef(name="other")])
     loras.use([])
     with pytest.raises(errors.UnknownLora):
         loras.use([LoraRef(name="gone")])
+
+
+def test_one_that_changes_a_table(model: Model, demo: Path, tmp_path: Path) -> None:
+    """Modulation that comes from tables is no linear any more; it is said how to have it."""
+    parts = loading.load(demo, torch.device("cpu"), lambda *_: None, plan=Plan(tabled=True))
+    module, width = "transformer_blocks.0.img_mod.1", parts.transformer.inner_dim
+    halves = {"down": torch.ones(2, width), "up": torch.ones(6 * width, 2)}
+    file = tmp_path / "x.safetensors"
+    save_file({f"{module}.lora_{half}.weight": tensor for half, tensor in halves.items()}, file)
+    assert module in read(file, model)
+    loras = lora.Loras(parts, demo, model.card, {"x": str(file)})
+    with pytest.raises(errors.UnknownLora, match=r"is a table here: fuse it with .vellumd convert"):
+        loras.use([LoraRef(name="x")])
 
 
 def test_the_same_again_is_left_as_it_is(model: Model) -> None:
@@ -131,6 +146,42 @@ def test_the_same_again_is_left_as_it_is(model: Model) -> None:
     assert len(branches()) == len(first)
     loras.use([])
     assert not branches()
+
+
+def test_a_file_that_is_replaced(model: Model, own: Tensors, tmp_path: Path) -> None:
+    """Under its own name, with its own size: the next edit has the new one, and says so."""
+    home = tmp_path / "loras"
+    home.mkdir()
+    file, branch = home / "style.safetensors", "transformer_blocks.0.attn.to_q"
+    loras = lora.Loras(model.parts, tmp_path, model.card, {})
+
+    def put(strength: float) -> str:
+        part = home / "part"
+        save_file({n: strength * t if ".lora_up" in n else t for n, t in own.items()}, part)
+        part.replace(file)
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+
+    def used() -> tuple[Tensor, lora.UsedLora]:
+        loras.use([LoraRef(name="style", scale=0.5)])
+        (told,) = loras.used()
+        return model.parts.transformer.get_submodule(branch).up.clone(), told
+
+    model.loras.use([])
+    first, second = put(1), put(1)
+    assert first == second
+    one, told = used()
+    assert told == lora.UsedLora(name="style", scale=0.5, file=file.name, sha256=first)
+    other = put(2)
+    two, told = used()
+    assert (told.sha256, told.file) == (other, file.name)
+    assert torch.equal(two, 2 * one)
+    put(3)  # while an edit runs with the one before
+    assert loras.used()[0].sha256 is None
+    file.unlink()
+    with pytest.raises(errors.UnknownLora):
+        loras.use([LoraRef(name="style", scale=0.5)])
+    assert not loras.used()
+    assert not [m for m in model.parts.transformer.modules() if isinstance(m, Branched)]
 
 
 def test_half_a_lora_stays_nowhere(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +93,25 @@ def test_segments_that_do_not_grow() -> None:
     )
     assert pieces.fits and pieces.streamed > grows.streamed
     assert pieces.vram <= 16 * GB - memory_plan.PIECES
+
+
+@pytest.mark.parametrize(
+    ("one", "growth"),
+    [
+        (Plan(), {"block": 60, "rest": 1, "modulation": 1, "encoder": 1, "vae": 1, "lora": 2}),
+        (Plan(tabled=True, encoder="offloaded"),
+         {"block": 60, "rest": 1, "modulation": 0, "encoder": 0, "vae": 1, "lora": 2}),
+        (Plan(tabled=True, encoder="streamed", streamed=40),
+         {"block": 20 + 2, "rest": 1, "encoder": 0, "encoder_layer": 2, "vae": 1, "lora": 2}),
+    ],
+)  # fmt: skip
+def test_everything_that_is_on_the_card_counts(one: Plan, growth: dict[str, int]) -> None:
+    """While denoising: once, each block, or as often as it is copied."""
+    sizes = replace(REAL, lora=GB)
+    before = memory_plan.denoising(sizes, one)
+    for name, times in growth.items():
+        larger = replace(sizes, **{name: getattr(sizes, name) + 1000})
+        assert memory_plan.denoising(larger, one) - before == 1000 * times, name
 
 
 def test_the_smallest_plan() -> None:
@@ -204,7 +224,7 @@ def test_loras_inside_the_weights_take_no_room(tmp_path: Path) -> None:
     assert shelf.beside(None, ()) == 0
 
     def having(*fused: tuple[Path, float]) -> Any:
-        inside = {(artefact.Stamp.of(file), scale): None for file, scale in fused}
+        inside = {(artefact.Stamp.of(file), scale) for file, scale in fused}
         return SimpleNamespace(fuses=lambda: inside)
 
     assert shelf.beside(having((first, 1.0)), loras) == sizes[1]
@@ -271,6 +291,19 @@ def test_sizes_come_from_headers() -> None:
         p.nbytes for _, m in tables.modulations(parts.transformer) for p in m.parameters()
     )  # fmt: skip
     assert small.block == held - mods // 5
+
+
+def test_sizes_of_an_older_configuration(tmp_path: Path) -> None:
+    """transformers wrote the language model's keys beside `vision_config` once."""
+    folder = Path(shutil.copytree(model_card.DEMO_FOLDER, tmp_path / "model"))
+    file = folder / "text_encoder/config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config.pop("text_config"), **config}))
+    expected = placing.sizes_of(open_model(model_card.DEMO_FOLDER), None, precision.PLAIN, (), 2)
+    assert placing.sizes_of(open_model(folder), None, precision.PLAIN, (), 2) == expected
+    layers = [w.place.count for n, w in open_model(folder).text_encoder.weights.items()
+              if n.startswith(f"{placing.LAYERS}0.")]  # fmt: skip
+    assert expected.encoder_layer == 2 * sum(layers)
 
 
 def test_the_machine_within_its_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,6 +461,29 @@ def test_a_block_that_fails_stops_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         run(blocks)
     handle.remove()
+    assert torch.equal(run(blocks), expected)
+    stream.close()
+
+
+def test_half_a_copy_is_not_taken_for_a_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that fails in the middle has spoilt what the buffer held; the next forward reads it."""
+    blocks = blocks_of(4)
+    expected = run(blocks)
+    host = held(blocks, tmp_path)
+    stream, copy, failed = streaming.Streamed(blocks, host, CPU), host.copy, list[int]()
+
+    def half(number: int, target: torch.Tensor) -> None:
+        copy(number, target)
+        if number == 2 and not failed:
+            failed.append(number)
+            target[len(target) // 2 :].zero_()
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(host, "copy", half)
+    with pytest.raises(ZeroDivisionError):
+        run(blocks)
     assert torch.equal(run(blocks), expected)
     stream.close()
 

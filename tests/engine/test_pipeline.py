@@ -338,7 +338,7 @@ def test_an_unknown_lora_fails_before_any_block(model: Model, files: list[Path])
 def test_a_damaged_lora_is_refused(
     model: Model, files: list[Path], demo: Path, tmp_path: Path, kind: str
 ) -> None:
-    """A truncated, foreign or lying file fails as `model_invalid`; the edit after is as ever."""
+    """A truncated, foreign or lying file fails as `unknown_lora`; the edit after is as ever."""
     from safetensors.torch import save_file
 
     from vellumd.engine.lora import Loras
@@ -352,6 +352,6 @@ def test_a_damaged_lora_is_refused(
         bad.write_bytes(b"\xff" * 8 + good[8:] if kind == "huge header" else good[:-100])
     expected = paint(model, files)
     loras = Loras(model.parts, demo, model.card, {"bad": str(bad)})
-    with pytest.raises(errors.ModelInvalid):
+    with pytest.raises(errors.UnknownLora, match=r"bad"):
         loras.use((LoraRef(name="bad"),))
     assert same(paint(model, files), expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -111,6 +112,46 @@ def test_who_stops_early_waits(file: Path) -> None:
         next(tensors)
         tensors.close()  # type: ignore[attr-defined]
     assert not [t for t in threading.enumerate() if t.name.startswith("weights")]
+
+
+def test_whoever_stops_early_waits(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody frees memory that a thread still writes to."""
+    places = [place for place in header.read(file).tensors.values() if place.nbytes]
+    first, running, held = list[object](), threading.Event(), threading.Event()
+    began, ended = list[object](), list[object]()
+
+    def read(span: reading.Span, targets: object) -> None:
+        if not first:
+            first.append(span)
+            return
+        began.append(span)
+        running.set()
+        held.wait(0.2)  # it ends long after whoever does not wait
+        ended.append(span)
+
+    monkeypatch.setattr(reading, "read_span", read)
+    with Reader(CPU, span=100, threads=1) as reader:
+        tensors: Iterator[torch.Tensor] = reader.places(places)
+        next(tensors)
+        assert running.wait(20)
+        tensors.close()  # type: ignore[attr-defined]
+        assert len(began) == len(ended) > 0
+
+
+def test_a_buffer_is_used_again_once_it_is_copied(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card copies behind the thread's back: it is waited for before the next span is read."""
+    places = [place for place in header.read(file).tensors.values() if place.nbytes]
+    spans = reading.plan(places, 100)
+    story: list[str] = []
+    copied = Mock(synchronize=lambda: story.append("copied"))
+    monkeypatch.setattr(reading._Ring, "_copy", lambda *_: copied)
+    monkeypatch.setattr(reading, "read_span", lambda *_: story.append("read"))
+    ring = reading._Ring(CPU, 100, 1)
+    for span in spans[:3]:
+        assert ring.fetch(span, {}, None) is copied
+    assert story == ["read", "copied", "read", "copied", "read"]
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,13 +22,15 @@ from tests.engine.support import (
     stopped,
 )
 from vellumd import errors, memory_plan
-from vellumd.engine import attention
+from vellumd.engine import attention, trial
+from vellumd.engine.kernels import choice
 from vellumd.engine.model import Model
 from vellumd.engine.pipeline import QwenEngine
 from vellumd.engine.rows import BOTH, ONE
 from vellumd.engine.run import Run
 from vellumd.engine.tiers import Forwards
 from vellumd.engine.transformer import Own, Stock
+from vellumd.engine.trial import Standby
 from vellumd.protocol import Init
 from vellumd.settings import EngineSettings
 
@@ -47,7 +51,8 @@ def with_settings(model: Model, **settings: Any) -> Model:
     """`model` as a daemon with these settings would have it."""
     other = copy.copy(model)
     other.settings = EngineSettings(**settings)
-    other.forwards = Forwards.of(model.parts, other.settings)
+    other.standby = Standby()
+    other.forwards = Forwards.of(model.parts, other.settings, other.standby)
     return other
 
 
@@ -176,8 +181,10 @@ def test_which_forward_a_tier_runs(model: Model, monkeypatch: pytest.MonkeyPatch
     small = with_settings(model).forwards
     assert small.attention == ("fa3-8bit", "flash")
     assert isinstance(small.eight_bit, Own)
-    kernels = {(block.attention, block.again) for block in small.eight_bit.blocks}
-    assert kernels == {(attention.default, attention.KINDS["flash"])}
+    ((kernel, again),) = {(block.attention, block.again) for block in small.eight_bit.blocks}
+    x = torch.randn(1, 5, 2, 8)
+    assert torch.equal(kernel(x, x, x), attention.default(x, x, x))
+    assert again is attention.KINDS["flash"] is not kernel
     assert small.of_tier("swift") is small.of_tier("turbo") is small.eight_bit
     assert small.of_tier("standard") is small.exact
     assert not small.lowers("swift")
@@ -202,3 +209,61 @@ def test_a_forced_kernel_that_does_not_run_ends_the_start(demo: Path, tmp_path: 
     init = Init(engine="", settings={"attention": "fa3"}, spool=tmp_path, cache=tmp_path)
     with pytest.raises(errors.RecipeUnsupported):
         QwenEngine(init).load(Told())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(choice.Ops)])
+def test_a_kernel_that_fails_after_its_trial(
+    model: Model, files: list[Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Its plain twin does the work from there on, with the same bits; every edit says so."""
+    exact = paint(model, files)
+    calls, choose = 0, choice.choose
+
+    def late(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise RuntimeError("Triton Error [CUDA]: out of resource: shared memory")
+        return getattr(choice.PLAIN, name)(*given)
+
+    def on_a_card(wanted: str, _: object, *given: Any) -> choice.Choice:
+        return choose(wanted, torch.device("cuda"), *given)
+
+    ops = replace(choice.PLAIN, **{name: late})
+    monkeypatch.setattr(choice, "those_that_run", lambda *_: choice.Choice(ops, {}))
+    monkeypatch.setattr(choice, "choose", on_a_card)
+    monkeypatch.setattr(trial, "_is_lost", lambda: False)
+    other = with_settings(model)
+    for _ in range(2):
+        told = Told()
+        assert paint(other, files, told) == exact
+        assert told.warnings == ["kernel_replaced"]
+    assert calls == 3
+    assert "out of resource" in other.standby.replaced[name]
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), False),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), True),
+    ],
+)
+def test_what_no_twin_mends(monkeypatch: pytest.MonkeyPatch, error: Exception, lost: bool) -> None:
+    """Memory is freed and the edit goes on with the kernel; a lost card ends the process."""
+    monkeypatch.setattr(trial, "_is_lost", lambda: lost)
+    standby = Standby()
+    either = standby.behind("x", Mock(side_effect=[error, 1]), lambda: pytest.fail("the twin"))
+    with pytest.raises(RuntimeError):
+        either()
+    assert either() == 1 and not standby.replaced
+
+
+def test_wanted_kernels_have_no_twins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever set `triton` wants it to fail; whoever measures it does too."""
+    found = choice.Choice(replace(choice.PLAIN, gelu=lambda *_: 1 / 0), {})
+    monkeypatch.setattr(choice, "those_that_run", lambda *_: found)
+    cuda = torch.device("cuda")
+    assert choice.choose("triton", cuda, torch.bfloat16, Standby()) is found
+    assert choice.choose("auto", cuda, torch.bfloat16) is found
+    assert choice.choose("auto", cuda, torch.bfloat16, Standby()).ops.gelu is not found.ops.gelu

@@ -52,6 +52,16 @@ def test_a_damaged_file_is_measured_anew(
     assert beats
 
 
+def test_a_cache_that_cannot_be_written_ends_no_start(
+    tmp_path: Path, beats: list[tuple[int, int]]
+) -> None:
+    """A full disk, or a folder of somebody else: each start measures."""
+    (tmp_path / "file").write_bytes(b"")
+    for _ in range(2):
+        assert known(tmp_path / "file", beats)
+    assert len(beats) == 2 * len(tuning.candidates(CPU))
+
+
 def test_another_version_is_measured_anew(
     tmp_path: Path, beats: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

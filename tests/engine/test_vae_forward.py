@@ -19,6 +19,7 @@ from tests.engine.support import picture
 from vellumd import errors
 from vellumd.engine import latents, vae_forward
 from vellumd.engine.kernels import pixels
+from vellumd.engine.trial import Standby
 from vellumd.engine.vae import flatten
 from vellumd.engine.vae_forward import FAST, PLAIN
 
@@ -152,6 +153,10 @@ def test_what_does_not_run_is_left_out() -> None:
     assert vae_forward.choose("auto", CPU, torch.float32) == PRODUCTS
     assert vae_forward.choose("auto", CPU, torch.bfloat16) == PLAIN
     assert vae_forward.choose("plain", CPU, torch.float32) == PLAIN
+    behind = vae_forward.choose("auto", CPU, torch.float32, standby := Standby())
+    x = torch.randn(1, 4, 3, 5)
+    assert torch.equal(behind.double(x), PLAIN.double(x)) and not standby.replaced
+    assert behind.attend is not PRODUCTS.attend and behind.norm is PLAIN.norm
     with pytest.raises(errors.RecipeUnsupported):
         vae_forward.choose("triton", CPU, torch.float32)
 

@@ -20,6 +20,8 @@ from PIL import Image
 
 from tests.engine.support import SECONDS, Child, encoded, picture
 from vellumd import protocol
+from vellumd.models import LoraRef
+from vellumd.store import story
 
 PICTURE = encoded(picture(40, 30))
 
@@ -54,6 +56,7 @@ def test_results_are_files_told_twice(child: Child) -> None:
     done = child.run("told", [PICTURE], n=2, seed=11)
     folder = child.spool / "told"
     written = json.loads((folder / "result.json").read_text())
+    assert written.pop("loras") == []
     assert written == done.model_dump(mode="json", exclude={"type", "job"})
     assert [result.seed for result in done.results] == [11, 12]
     assert {"decode inputs", "denoise", "write"} <= set(done.timings)
@@ -65,6 +68,21 @@ def test_results_are_files_told_twice(child: Child) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         "input-1.png", "result-1.png", "result-2.png", "result.json",
     ]  # fmt: skip
+
+
+def test_what_took_part_is_told(child: Child) -> None:
+    """The picture and `result.json` name the files of LoRAs; where none is told, what was asked."""
+    style = {"name": "style", "scale": 0.5, "file": "style.safetensors", "sha256": "0" * 64}
+    told = [style, {"name": "inside", "scale": 1.0}]
+    for prompt, expected in (("loras", told), ("plain", [{"name": "style", "scale": 0.5}])):
+        child.run(prompt, [PICTURE], prompt=prompt, loras=(LoraRef(name="style", scale=0.5),))
+        folder = child.spool / prompt
+        with Image.open(folder / "result-1.png") as result:
+            assert json.loads(result.info["vellumd"])["loras"] == expected
+        left = story.result(folder)
+        assert left is not None
+        assert [one.name for one in left.loras] == (["style", "inside"] if told == expected else [])
+        assert all(one.sha256 == "0" * 64 for one in left.loras if one.file)
 
 
 def test_leftovers_of_an_attempt_are_replaced(child: Child) -> None:

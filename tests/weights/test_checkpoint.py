@@ -175,25 +175,19 @@ def test_blocks(
 
 
 @pytest.mark.parametrize(
-    ("name", "fused"),
+    ("name", "layout"),
     [
-        ("qwen_image_edit_2511_fp8_e4m3fn_scaled_lightning_8steps_v1.0", ("lightning-8",)),
-        ("Qwen-Rapid-Lightning-4steps", ("lightning-4",)),
-        ("qwen_image_edit_2511_fp8_e4m3fn_scaled", ()),
+        ("edit_2511_fp8_e4m3fn_scaled_lightning_8steps_v1.0", Layout.LIGHTX2V_FUSED),
+        ("Qwen-Rapid-Lightning-4steps", Layout.LIGHTX2V_FUSED),
+        ("qwen_image_edit_2511_fp8_e4m3fn_scaled", Layout.LIGHTX2V_FP8),
     ],
 )
-def test_a_lora_inside(tmp_path: Path, name: str, fused: tuple[str, ...]) -> None:
-    """Nothing but the name tells of it, or the metadata that vellumd itself writes."""
+def test_a_lora_inside(tmp_path: Path, name: str, layout: Layout) -> None:
+    """Nothing but the name of a single file tells of it."""
     rows = files.scaled(files.transformer(FP8), by="row")
-    found = single(tmp_path, rows, name)
-    assert found.fused == fused
-    assert found.layout is (Layout.LIGHTX2V_FUSED if fused else Layout.LIGHTX2V_FP8)
-    told = {checkpoint.FUSED_KEY: '["style", "lightning-8"]'}
-    file = files.write(tmp_path / "x.safetensors", rows, told)
-    assert checkpoint.of("transformer", [file]).fused == ("style", "lightning-8")
-    files.write(file, rows, {checkpoint.FUSED_KEY: "3"})
-    with pytest.raises(errors.ModelInvalid, match="garbled"):
-        checkpoint.of("transformer", [file])
+    assert single(tmp_path, rows, name).layout is layout
+    files.write(tmp_path / "part" / f"{name}.safetensors", rows)
+    assert checkpoint.folder(tmp_path / "part", "transformer").layout is Layout.LIGHTX2V_FP8
 
 
 Change = Callable[[dict[str, Entry]], object]

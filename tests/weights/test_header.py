@@ -148,6 +148,23 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
             header.read(tmp_path / f"{name}.safetensors")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+@pytest.mark.timeout(20)
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """Opening one ends when somebody writes to it, so it is refused before."""
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(errors.ModelInvalid, match="is a pipe or a device"):
+        header.read(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31m", "a\nb", "\ud800", "a\u202eb"])
+def test_names_that_errors_could_not_show(tmp_path: Path, name: str) -> None:
+    """A terminal would obey them, a log would show a line that nobody wrote."""
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    said = refusal(tmp_path, raw(json.dumps({name: entry}).encode(), bytes(4)))
+    assert said.isprintable() and said.isascii()
+
+
 def survives(folder: Path, data: bytes) -> None:
     """Reading ends with a header or with `ModelInvalid`."""
     file = folder / "fuzz.safetensors"

@@ -75,7 +75,8 @@ def test_pefts_settings(tmp_path: Path, transformer: Checkpoint) -> None:
     file = files.write(tmp_path / "x.safetensors", DIALECTS["diffusers"], told)
     pairs = lora.read(file, transformer).pairs
     assert [pairs[linear].alpha for linear in LINEARS] == [16, 8, 8]
-    for wrong in ("{", "3", '{"transformer.lora_alpha": "x"}', '{"transformer.use_rslora": true}'):
+    for wrong in ("{", "3", '{"transformer.lora_alpha": "x"}', '{"transformer.use_rslora": true}',
+                  f'{{"transformer.lora_alpha": {10**400}}}'):  # fmt: skip
         files.write(file, DIALECTS["diffusers"], {lora.PEFT_KEY: wrong})
         with pytest.raises(errors.ModelInvalid):
             lora.read(file, transformer)

@@ -139,6 +139,64 @@ def test_an_incomplete_folder(
         open_model(folder)
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("transformer", "num_layers", "2"),
+        ("transformer", "num_layers", 0),
+        ("transformer", "num_layers", None),
+        ("transformer", "num_layers", 10**9),
+        ("transformer", "attention_head_dim", "a"),  # times a number it would be a long text
+        ("transformer", "attention_head_dim", -8),
+        ("transformer", "patch_size", 10**3000),
+        ("transformer", "in_channels", 64.0),
+        ("text_encoder", "hidden_size", [12]),
+        ("text_encoder", "num_hidden_layers", True),
+        ("text_encoder", "vision_config", {"depth": 0}),
+    ],
+)
+def test_a_configuration_that_cannot_be(folder: Path, part: str, key: str, value: object) -> None:
+    """It is told before anything is computed from it."""
+    file = folder / part / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(errors.ModelInvalid, match=f"{part} has no whole config"):
+        open_model(folder)
+
+
+def test_a_configuration_that_leaves_out_what_is_usual(folder: Path) -> None:
+    """It is as diffusers reads it, for whoever looks for a number there."""
+    config = open_model(folder).configs["transformer"]
+    assert (config["num_layers"], config["in_channels"]) == (CONFIG["num_layers"], 64)
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder/model.safetensors"])
+def test_what_cannot_be_read(folder: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service's user may not look into a folder: that is said, not that it is empty."""
+    before, home = os.stat, folder / part
+
+    def forbidden(path: object, *given: object, **named: object) -> object:
+        if isinstance(path, (str, os.PathLike)) and Path(os.fspath(path)) == home:
+            raise PermissionError(13, "Permission denied", str(path))
+        return before(path, *given, **named)  # type: ignore[arg-type]
+
+    listing = os.listdir
+    monkeypatch.setattr(os, "stat", forbidden)
+    monkeypatch.setattr(os, "listdir", lambda path: forbidden(path) and listing(path))
+    with pytest.raises(errors.ModelInvalid, match=r"cannot be read \(Permission denied\)"):
+        open_model(folder)
+    monkeypatch.setattr(Path, "exists", lambda path: forbidden(home))
+    with pytest.raises(errors.ModelInvalid, match=r"2511' cannot be read \(Permission denied\)"):
+        model_card.read(str(folder))
+
+
+@pytest.mark.parametrize("file", ["/etc/*", "../../*", "**", "a\\\\b", ""])
+def test_a_card_whose_loras_lie_elsewhere(folder: Path, file: str) -> None:
+    """A role names a file in the model's own folder of them."""
+    (folder / "vellumd.json").write_text(json.dumps({"loras": {"x": {"file": file}}}))
+    with pytest.raises(errors.ModelInvalid, match="is not a model card"):
+        model_card.read(str(folder))
+
+
 def test_an_incomplete_file(folder: Path, tmp_path: Path) -> None:
     """A file without base, with a wrong one, and without the other parts: what to set is said."""
     file = single(folder)
@@ -151,14 +209,6 @@ def test_an_incomplete_file(folder: Path, tmp_path: Path) -> None:
         open_model(file, folder)
     with pytest.raises(errors.ModelMissing, match="There is no model 'gone'"):
         open_model(tmp_path / "gone")
-
-
-@pytest.mark.parametrize("value", [10**9, 0, -1, "x", None])
-def test_a_configuration_that_cannot_be(folder: Path, value: object) -> None:
-    """Numbers of blocks are believed up to a thousand."""
-    (folder / "transformer/config.json").write_text(json.dumps({**CONFIG, "num_layers": value}))
-    with pytest.raises(errors.ModelInvalid, match=r"no whole config\.json"):
-        open_model(folder)
 
 
 def of_another_model(folder: Path) -> Model:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 from vellumd import platform
 from vellumd.hookspecs import Check
@@ -51,8 +52,17 @@ TORCH_SAYS = """
 import json, torch
 cuda = torch.cuda.is_available()
 card = torch.cuda.get_device_properties(0) if cuda else None
-print(json.dumps([torch.version.cuda, cuda, card and [card.name, card.total_memory]]))
+found = card and [card.name, card.total_memory, [card.major, card.minor]]
+print(json.dumps([torch.version.cuda, found]))
 """
+
+
+class Card(NamedTuple):
+    """A card as torch knows it: bytes of its memory, and its compute capability."""
+
+    name: str
+    memory: int
+    capability: tuple[int, int]
 
 
 def interpreter() -> Iterator[Check]:
@@ -84,23 +94,32 @@ def card() -> Iterator[Check]:
     if not _installed("torch"):
         return
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", TORCH_SAYS], capture_output=True, timeout=120, check=True
-        )
-        version, usable, found = json.loads(done.stdout)
+        version, found = torch_says()
     except (subprocess.SubprocessError, ValueError, OSError):
         yield Check(False, "torch cannot be imported: reinstall it (make setup)")
         return
     driver = platform.nvidia_driver()
-    if usable:
-        name, size = found
-        yield Check(True, f"torch uses {name}, {size / GB:.0f} GB, with CUDA {version}")
+    if found:
+        size = found.memory / GB
+        yield Check(True, f"torch uses {found.name}, {size:.0f} GB, with CUDA {version}")
     elif driver and not version:
         yield Check(False, "an NVIDIA driver, but a torch without CUDA: uninstall it, make setup")
     elif driver:
         yield Check(False, f"torch with CUDA {version} cannot use the card: update the driver")
     else:
         yield Check(True, "no NVIDIA driver: edits run on the CPU, fit for the demo only")
+
+
+def torch_says() -> tuple[str | None, Card | None]:
+    """Torch's version of CUDA, and the card that it can use, from a child process.
+
+    Raises `SubprocessError`, `OSError` or `ValueError` where torch cannot be imported.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", TORCH_SAYS], capture_output=True, timeout=120, check=True
+    )
+    version, found = json.loads(done.stdout)
+    return version, found and Card(found[0], found[1], tuple(found[2]))
 
 
 def _installed(name: str) -> bool:

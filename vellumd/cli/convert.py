@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vellumd.cli.main import load_settings
+from vellumd.models import SCALE_MAX
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of the artefact (default: one below engine.artifact_dir)",
     )  # fmt: skip
     parser.add_argument(
-        "--lora", action="append", default=[], metavar="NAME[=SCALE]",
+        "--lora", action="append", default=[], metavar="NAME[=SCALE]", type=scaled,
         help="LoRA to fuse, a role or a file; may be given several times",
     )  # fmt: skip
 
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     wanted: dict[str, Any] = {
         "engine": engine.model_dump(mode="json"),
         "target": str(args.target.absolute()) if args.target else None,
-        "loras": [scaled(text) for text in args.lora],
+        "loras": args.lora,
     }
     command = [sys.executable, "-m", "vellumd.engine", "convert", json.dumps(wanted)]
     return subprocess.run(command, check=False).returncode
@@ -44,8 +45,11 @@ def run(args: argparse.Namespace) -> int:
 
 def scaled(text: str) -> tuple[str, float]:
     """Name and scale of a LoRA as it is written: `NAME` or `NAME=SCALE`."""
-    name, _, scale = text.rpartition("=")
+    name, _, written = text.rpartition("=")
     try:
-        return (name, float(scale)) if name else (text, 1.0)
+        scale = float(written)
     except ValueError:
-        return text, 1.0  # a file with = in its name
+        return text, 1.0  # a name alone, or a file with = in its name
+    if not 0 < abs(scale) <= SCALE_MAX:
+        raise argparse.ArgumentTypeError(f"a scale is from -{SCALE_MAX} to {SCALE_MAX}, not 0")
+    return (name, scale) if name else (text, 1.0)

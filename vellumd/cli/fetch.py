@@ -7,6 +7,7 @@ import errno
 import fnmatch
 import hashlib
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from vellumd.cli.main import OK, Refused, load_settings
 
 if TYPE_CHECKING:
     from vellumd.catalogue import Entry, Source
+    from vellumd.memory_plan import Sizes
+    from vellumd.settings import EngineSettings
 
 GB = 10**9
 SPARE = GB
@@ -57,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show size, licence and what is needed; then fetch what is not there yet."""
-    load_settings(args)
+    engine = load_settings(args).settings.engine
     from vellumd import catalogue
 
     if args.name is None:
@@ -72,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
     files = [file for source in known.sources for file in _files(source, folder)]
     missing = [file for file in files if not file.there]
     _tell(known, files, missing, folder)
+    if known.sizes and missing:
+        print(f"  card     {_on_card(known.sizes, engine)}", flush=True)
     if missing:
         _check_room(missing, folder)
         _agree(args.yes)
@@ -87,6 +92,28 @@ def _tell(entry: Entry, files: list[Wanted], missing: list[Wanted], folder: Path
     whole, left = (sum(file.size for file in some) / GB for some in (files, missing))
     print(f"{entry.title}\n  licence  {entry.license}\n  folder   {folder}")
     print(f"  size     {whole:.1f} GB in {len(files)} files, {left:.1f} GB of it to fetch")
+
+
+def _on_card(sizes: Sizes, engine: EngineSettings) -> str:
+    """How the model will run on this machine's card."""
+    from vellumd import memory_plan
+    from vellumd.cli import checks
+
+    try:
+        card = checks.torch_says()[1] if platform.nvidia_driver() else None
+    except (subprocess.SubprocessError, ValueError, OSError):
+        card = None  # doctor tells more
+    if card is None:
+        return "none that torch can use: the CPU is fit for the demo only (vellumd doctor)"
+    vram, ram = (
+        there if budget is None else int(budget * GB)
+        for budget, there in (
+            (engine.vram_budget_gb, card.memory),
+            (engine.ram_budget_gb, platform.memory().available),
+        )
+    )
+    plan = memory_plan.plan(sizes, memory_plan.Machine(vram, ram, capability=card.capability))
+    return f"{card.name}, {vram / GB:.0f} GB: {'' if plan.fits else 'too small for '}{plan}"
 
 
 def _files(source: Source, folder: Path) -> Iterator[Wanted]:

@@ -128,17 +128,18 @@ def _room(found: Model) -> Check:
 
 
 def loras(settings: Settings) -> Iterator[Check]:
-    """Files of the roles: whether they fit the model, their role and each other."""
+    """Files of roles and presets: whether they fit the model, their role and each other."""
     engine = settings.engine
     try:
         card = model_card.of(engine)
-        if engine.model == model_card.DEMO and not engine.loras:
+        if engine.model == model_card.DEMO and not engine.loras and not settings.presets:
             return
         transformer = model_card.opened(engine).transformer
     except errors.VellumError:
         return  # told above
     seen: dict[Path, str] = {}
-    for role in sorted({*card.loras, *engine.loras} - {card.fused}):
+    wanted = {ref.name for preset in settings.presets.values() for ref in preset.loras or ()}
+    for role in sorted({*card.loras, *engine.loras, *wanted} - {card.fused}):
         file = model_card.find_lora(engine.model, card, engine.loras, role, engine.base)
         if file is not None and (first := seen.setdefault(file.resolve(), role)) != role:
             yield Check(False, f"LoRA {role}: the same file as {first}; together they count twice")

@@ -5,6 +5,9 @@ With `convert` it converts a model, with `bench` it measures how fast it is here
 
 import sys
 
+from vellumd import platform
+
+platform.die_with_parent()  # whoever ends the command that started this means this too
 command = sys.argv[1] if len(sys.argv) > 1 else ""
 if command == "convert":
     from vellumd.engine import converting

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vellumd import errors
 from vellumd.engine.kernels import heads
-from vellumd.engine.trial import refusal
+from vellumd.engine.trial import Standby, refusal
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +101,10 @@ KINDS: dict[str, Attention] = {
     "math": plain,
 }
 """From the fastest to the one that runs everywhere (docs/performance.md)."""
+WITHOUT_TRITON = "fa3-8bit without Triton"
 KINDS_8BIT: dict[str, Attention] = {
     "fa3-8bit": _fa3_8bit(heads.by_head_triton),
-    "fa3-8bit without Triton": _fa3_8bit(heads.by_head),
+    WITHOUT_TRITON: _fa3_8bit(heads.by_head),
 }
 """Those of the tiers swift and turbo."""
 TOLERANCE = 0.01
@@ -142,9 +143,18 @@ def choose(
     return found
 
 
-def choose_8bit(device: torch.device, dtype: torch.dtype, width: int = WIDTH) -> Choice | None:
-    """The best kernel on 8 bits that runs; None if none does."""
-    return _first_that_runs(KINDS_8BIT, TOLERANCE_8BIT, device, dtype, width)
+def choose_8bit(
+    device: torch.device, dtype: torch.dtype, width: int = WIDTH, standby: Standby | None = None
+) -> Choice | None:
+    """The best kernel on 8 bits that runs; None if none does.
+
+    That without Triton stands behind the one with it in `standby`.
+    """
+    found = _first_that_runs(KINDS_8BIT, TOLERANCE_8BIT, device, dtype, width)
+    twin = KINDS_8BIT[WITHOUT_TRITON]
+    if found is None or standby is None or found.attention is twin:
+        return found
+    return replace(found, attention=standby.behind(found.name, found.attention, twin))
 
 
 def _first_that_runs(

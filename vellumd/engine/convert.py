@@ -30,7 +30,7 @@ from vellumd.engine.faults import is_memory
 from vellumd.engine.hashes import Hashes
 from vellumd.engine.reading import Reader, StoredTensor
 from vellumd.model_card import ModelCard
-from vellumd.weights.checkpoint import FUSED_KEY, Weight
+from vellumd.weights.checkpoint import Weight
 from vellumd.weights.model import Model
 
 log = logging.getLogger(__name__)
@@ -73,11 +73,14 @@ class Needs:
     reads: int
     writes: int
     seconds: float
+    card: str | None = None
+    """Name of the card that rounds; None where the CPU does."""
 
     def __str__(self) -> str:
+        rounding = f"up to {CARD_ROOM / GB:.0f} GB of {self.card}" if self.card else "the CPU"
         return (
             f"reads {self.reads / GB:.1f} GB, writes {self.writes / GB:.1f} GB, "
-            f"takes about {_minutes(self.seconds)}"
+            f"takes about {_minutes(self.seconds)}, rounds with {rounding}"
         )
 
 
@@ -137,10 +140,16 @@ class Conversion:
         """Sizes and time, before anything is read."""
         small = sum(w.place.count for n, w in self._weights.items() if self._is_small(n))
         reads = self._model.transformer.nbytes
-        writes = sum(shards.size_of(self._layout(group)) for group in self._groups().values())
-        rounding = 2 * small / ROUND_RATE if self._device.type == "cpu" else 0
+        writes = self._writes()
+        on_card = self._device.type != "cpu"
+        rounding = 0 if on_card else 2 * small / ROUND_RATE
         seconds = reads / READ_RATE + rounding + writes / WRITE_RATE
-        return Needs(reads, writes, seconds)
+        card = torch.cuda.get_device_name(self._device) if on_card else None
+        return Needs(reads, writes, seconds, card)
+
+    def _writes(self) -> int:
+        """Bytes of the artefact's tensors, but for the tables."""
+        return sum(shards.size_of(self._layout(group)) for group in self._groups().values())
 
     def run(self, target: Path, beat: Callable[[int, int], None]) -> Path:
         """Make the artefact `target`; `beat` is told bytes written, and of how many.
@@ -157,7 +166,7 @@ class Conversion:
         lock = self._lock(target)
         try:
             done = self._resume(home)
-            total = self.needs().writes
+            total = self._writes()
             self._check_room(home, total - sum(shard.size for shard in done.values()))
             sources = *self._model.transformer.files, *(one.file for one in self._loras)
             with Hashes(sources) as hashes:
@@ -273,9 +282,7 @@ class Conversion:
         tensors: Iterable[tuple[str, Tensor]],
         files: dict[str, artefact.Shard],
     ) -> None:
-        fused = json.dumps([one.file.stem for one in self._loras])
-        metadata = {"format": "pt", **({FUSED_KEY: fused} if self._loras else {})}
-        files[name] = shard = shards.write(home / name, layout, tensors, metadata)
+        files[name] = shard = shards.write(home / name, layout, tensors)
         with (home / JOURNAL).open("a", encoding="utf-8") as journal:
             journal.write(json.dumps({"name": name, **shard.model_dump()}) + "\n")
 

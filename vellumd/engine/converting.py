@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from vellumd import errors, model_card
+from vellumd import errors, model_card, presets
 from vellumd.engine import convert, faults, shelf
 from vellumd.settings import EngineSettings
 
@@ -65,6 +65,8 @@ def make(wanted: Wanted) -> Path:
     card = model_card.of(engine)
     model = model_card.opened(engine)
     loras = [convert.Lora(_file(engine, card, name), scale) for name, scale in wanted.loras]
+    names = (name for name, _ in wanted.loras)
+    presets.check_together(zip(names, (one.file for one in loras), strict=True), card)
     conversion = convert.Conversion(model, card, loras, engine.keep)
     if conversion.fp8_source:
         print(f"note: {convert.FP8_ONLY}", file=sys.stderr)
@@ -88,6 +90,7 @@ class _Progress:
 
     def __init__(self) -> None:
         self._shown = 0.0
+        self._told = ""
         self._every = SHOWN_S if sys.stderr.isatty() else 10.0
 
     def __call__(self, done: int, of: int) -> None:
@@ -95,5 +98,7 @@ class _Progress:
         if now - self._shown >= self._every or done >= of:
             self._shown = now
             end = "\r" if sys.stderr.isatty() and done < of else "\n"
-            text = f"{min(done, of) / convert.GB:.2f} of {of / convert.GB:.2f} GB written"
-            print(text, end=end, file=sys.stderr, flush=True)
+            text = f"{min(done, of) / convert.GB:.2f} of {of / convert.GB:.2f} GB written{end}"
+            if text != self._told:
+                print(text, end="", file=sys.stderr, flush=True)
+            self._told = text

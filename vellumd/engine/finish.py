@@ -15,7 +15,7 @@ from PIL import Image
 import vellumd
 from vellumd import errors, images, platform
 from vellumd.engine.faults import storing
-from vellumd.models import ResolvedEdit, Result, notice
+from vellumd.models import ResolvedEdit, Result, UsedLora, notice
 from vellumd.settings import Limits
 
 RESULT_FILE = "result.json"
@@ -119,13 +119,13 @@ class Results:
             for leftover in self._folder.glob(pattern):
                 leftover.unlink()
 
-    def write(self, picture: Image.Image) -> None:
-        """Finish, encode and write the next result; durable when this returns."""
+    def write(self, picture: Image.Image, loras: Sequence[UsedLora] = ()) -> None:
+        """Finish, encode and write the next result, made with `loras`; durable on return."""
         n = len(self.written) + 1
         picture = finish(picture, self._edit, self._inputs)
         seed = self._edit.seed + n - 1
         data, media_type = images.encode(
-            picture, self._edit.output, self._inputs.first, self._facts(seed)
+            picture, self._edit.output, self._inputs.first, self._facts(seed, loras)
         )
         result = Result(
             n=n,
@@ -140,20 +140,32 @@ class Results:
             platform.replace_durably(self._folder / result.file, data)
         self.written.append(result)
 
-    def _facts(self, seed: int) -> dict[str, Any]:
+    def _facts(self, seed: int, loras: Sequence[UsedLora]) -> dict[str, Any]:
         """What a result file tells about how it was made."""
         fields = ("model", "preset", "prompt", "negative_prompt", "steps", "true_cfg_scale",
                   "size", "tier", "loras", "scheduler")  # fmt: skip
         edit = self._edit.model_dump(mode="json", include=set(fields))
-        return {"version": vellumd.__version__, "job": self._job, "seed": seed, **edit}
+        facts = {"version": vellumd.__version__, "job": self._job, "seed": seed, **edit}
+        return {**facts, "loras": _dumped(loras)} if loras else facts
 
-    def close(self, elapsed_s: float, timings: dict[str, float], codes: Sequence[str]) -> None:
+    def close(
+        self,
+        elapsed_s: float,
+        timings: dict[str, float],
+        codes: Sequence[str],
+        loras: Sequence[UsedLora] = (),
+    ) -> None:
         """Write `result.json`: from here on the job needs no GPU again."""
         body = {
             "results": [result.model_dump(mode="json") for result in self.written],
             "elapsed_s": elapsed_s,
             "timings": timings,
             "warnings": [notice(code).model_dump(mode="json") for code in codes],
+            "loras": _dumped(loras),
         }
         with storing():
             platform.replace_durably(self._folder / RESULT_FILE, json.dumps(body).encode())
+
+
+def _dumped(loras: Sequence[UsedLora]) -> list[dict[str, Any]]:
+    return [lora.model_dump(mode="json", exclude_none=True) for lora in loras]

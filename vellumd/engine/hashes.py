@@ -14,8 +14,13 @@ PIECE = 1 << 20
 """Bytes that are read at a time."""
 
 
+def told(file: Path) -> str:
+    """What a file is called: with its folder, since LoRAs of diffusers all have one name."""
+    return f"{file.parent.name}/{file.name}"
+
+
 class Hashes:
-    """The SHA-256 of files. As a context, it ends with what it runs beside.
+    """The SHA-256 of files, by folder and name. As a context, it ends with what it runs beside.
 
     Whoever stops a conversion does not wait for them: a minute for 41 GB, and several where
     the processor has no instruction for it.
@@ -24,7 +29,8 @@ class Hashes:
     def __init__(self, files: Sequence[Path]) -> None:
         self._over = threading.Event()
         self._pool = ThreadPoolExecutor(THREADS, "hash")
-        self._running = {file.name: self._pool.submit(self._hash, file) for file in files}
+        self._running = {told(file): self._pool.submit(self._hash, file) for file in files}
+        self._pool.shutdown(wait=False)  # threads end with the last file
 
     def __enter__(self) -> Hashes:
         return self
@@ -34,7 +40,7 @@ class Hashes:
         self._pool.shutdown(cancel_futures=True)
 
     def found(self) -> dict[str, str]:
-        """Those of all files by their names, in hex. Waits; raises `OSError`."""
+        """Those of all files by what `told` calls them, in hex. Waits; raises `OSError`."""
         return {name: running.result() for name, running in self._running.items()}
 
     def _hash(self, file: Path) -> str:

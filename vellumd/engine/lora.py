@@ -13,9 +13,10 @@ from torch.nn import functional as F  # noqa: N812
 from vellumd import errors, model_card
 from vellumd.artefact import Stamp
 from vellumd.engine import precision
+from vellumd.engine.hashes import Hashes, told
 from vellumd.engine.loading import Parts
 from vellumd.engine.reading import Reader
-from vellumd.models import LoraRef
+from vellumd.models import LoraRef, UsedLora
 from vellumd.weights import lora as files
 from vellumd.weights.checkpoint import Checkpoint
 from vellumd.weights.header import Place
@@ -50,12 +51,45 @@ class Branched(torch.nn.Module):
         return y.add_(F.linear(F.linear(x, self.down), self.up))
 
 
+class Version(NamedTuple):
+    """A file as it is now: one that is replaced or written anew is another version."""
+
+    file: Path
+    mtime_ns: int
+    size: int
+    inode: int
+
+    @classmethod
+    def of(cls, file: Path) -> Version:
+        """By a look at the folder alone; raises `OSError`."""
+        state = file.stat()
+        return cls(file, state.st_mtime_ns, state.st_size, state.st_ino)
+
+
+class Loaded:
+    """The pairs of one version of a file, whose hash is taken while edits go on."""
+
+    def __init__(self, version: Version, pairs: dict[str, Pair]) -> None:
+        self._version = version
+        self._hashes = Hashes([version.file])
+        self.pairs = pairs
+
+    def sha256(self) -> str | None:
+        """The hash of what was loaded; None if the file is another by now. Waits once."""
+        try:
+            found = self._hashes.found()
+            same = Version.of(self._version.file) == self._version
+        except OSError:
+            return None
+        return found[told(self._version.file)] if same else None
+
+
 class Loras:
     """The LoRAs of one loaded transformer.
 
     The base weights are never touched, so switching off is exact, and it does not matter
     how they are held. The tensors of the last edit stay loaded; others are dropped when a
-    new LoRA comes, so memory stays bounded.
+    new LoRA comes, so memory stays bounded. A file that was replaced is a new LoRA.
     """
 
     def __init__(
@@ -73,9 +107,10 @@ class Loras:
         self._card = card
         self._configured = configured
         self._base = base
-        self._loaded: dict[str, dict[str, Pair]] = {}
+        self._loaded: dict[Version, Loaded] = {}
         self._branched: dict[str, Branched] = {}
-        self._used: list[tuple[LoraRef, Path | None]] = []
+        self._used: list[tuple[LoraRef, Version]] = []
+        self._inside: list[UsedLora] = []
 
     def names(self) -> tuple[str, ...]:
         """Roles and files that an edit can name here."""
@@ -92,45 +127,67 @@ class Loras:
     def use(self, wanted: Sequence[LoraRef]) -> None:
         """Make exactly `wanted` take part in the next forwards, at their scales.
 
-        Raises `UnknownLora` for a name without a file, `ModelInvalid` for a file that
-        is damaged or made for another model. Whatever is raised, then none takes part.
+        Raises `UnknownLora` for a name without a file, and for a file that is damaged or made for
+        another model. Whatever is raised, then none takes part.
         """
-        wanted = [ref for ref in wanted if not self._is_inside(ref)]
-        found = {ref.name: self._file(ref.name) for ref in wanted}
-        used = [(ref, found[ref.name]) for ref in wanted]
-        if used == self._used:
-            return  # Else two edits in a row would move hundreds of branches for nothing.
-        self._detach()
-        for name, file in found.items():
-            if file is None:
-                raise errors.UnknownLora(f"There is no LoRA {name!r}.")
-            if name not in self._loaded:
-                for gone in set(self._loaded) - set(found):
-                    del self._loaded[gone]
-                self._loaded[name] = self._load(file)
         try:
-            self._attach(wanted)
+            inside = {ref: self._fused(ref) for ref in wanted}
+            beside = [(ref, self._version(ref.name)) for ref in wanted if inside[ref] is None]
+            self._inside = [used for used in inside.values() if used]
+            if beside == self._used:
+                return  # Else two edits in a row would move hundreds of branches for nothing.
+            self._detach()
+            self._bring({version for _, version in beside})
+            self._attach(beside)
         except BaseException:
             self._detach()  # `_used` would pass off the half of them as none
             raise
-        self._used = used
+        self._used = beside
 
-    def _is_inside(self, ref: LoraRef) -> bool:
-        """Whether the weights have it inside, as they came or by the artefact's making."""
+    def used(self) -> list[UsedLora]:
+        """What takes part now. Waits until the files' hashes are known."""
+        beside = [
+            UsedLora(**ref.model_dump(), file=version.file.name,
+                     sha256=self._loaded[version].sha256())
+            for ref, version in self._used
+        ]  # fmt: skip
+        return [*self._inside, *beside]
+
+    def _fused(self, ref: LoraRef) -> UsedLora | None:
+        """`ref` if the weights have it inside, as they came or by the artefact's making."""
         if ref.name == self._card.fused:
-            return True
+            return UsedLora(**ref.model_dump())
         file = self._file(ref.name)
         if self._ready is None or file is None:
-            return False
-        return (Stamp.of(file), ref.scale) in self._ready.fuses()
+            return None
+        if (Stamp.of(file), ref.scale) not in self._ready.fuses():
+            return None
+        sha256 = self._ready.manifest.hashes.get(told(file))
+        return UsedLora(**ref.model_dump(), file=file.name, sha256=sha256)
+
+    def _version(self, name: str) -> Version:
+        file = self._file(name)
+        if file is None:
+            raise errors.UnknownLora(f"There is no LoRA {name!r}.")
+        return Version.of(file)
+
+    def _bring(self, wanted: set[Version]) -> None:
+        """Have all `wanted` loaded; where one comes, what nobody wants goes first."""
+        for version in wanted - self._loaded.keys():
+            for gone in self._loaded.keys() - wanted:
+                del self._loaded[gone]
+            self._loaded[version] = Loaded(version, self._load(version.file))
 
     def _load(self, file: Path) -> dict[str, Pair]:
         """The pairs of `file` where the transformer is, in its type."""
         like = self._transformer.img_in.weight
-        pairs = read(file, self._checkpoint, like.device)
+        try:
+            pairs = read(file, self._checkpoint, like.device)
+        except errors.ModelInvalid as error:  # the request is wrong, and not this machine's model
+            raise errors.UnknownLora(error.message) from None
         for module in pairs:
             if not hasattr(self._transformer.get_submodule(module), "in_features"):
-                raise errors.ModelInvalid(
+                raise errors.UnknownLora(
                     f"The LoRA {file.name} changes the modulation, which is a table here: fuse "
                     "it with `vellumd convert --lora`."
                 )
@@ -139,10 +196,10 @@ class Loras:
             for module, pair in pairs.items()
         }
 
-    def _attach(self, wanted: Sequence[LoraRef]) -> None:
+    def _attach(self, wanted: Sequence[tuple[LoraRef, Version]]) -> None:
         of_module: dict[str, list[Pair]] = {}
-        for ref in wanted:
-            for module, pair in self._loaded[ref.name].items():
+        for ref, version in wanted:
+            for module, pair in self._loaded[version].pairs.items():
                 scaled = pair._replace(scale=pair.scale * ref.scale)
                 of_module.setdefault(module, []).append(scaled)
         for module, pairs in of_module.items():

@@ -13,6 +13,7 @@ from vellumd.engine.copies import Copy
 from vellumd.engine.encode import Encoder
 from vellumd.engine.lora import Loras
 from vellumd.engine.tiers import Forwards
+from vellumd.engine.trial import Standby
 from vellumd.memory_plan import PROMPTS, Kept, KeysValues, Plan
 from vellumd.models import Tier
 from vellumd.settings import EngineSettings, Limits
@@ -46,13 +47,14 @@ class Model:
         self.parts = parts
         self.loras = loras
         self.card = card
+        self.standby = Standby()
         if parts.device.type == "cuda" and self.settings.forward != "stock":
-            ops = vae_forward.choose(self.settings.kernels, parts.device, parts.dtype)
+            ops = vae_forward.choose(self.settings.kernels, parts.device, parts.dtype, self.standby)
             vae_forward.hasten(parts.vae, ops)
         self.codec = latents.Codec(parts.vae)
         self.store = store or Store(self.settings.cache_mb * MB)
         self.encoder = Encoder(parts.processor, parts.text_encoder, card.prompt_tokens, self.store)
-        self.forwards = Forwards.of(parts, self.settings)
+        self.forwards = Forwards.of(parts, self.settings, self.standby)
 
     @property
     def keys_values(self) -> KeysValues:

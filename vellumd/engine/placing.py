@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -95,14 +96,16 @@ def sizes_of(
             block += count * width
     config = model.configs["transformer"]
     heads, head = int(config["num_attention_heads"]), int(config["attention_head_dim"])
-    layers = [weight for name, weight in model.text_encoder.weights.items() if LAYERS in name]
-    number = int(model.configs["text_encoder"]["text_config"]["num_hidden_layers"])
+    layers: Counter[str] = Counter()
+    for name, weight in model.text_encoder.weights.items():
+        if name.startswith(LAYERS):
+            layers[name.removeprefix(LAYERS).partition(".")[0]] += weight.place.count
     return Sizes(
         block=block // blocks,
         blocks=blocks,
         rest=rest,
         modulation=modulation,
-        encoder_layer=sum(weight.place.count for weight in layers) * width // number,
+        encoder_layer=max(layers.values()) * width,
         encoder=model.text_encoder.count * width,
         vae=model.vae.count * width,
         in_files=ready is not None and width == 2 and is_as_held(model.text_encoder),

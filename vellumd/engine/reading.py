@@ -28,8 +28,9 @@ from torch import Tensor
 
 from vellumd import errors
 from vellumd.engine.faults import is_memory
+from vellumd.weights import header
 from vellumd.weights.checkpoint import Scaling, Weight
-from vellumd.weights.header import Place, told
+from vellumd.weights.header import Place
 
 log = logging.getLogger(__name__)
 
@@ -339,19 +340,15 @@ def read_span(span: Span, targets: Iterable[Tensor]) -> None:
 
     Raises `ModelInvalid` where the file ends too early or cannot be read.
     """
-    try:
-        with span.file.open("rb", buffering=0) as opened:
-            opened.seek(span.offset)
-            for target in targets:
-                view = memoryview(target.numpy())  # type: ignore[arg-type]
-                while view:
-                    if not (count := opened.readinto(view)):
-                        raise errors.ModelInvalid(f"The file {told(span.file)} is cut short.")
-                    view = view[count:]
-    except OSError as error:
-        raise errors.ModelInvalid(
-            f"The file {told(span.file)} cannot be read ({error.strerror})."
-        ) from None
+    told = f"The file {header.told(span.file)}"
+    with header.readable(told), span.file.open("rb", buffering=0) as opened:
+        opened.seek(span.offset)
+        for target in targets:
+            view = memoryview(target.numpy())  # type: ignore[arg-type]
+            while view:
+                if not (count := opened.readinto(view)):
+                    raise errors.ModelInvalid(f"{told} is cut short.")
+                view = view[count:]
 
 
 def _typed(flat: Tensor, place: Place) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from vellumd.models import Notice, Progress, notice
+from vellumd.models import Notice, Progress, UsedLora, notice
 from vellumd.protocol import PREVIEW_MAX, Beat, FromEngine, PreviewImage, Step
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class PipeReport:
         self._step = 0
         self._seconds: dict[str, float] = {}
         self.warnings: list[str] = []
+        self.loras: Sequence[UsedLora] = ()
 
     @property
     def wants_preview(self) -> bool:
@@ -89,6 +90,10 @@ class PipeReport:
         """Attach the warning `code` to the job, once."""
         if code not in self.warnings:
             self.warnings.append(code)
+
+    def used(self, loras: Sequence[UsedLora]) -> None:
+        """Keep which LoRAs took part, for whoever writes the results."""
+        self.loras = loras
 
     def notices(self) -> tuple[Notice, ...]:
         """The warnings so far, with their texts."""

@@ -62,7 +62,11 @@ class Run:
             self._plan = self.fitting(conditioning)
             for number in range(edit.n):
                 tokens = ladder.climb(partial(self.denoise, conditioning, canvas, number))
-                yield canvas.finish(ladder.climb(partial(self.decode, tokens, canvas)))
+                picture = ladder.climb(partial(self.decode, tokens, canvas))
+                self._report.used(self._model.loras.used())
+                if self._model.standby.replaced:
+                    self._report.warn("kernel_replaced")
+                yield canvas.finish(picture)
 
     def encode(self, files: list[Path], canvas: images.Canvas) -> Conditioning:
         """Embeddings of both prompts and latents of all references."""

@@ -36,9 +36,7 @@ def size_of(layout: Layout) -> int:
     return sum(SIZES[dtype] * math.prod(shape) for dtype, shape in layout.values())
 
 
-def write(
-    file: Path, layout: Layout, tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]
-) -> Shard:
+def write(file: Path, layout: Layout, tensors: Iterable[tuple[str, Tensor]]) -> Shard:
     """Write `tensors`, which come in the order of `layout`, one at a time.
 
     The file appears when it is whole and on the disk. Raises `ValueError` for a tensor
@@ -47,7 +45,7 @@ def write(
     part = file.with_name(f"{file.name}.part")
     with part.open("wb") as opened:
         with _Behind(opened) as behind:
-            behind.put(_head(layout, metadata))
+            behind.put(_head(layout))
             expected = iter(layout.items())
             for name, tensor in tensors:
                 if (name, (NAMES[tensor.dtype], tuple(tensor.shape))) != next(expected, None):
@@ -98,9 +96,9 @@ class _Behind:
         return self._digest.hexdigest()
 
 
-def _head(layout: Layout, metadata: Mapping[str, str]) -> bytes:
+def _head(layout: Layout) -> bytes:
     """Length and JSON, padded with blanks to a multiple of 64 so that tensors are aligned."""
-    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, (dtype, shape) in layout.items():
         end = offset + SIZES[dtype] * math.prod(shape)

@@ -41,11 +41,11 @@ class Shelf:
         if self._recipe.linear is None:
             return None
         there = artefact.found(folder(self._settings))
-        return artefact.best(there, self._source, self._settings.keep, set(self._stamped(loras)))
+        return artefact.best(there, self._source, self._settings.keep, self._stamped(loras))
 
     def beside(self, ready: Artefact | None, loras: Sequence[LoraRef]) -> int:
         """Bytes of the files of those of `loras` that are not inside the weights."""
-        inside = {} if ready is None else ready.fuses()
+        inside = set() if ready is None else ready.fuses()
         outside = [ref for ref in loras if ref.name != self._card.fused]
         return sum(
             stamp.size for stamp, scale in self._stamped(outside) if (stamp, scale) not in inside

@@ -8,6 +8,7 @@ from vellumd import errors
 from vellumd.engine import attention, loading
 from vellumd.engine.kernels import choice
 from vellumd.engine.transformer import Forward, Own, Stock
+from vellumd.engine.trial import Standby
 from vellumd.models import Tier
 from vellumd.settings import EngineSettings
 
@@ -26,10 +27,13 @@ class Forwards:
     attention: tuple[str, ...]
 
     @classmethod
-    def of(cls, parts: loading.Parts, settings: EngineSettings) -> Forwards:
+    def of(
+        cls, parts: loading.Parts, settings: EngineSettings, standby: Standby | None = None
+    ) -> Forwards:
         """Those that `settings` ask for, over the transformer of `parts`.
 
-        Raises `RecipeUnsupported` where a wanted kernel does not run.
+        What stands behind kernels is in `standby`. Raises `RecipeUnsupported` where a wanted
+        one does not run.
         """
         causal = parts.model.causal
         if settings.forward == "stock":
@@ -38,7 +42,7 @@ class Forwards:
             return cls(Stock(parts.transformer), None, ("diffusers",))
         width = parts.transformer.config.attention_head_dim
         best = attention.choose(settings.attention, parts.device, parts.dtype, width)
-        ops = choice.choose(settings.kernels, parts.device, parts.dtype).ops
+        ops = choice.choose(settings.kernels, parts.device, parts.dtype, standby).ops
 
         def own(kernel: attention.Attention) -> Forward:
             if settings.compile:
@@ -48,7 +52,7 @@ class Forwards:
         exact = own(best.attention)
         small = None
         if settings.attention == "auto" and settings.tier != "reference":
-            small = attention.choose_8bit(parts.device, parts.dtype, width)
+            small = attention.choose_8bit(parts.device, parts.dtype, width, standby)
         if small is None:
             return cls(exact, None, (best.name,))
         return cls(exact, own(small.attention), (small.name, best.name))

@@ -23,6 +23,7 @@ from vellumd.engine.precision import PLAIN, RECIPES, Recipe
 from vellumd.engine.residual import Residual
 from vellumd.engine.rows import ONE
 from vellumd.engine.transformer import Inputs, Own
+from vellumd.engine.trial import Standby
 from vellumd.models import Tier
 
 log = logging.getLogger(__name__)
@@ -67,8 +68,11 @@ def known(
     kept = read(file)
     if key not in kept:
         kept[key] = measured(candidates(device), device, config, beat)
-        cache.mkdir(parents=True, exist_ok=True)
-        platform.replace_durably(file, json.dumps(kept, indent=1).encode())
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            platform.replace_durably(file, json.dumps(kept, indent=1).encode())
+        except OSError as error:  # the next start measures again
+            log.warning("what was measured cannot be kept: %s", error.strerror)
     return dict(sorted(kept[key].items(), key=lambda item: item[1]))
 
 
@@ -122,7 +126,7 @@ def measured(
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     width = config.get("attention_head_dim", attention.WIDTH)
     best = attention.choose("auto", device, dtype, width).attention
-    ops = choice.choose("auto", device, dtype).ops
+    ops = choice.choose("auto", device, dtype, Standby()).ops
     recipes, found = list(recipes), {}
     for done, recipe in enumerate(recipes):
         beat(done, len(recipes))

@@ -26,6 +26,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from vellumd import errors
 from vellumd.engine.kernels import choice, pixels
+from vellumd.engine.trial import Standby
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +62,13 @@ def hasten(vae: Any, ops: Ops) -> None:
         part.forward = functools.partial(forward, part, ops)
 
 
-def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> Ops:
+def choose(
+    wanted: str, device: torch.device, dtype: torch.dtype, standby: Standby | None = None
+) -> Ops:
     """Of `FAST` what runs here and agrees with its twin, which stands in for the others.
 
     `wanted` is `auto`, `plain` or `triton`; with the last, `RecipeUnsupported` is raised where
-    one of Triton's is refused.
+    one of Triton's is refused. With `auto` the twins stand behind the others in `standby`.
     """
     if wanted == "plain":
         return PLAIN
@@ -76,6 +79,8 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> Ops:
                 raise errors.RecipeUnsupported("Triton's kernels do not run on this machine.")
             log.info("the VAE's %s is left out: %s", name, why)
             chosen = replace(chosen, **{name: getattr(PLAIN, name)})
+    if wanted == "auto" and standby is not None:
+        return choice.with_twins(chosen, PLAIN, standby)
     return chosen
 
 

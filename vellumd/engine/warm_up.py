@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from vellumd import errors
 from vellumd.engine import faults
 from vellumd.engine.report import PipeReport
+from vellumd.models import UsedLora
 from vellumd.protocol import WARM_UP, Beat, FromEngine, Warm, WarmEngine
 
 if TYPE_CHECKING:
@@ -82,3 +83,6 @@ class _Signs:
     def warn(self, code: str) -> None:
         """See `protocol.Report`; there is no job to warn."""
         log.info("the warm-up: %s", code)
+
+    def used(self, loras: Sequence[UsedLora]) -> None:
+        """See `protocol.Report`; there is no result."""

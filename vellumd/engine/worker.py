@@ -53,7 +53,6 @@ BROKEN = 70
 def main() -> None:
     """Run as the daemon's child until stdin ends."""
     frames_in, frames_out = platform.binary_pipes()
-    platform.die_with_parent()
     platform.offer_to_oom_killer()
     # Before any numeric library comes up: its idle threads shall sleep. Spinning ones take
     # the cores from each other and from the daemon (2 busy cores: 17 s an edit, not 1 s).
@@ -201,11 +200,11 @@ class Worker:
         cancelled = self._cancels[frame.job].is_set
         for picture in engine.edit(edit, files, report, cancelled):
             report.beat("write", len(results.written) + 1, edit.n)
-            results.write(picture)
+            results.write(picture, report.loras)
         if cancelled():
             raise errors.Cancelled("The job was cancelled.")
         elapsed, timings = round(time.monotonic() - started, 3), report.timings()
-        results.close(elapsed, timings, report.warnings)
+        results.close(elapsed, timings, report.warnings, report.loras)
         return Done(
             job=frame.job,
             results=tuple(results.written),

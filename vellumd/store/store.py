@@ -173,8 +173,7 @@ class Store:
                 "elapsed_s": elapsed_s,
                 "warnings": _with_accepted(tx, job_id, warnings),
             }
-            cold = {"cold": True} if "engine_cold" in (one.code for one in warnings) else {}
-            return _ended(tx, tx.one(SQL["done"], fields), elapsed_s=elapsed_s, **cold)
+            return _ended(tx, tx.one(SQL["done"], fields), warnings, elapsed_s=elapsed_s)
 
         return await self._db.run(work)
 
@@ -410,7 +409,12 @@ def _one(tx: Transaction, query: str, fields: dict[str, Any] | list[str]) -> int
     return int(tx.execute(SQL[query], fields).fetchall()[0][0])
 
 
-def _ended(tx: Transaction, row: sqlite3.Row | None, **data: Any) -> Job:
+def _ended(
+    tx: Transaction, row: sqlite3.Row | None, warnings: tuple[Notice, ...] = (), **data: Any
+) -> Job:
+    """Emit that the job ended; `warnings` are those that its run has earned."""
+    if warnings:
+        data["warnings"] = [warning.code for warning in warnings]
     if row is None:
         raise errors.Internal("The job was not running.")
     tx.execute(SQL["release_deliveries"], [row["id"]])
@@ -427,7 +431,7 @@ def _fail(
         "error": json.dumps(error.public()),
         "warnings": _with_accepted(tx, job_id, warnings),
     }
-    return _ended(tx, tx.one(SQL["failed"], fields), error=error.public())
+    return _ended(tx, tx.one(SQL["failed"], fields), warnings, error=error.public())
 
 
 def _with_accepted(tx: Transaction, job_id: str, warnings: tuple[Notice, ...]) -> str:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, JsonValue, ValidationError
 
-from vellumd.models import Frozen, JobEvent, Notice, ResolvedEdit, Result
+from vellumd.models import Frozen, JobEvent, Notice, ResolvedEdit, Result, UsedLora
 
 REQUEST, RESULT, END = "request.json", "result.json", "end.json"
 
@@ -44,6 +44,7 @@ class ResultFile(Frozen):
     elapsed_s: float
     timings: dict[str, float] = {}
     warnings: tuple[Notice, ...] = ()
+    loras: tuple[UsedLora, ...] = ()
 
 
 Model = TypeVar("Model", bound=BaseModel)

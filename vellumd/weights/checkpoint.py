@@ -21,8 +21,6 @@ from vellumd.weights.header import Header, Place
 
 SENTINEL = "__index_timestep_zero__"
 """An empty tensor by which ComfyUI says that a model was trained with zero_cond_t."""
-FUSED_KEY = "vellumd_fused"
-"""Metadata of a file: JSON list of the LoRAs' names that were added to its weights."""
 
 SCALES = (".weight_scale", ".scale_weight")
 INPUT_SCALES = (".input_scale", ".scale_input")
@@ -102,8 +100,6 @@ class Checkpoint:
     files: tuple[Path, ...]
     sentinel: bool = False
     """Whether the files hold ComfyUI's mark of zero_cond_t."""
-    fused: tuple[str, ...] = ()
-    """LoRAs that are inside the weights, by role or name."""
 
     @property
     def nbytes(self) -> int:
@@ -162,12 +158,14 @@ def folder(home: Path, part: str) -> Checkpoint:
     Raises `ModelInvalid` where there are none (a pickle is named, never opened), where the
     index names a file that is not there, and for what `of` refuses.
     """
-    files = sorted(home.glob("*.safetensors"))
-    for index in sorted(home.glob("*.safetensors.index.json")):
+    with header.readable(f"The model's {part}"):
+        there = sorted(home.iterdir())
+    files = [file for file in there if file.suffix == ".safetensors"]
+    for index in (file for file in there if file.name.endswith(".safetensors.index.json")):
         if lost := sorted(_indexed(index) - {file.name for file in files}):
             raise errors.ModelInvalid(f"The model's {part} lacks the file {lost[0]}.")
     if not files:
-        for other in sorted(home.glob("*")):
+        for other in there:
             if other.suffix in (*header.PICKLES, ".gguf"):
                 header.read(other)  # says what it is
         raise errors.ModelInvalid(f"The model's {part} has no .safetensors file.")
@@ -196,9 +194,10 @@ def of(part: str, files: Sequence[Path], *, single: bool = True) -> Checkpoint:
     for head in found:
         sorter.take_metadata(head.metadata)
     weights = sorter.weights()
-    fused = _fused(found, files[0] if single and part == names.TRANSFORMER else None)
-    layout = _layout(weights.values(), marked=sorter.marked, single=single, fused=bool(fused))
-    return Checkpoint(part, layout, weights, tuple(files), sorter.sentinel, fused)
+    # Fusing a LoRA changes values, neither names nor shapes: nothing but the file's name tells.
+    fused = single and part == names.TRANSFORMER and lightning_steps(files[0].stem) is not None
+    layout = _layout(weights.values(), marked=sorter.marked, single=single, fused=fused)
+    return Checkpoint(part, layout, weights, tuple(files), sorter.sentinel)
 
 
 def _merged(found: Iterable[Header]) -> dict[str, Place]:
@@ -237,23 +236,6 @@ def lightning_steps(name: str) -> int | None:
     """The steps that a file's name says a Lightning LoRA is made for, inside or alone."""
     found = _LIGHTNING.search(name)
     return int(found[1]) if found else None
-
-
-def _fused(found: Iterable[Header], file: Path | None) -> tuple[str, ...]:
-    """LoRAs inside: as the metadata says, else as the name of a single `file` does.
-
-    Nothing else tells: fusing changes values, neither names nor shapes.
-    """
-    for head in found:
-        if text := head.metadata.get(FUSED_KEY):
-            try:
-                return tuple(str(name) for name in json.loads(text))
-            except (ValueError, TypeError):
-                raise errors.ModelInvalid(
-                    "The list of LoRAs inside the transformer is garbled."
-                ) from None
-    steps = lightning_steps(file.stem) if file else None
-    return (f"lightning-{steps}",) if steps else ()
 
 
 def _layout(weights: Iterable[Weight], *, marked: bool, single: bool, fused: bool) -> Layout:
@@ -343,7 +325,7 @@ class _Sorter:
         place = self._plain.get(name)
         said = str(settings.get("format"))
         if said not in FORMATS:
-            raise self._unsupported(place.file if place else None, said[:40])
+            raise self._unsupported(place.file if place else None, f"{said[:40]!a}")
         if place and place.dtype == "U8":
             self._plain[name] = replace(place, dtype=FORMATS[said])
 

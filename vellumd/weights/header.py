@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,14 +69,26 @@ def told(file: Path) -> str:
     return f"{file.name} ({file.parent.name})"
 
 
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Turn what the system says against reading into `ModelInvalid` that names `what`."""
+    try:
+        yield
+    except OSError as error:
+        raise errors.ModelInvalid(f"{what} cannot be read ({error.strerror}).") from None
+
+
 def read(file: Path) -> Header:
     """The header of `file`, found to fit the file to the byte.
 
     Raises `ModelInvalid` that names the file: for pickles and GGUF, known by content as
     well as by name, and for whatever is cut short, garbled or claims what cannot be.
     """
-    try:
-        size = file.stat().st_size
+    with readable(f"The file {told(file)}"):
+        state = file.stat()
+        size = state.st_size
+        if not (stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode)):
+            raise _wrong(file, "is a pipe or a device")  # opening one may wait for ever
         with file.open("rb") as opened:
             start = opened.read(8)
             _refuse_other_formats(file, start)
@@ -83,10 +98,6 @@ def read(file: Path) -> Header:
             if not 0 < length <= size - 8:
                 raise _wrong(file, "is cut short or no safetensors file")
             text = opened.read(length)
-    except OSError as error:
-        raise errors.ModelInvalid(
-            f"The file {told(file)} cannot be read ({error.strerror})."
-        ) from None
     return _parse(file, text, 8 + length, size)
 
 
@@ -141,6 +152,8 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _place(file: Path, name: str, entry: Any, start: int) -> Place:
+    if not name.isprintable():  # errors name it, in logs and on terminals
+        raise _wrong(file, f"has a tensor with the name {name[:80]!a}")
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         numbers = [*shape, begin, end]

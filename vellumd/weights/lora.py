@@ -203,5 +203,5 @@ def _peft_alphas(metadata: Mapping[str, str], file: Path) -> _Alphas:
                 f"The LoRA {file.name} is of a kind that is not supported (rsLoRA)."
             )
         return _Alphas(None if common is None else float(common), single)
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         raise errors.ModelInvalid(f"The LoRA {file.name} has garbled settings.") from None

@@ -35,7 +35,7 @@ class Model:
     text_encoder: Checkpoint
     vae: Checkpoint
     configs: Mapping[str, dict[str, Any]]
-    """The `config.json` of each part, with zero_cond_t decided in the transformer's."""
+    """The `config.json` of each part, the transformer's with zero_cond_t decided and whole."""
     base: Path
     """Folder of processor, scheduler and configurations."""
     told_by: str
@@ -91,7 +91,9 @@ def open_model(
         if causal
         else _zero_cond_t(found[names.TRANSFORMER], configs, own, zero_cond_t)
     )
-    configs[names.TRANSFORMER]["zero_cond_t"] = flag
+    configs[names.TRANSFORMER] = {
+        **shapes.TRANSFORMER, **configs[names.TRANSFORMER], "zero_cond_t": flag,
+    }  # fmt: skip
     for part in ("processor", "scheduler"):
         if not (home / part).is_dir():
             raise errors.ModelInvalid(f"The model's {part} is missing.")
@@ -109,8 +111,13 @@ def open_model(
 def base_of(path: Path, base: Path | None = None) -> Path:
     """The diffusers folder that stands around `path`: itself, `base`, or the nearest above.
 
-    Raises `ModelMissing` where there is none.
+    Raises `ModelMissing` where there is none, `ModelInvalid` where it cannot be read.
     """
+    with header.readable(f"The model {path.name!r}"):
+        return _base_of(path, base)
+
+
+def _base_of(path: Path, base: Path | None) -> Path:
     if path.is_dir():
         if not (path / INDEX).is_file():
             raise errors.ModelInvalid(f"The model folder has no {INDEX}.")

@@ -18,27 +18,37 @@ ATTENTION = (
 )  # fmt: skip
 
 
-BLOCKS_MAX = 1000
-"""Blocks that a configuration may claim; beyond, it is garbled."""
+TRANSFORMER = {
+    "num_layers": 60, "num_attention_heads": 24, "attention_head_dim": 128,
+    "joint_attention_dim": 3584, "patch_size": 2, "in_channels": 64, "out_channels": 16,
+}  # fmt: skip
+"""What a transformer's configuration leaves out is as in 2511."""
+LARGEST, BLOCKS_MAX = 10**6, 1000
+"""Numbers that a configuration may claim of sides and of blocks; beyond, it is garbled."""
+
+
+def _number(config: dict[str, Any], key: str, usual: int, largest: int = LARGEST) -> int:
+    """What a configuration says, or what is usual; `ValueError` for what cannot be."""
+    found = config.get(key, usual)
+    if type(found) is not int or not 0 < found <= largest:
+        raise ValueError(key)
+    return found
 
 
 def _blocks(config: dict[str, Any], key: str, usual: int) -> range:
-    """The numbers of a model's blocks; `ValueError` for a number that cannot be."""
-    count = config.get(key, usual)
-    if not 0 < count <= BLOCKS_MAX:
-        raise ValueError(key)
-    return range(count)
+    """The numbers of a model's blocks."""
+    return range(_number(config, key, usual, BLOCKS_MAX))
 
 
 def transformer(config: dict[str, Any]) -> Shapes:
-    """Those of diffusers' QwenImageTransformer2DModel; what is left out is as in 2511."""
-    head = config.get("attention_head_dim", 128)
-    inner = head * config.get("num_attention_heads", 24)
-    joint, channels = config.get("joint_attention_dim", 3584), config.get("in_channels", 64)
-    out = config.get("patch_size", 2) ** 2 * config.get("out_channels", 16)
+    """Those of diffusers' QwenImageTransformer2DModel; `ValueError` for what cannot be."""
+    said = {key: _number(config, key, usual) for key, usual in TRANSFORMER.items()}
+    head, joint = said["attention_head_dim"], said["joint_attention_dim"]
+    inner = head * said["num_attention_heads"]
+    out = said["patch_size"] ** 2 * said["out_channels"]
     found: Shapes = {"txt_norm.weight": (joint,)}
     for name, rows, columns in (
-        ("img_in", inner, channels),
+        ("img_in", inner, said["in_channels"]),
         ("txt_in", inner, joint),
         ("time_text_embed.timestep_embedder.linear_1", inner, 256),
         ("time_text_embed.timestep_embedder.linear_2", inner, inner),
@@ -46,7 +56,7 @@ def transformer(config: dict[str, Any]) -> Shapes:
         ("proj_out", out, inner),
     ):
         found.update(_linear(name, rows, columns))
-    for number in _blocks(config, "num_layers", 60):
+    for number in _blocks(config, "num_layers", TRANSFORMER["num_layers"]):
         found.update(_block(f"transformer_blocks.{number}", inner, head))
     return found
 
@@ -84,10 +94,10 @@ def text_encoder(config: dict[str, Any]) -> Shapes:
 
 def _language(config: dict[str, Any]) -> Named:
     home = "model.language_model"
-    width, wide = config.get("hidden_size", 3584), config.get("intermediate_size", 18_944)
-    heads = config.get("num_attention_heads", 28)
-    keys = config.get("num_key_value_heads", 4) * (width // heads)
-    yield f"{home}.embed_tokens.weight", (config.get("vocab_size", 152_064), width)
+    width, wide = _number(config, "hidden_size", 3584), _number(config, "intermediate_size", 18_944)
+    heads = _number(config, "num_attention_heads", 28)
+    keys = _number(config, "num_key_value_heads", 4) * (width // heads)
+    yield f"{home}.embed_tokens.weight", (_number(config, "vocab_size", 152_064), width)
     yield f"{home}.norm.weight", (width,)
     for number in _blocks(config, "num_hidden_layers", 28):
         layer = f"{home}.layers.{number}"
@@ -103,9 +113,9 @@ def _language(config: dict[str, Any]) -> Named:
 
 def _vision(config: dict[str, Any]) -> Named:
     home = "model.visual"
-    width, wide = config.get("hidden_size", 1280), config.get("intermediate_size", 3420)
-    patch, frames = config.get("patch_size", 14), config.get("temporal_patch_size", 2)
-    channels = config.get("in_channels", config.get("in_chans", 3))
+    width, wide = _number(config, "hidden_size", 1280), _number(config, "intermediate_size", 3420)
+    patch, frames = _number(config, "patch_size", 14), _number(config, "temporal_patch_size", 2)
+    channels = _number(config, "in_channels", _number(config, "in_chans", 3))
     yield f"{home}.patch_embed.proj.weight", (width, channels, frames, patch, patch)
     for number in _blocks(config, "depth", 32):
         block = f"{home}.blocks.{number}"
@@ -116,7 +126,7 @@ def _vision(config: dict[str, Any]) -> Named:
         for name in ("gate_proj", "up_proj"):
             yield from _linear(f"{block}.mlp.{name}", wide, width)
         yield from _linear(f"{block}.mlp.down_proj", width, wide)
-    merged = width * config.get("spatial_merge_size", 2) ** 2
+    merged = width * _number(config, "spatial_merge_size", 2) ** 2
     yield f"{home}.merger.ln_q.weight", (width,)
     yield from _linear(f"{home}.merger.mlp.0", merged, merged)
-    yield from _linear(f"{home}.merger.mlp.2", config.get("out_hidden_size", 3584), merged)
+    yield from _linear(f"{home}.merger.mlp.2", _number(config, "out_hidden_size", 3584), merged)

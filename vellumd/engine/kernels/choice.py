@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,10 @@ from torch import Tensor
 from vellumd import errors
 from vellumd.engine.kernels import feed, gelu, modulate, rotate
 from vellumd.engine.kernels.feed import Fed, Need
-from vellumd.engine.trial import refusal
+from vellumd.engine.trial import Standby, refusal
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 log = logging.getLogger(__name__)
 
@@ -58,18 +61,33 @@ class Choice:
     refused: dict[str, str]
 
 
-def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> Choice:
+def choose(
+    wanted: str, device: torch.device, dtype: torch.dtype, standby: Standby | None = None
+) -> Choice:
     """Triton's operations where they run and agree; the plain ones where not, or on a CPU.
 
     `wanted` is `auto`, `plain` or `triton`; with the last, `RecipeUnsupported` is raised where
-    one is refused.
+    one is refused. With `auto` the plain ones stand behind Triton's in `standby`.
     """
     if wanted == "plain" or (wanted == "auto" and device.type == "cpu"):
         return Choice(PLAIN, {})
     found = those_that_run(TRITON, device, dtype)
     if wanted == "triton" and any(field.name in found.refused for field in fields(Ops)):
         raise errors.RecipeUnsupported("Triton's kernels do not run on this machine.")
+    if wanted == "auto" and standby is not None:
+        return replace(found, ops=with_twins(found.ops, PLAIN, standby))
     return found
+
+
+Operations = TypeVar("Operations", bound="DataclassInstance")
+
+
+def with_twins(ops: Operations, twins: Operations, standby: Standby) -> Operations:
+    """`ops`, each with its twin behind it unless it is that."""
+    names = (field.name for field in fields(ops))
+    pairs = ((name, getattr(ops, name), getattr(twins, name)) for name in names)
+    guarded = {name: standby.behind(name, run, twin) for name, run, twin in pairs if run != twin}
+    return replace(ops, **guarded)
 
 
 def those_that_run(ops: Ops, device: torch.device, dtype: torch.dtype) -> Choice:
