@@ -67,8 +67,9 @@ class EngineSettings(Group):
     )
     recipe: Literal["auto", "fp8-rows", "fp8-tensor", "fp8-weights", "bf16"] = Field(
         "auto",
-        description="How the transformer's weights are held and multiplied: auto takes the best "
-        "that runs on the card within the tier; the others force one (docs/precision.md).",
+        description="How the transformer's weights are held and multiplied: auto times a block by "
+        "each that runs, at the first start on a card, and takes the fastest within the tier; the "
+        "others force one (docs/precision.md).",
     )
     keep: tuple[str, ...] = Field(
         (),
