@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 from tests.engine.support import Child, Told, encoded, picture, reference, resolved
 from vellumd import errors, protocol
-from vellumd.engine import start
+from vellumd.engine import start, triton_probe
 from vellumd.engine.pipeline import QwenEngine
 from vellumd.protocol import Beat, Done, Init, Ready, Warm
 
@@ -113,3 +118,47 @@ def test_what_is_compiled_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert os.environ == {
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"), "TRITON_CACHE_DIR": "elsewhere",
     }  # fmt: skip
+
+
+def test_where_nothing_can_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is compiled lies in temporary folders, since without any Triton compiles nothing."""
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "file").touch()
+    start.keep_compiled(tmp_path / "file")
+    assert os.environ.keys() == start.COMPILED.keys()
+    homes = set(map(Path, os.environ.values()))
+    assert len(homes) == 2 and all(home.parent == tmp_path and home.is_dir() for home in homes)
+    assert "can be kept" in caplog.text
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    start.keep_compiled(tmp_path / "file")
+    assert os.environ == {}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of half a kernel
+@pytest.mark.parametrize("kind", [".json", ".cubin"])
+@pytest.mark.parametrize("left", [b"", bytes(64)], ids=["empty", "zeros"])
+def test_a_cache_that_lost_its_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, left: bytes
+) -> None:
+    """What is left of files as a loss of power leaves them is compiled anew."""
+    home = tmp_path / start.COMPILED["TRITON_CACHE_DIR"]
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(home))
+    source = ASTSource(triton_probe.double, {"source": "*fp32", "target": "*fp32",
+                                             "size": "constexpr"}, {"size": 64})  # fmt: skip
+
+    def cubin() -> bytes:
+        made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+        return bytes(made.asm["cubin"])
+
+    whole = cubin()
+    (file,) = (file for file in home.rglob(f"double*{kind}"))
+    file.write_bytes(left)
+    with contextlib.suppress(ValueError):  # as what is no JSON is told
+        assert cubin() != whole
+    start.keep_compiled(tmp_path)
+    assert cubin() == whole
+    assert file.read_bytes() != left
