@@ -81,6 +81,11 @@ def kernels(scale: Scale, record: Record) -> None:
             "error": round(attention.tried(kernel, DEVICE, DTYPE, scale.width), 5),
             "ms": milliseconds(partial(kernel, *mixed), scale.rounds),
         }
+    record["attention, rows that are new, ms"] = {
+        name: new_rows(kernel, mixed)
+        for name, kernel in attention.KINDS.items()
+        if attention.complaint(kernel, attention.TOLERANCE, DEVICE, DTYPE, scale.width) is None
+    }
     del mixed
     record["fa3, both prompts"] = both_prompts(scale)
     for name, (triton, plain) in operations(scale).items():
@@ -90,6 +95,15 @@ def kernels(scale: Scale, record: Record) -> None:
             {"refused": why or "no card"} if why or not CUDA
             else {"triton_ms": milliseconds(triton, scale.rounds)}
         )  # fmt: skip
+
+
+def new_rows(kernel: attention.Attention, mixed: list[torch.Tensor]) -> list[float]:
+    """Milliseconds of each of three calls, of a number of rows that none had before: some plan."""
+    rows = mixed[0].shape[1]
+    return [
+        round(1000 * timed(partial(kernel, *(x[:, : rows - fewer] for x in mixed)), DEVICE), 2)
+        for fewer in (1, 2, 3)
+    ]
 
 
 def both_prompts(scale: Scale) -> dict[str, Any]:

@@ -131,6 +131,7 @@ class Bench:
         yield "tokens of a prompt", lambda: one._text(PROMPT, begin.kept, position, device)
         yield "one prompt", prompt
         yield "new prompt", partial(self._embed, views, forget=False)
+        yield "new prompt of a new length", partial(self._embed, views, forget=False, longer=True)
         yield "nothing new", partial(self._embed, views, forget=False, fresh=False)
         yield "cut to length", lambda: one.readable(PROMPT)
         yield "both prompts again", partial(self._embed, views, forget=True)
@@ -154,11 +155,14 @@ class Bench:
             made = copies.views(self._model.card.vision_area)
             return [Copy.of(view.picture(), *view.key) for view in made]
 
-    def _embed(self, views: list[Copy], *, forget: bool, fresh: bool = True) -> None:
-        """Two prompts: a new one if it is to be `fresh`."""
+    def _embed(
+        self, views: list[Copy], *, forget: bool, fresh: bool = True, longer: bool = False
+    ) -> None:
+        """Two prompts: a new one if it is to be `fresh`, of a new length too if `longer`."""
         if forget:
             self._model.store.clear()
-        prompt = f"{PROMPT} {next(self._numbers)}" if fresh else PROMPT
+        number = next(self._numbers) if fresh else 0
+        prompt = PROMPT + (" snow" * number if longer else f" {number}")
         self._model.encoder.embed([prompt, " "], views, self._model.parts.device)
 
 

@@ -73,6 +73,26 @@ def test_the_embeddings_of_a_single_pass(model: Model, count: int) -> None:
         )
 
 
+def test_no_attention_plans(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that plans for each number of tokens is out of reach, for tower and texts alone."""
+    planning: dict[str, set[bool]] = {"language": set(), "vision": set()}
+
+    def watched(name: str, attend: Any) -> Any:
+        def attention(*given: Any, **named: Any) -> Any:
+            planning[name].add(torch.backends.cuda.cudnn_sdp_enabled())
+            return attend(*given, **named)
+
+        return attention
+
+    for name in planning:
+        target = f"vellumd.engine.{name}.scaled_dot_product_attention"
+        monkeypatch.setattr(target, watched(name, torch.nn.functional.scaled_dot_product_attention))
+    for _ in range(2):
+        encoder_of(model).embed(PROMPTS, views(2), CPU)
+        assert planning == {"language": {False}, "vision": {False}}
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_prompts_do_not_meet(model: Model) -> None:
     """An embedding is the same to the bit whichever prompts are read with it, in any order."""
     encoder = encoder_of(model)

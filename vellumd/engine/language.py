@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from vellumd.engine.block import called
 from vellumd.engine.content import size_of
-from vellumd.engine.qwen_vl import Rotation, mask_of
+from vellumd.engine.qwen_vl import Rotation, mask_of, planless
 
 
 @dataclass
@@ -133,6 +133,7 @@ class Layer(NamedTuple):
         return torch.cat(parts, dim=2).flatten(0, 1)[None]
 
 
+@planless
 def read(language: Any, texts: Sequence[Text]) -> list[Tensor]:
     """The last hidden states [1, tokens, channels] of `texts`, in whose order layers take them.
 

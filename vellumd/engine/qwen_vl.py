@@ -10,11 +10,22 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import rms_norm
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as stock
 
 ALIGNED = 16
 """Numbers. Where rows of a mask do not begin at multiples of it, attention copies the mask."""
+
+PLANLESS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Kernels of attention that take any number of tokens as it comes.
+
+On Hopper and Blackwell torch takes cuDNN's by itself, which plans for each number that is new to
+it: 0.4 s on a B200 (modelscope/FunASR#3704). A prompt's is new with nearly each edit.
+"""
+
+planless = sdpa_kernel(PLANLESS)
+"""Decorates what attends by one of these alone."""
 
 
 class Norm(torch.nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from vellumd.engine.block import called
-from vellumd.engine.qwen_vl import Rotation, mask_of
+from vellumd.engine.qwen_vl import Rotation, mask_of, planless
 
 Grids = tuple[tuple[int, int], ...]
 """Rows and columns of patches of each picture."""
@@ -160,6 +160,7 @@ class Tower:
         self._stock = stock
         self._layout = lru_cache(self.KEPT)(Layout.of)
 
+    @planless
     def see(self, patches: Tensor, grids: Grids) -> Tensor:
         """What is seen in `patches` [patches, numbers] of pictures: [tokens, channels]."""
         stock = self._stock
