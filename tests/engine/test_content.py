@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,29 @@ def test_an_edit_again_is_the_same_edit(model: Model, files: list[Path]) -> None
     assert next(beat for beat in told.beats if beat[0] == "encode") == ("encode", 0, 0)
     store.clear()
     assert paint(model, files, true_cfg_scale=3.0) == first
+
+
+def test_no_more_is_held_than_is_counted(model: Model, files: list[Path]) -> None:
+    """Not a byte of what tensors are views of: else the limit were none."""
+    store = model.store
+    store.clear()
+    paint(model, files, true_cfg_scale=3.0)
+    found = [tensor for entry in store._entries.values() for tensor in tensors(entry.value)]
+    storages = {tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in found}
+    assert len(storages) == len(found) > 4
+    assert store.size == sum(storages.values())
+
+
+def tensors(value: object) -> Iterator[torch.Tensor]:
+    """Those within a kept value."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from tensors(one)
+    elif is_dataclass(value):
+        for one in vars(value).values():
+            yield from tensors(one)
 
 
 def test_short_of_memory_nothing_is_kept(model: Model, files: list[Path]) -> None:

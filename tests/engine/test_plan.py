@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import random
 from dataclasses import replace
 
 import pytest
 import torch
+from diffusers.models.transformers import transformer_qwenimage
+from torch import Tensor
 
 from tests.engine import random_transformer as small
-from vellumd.engine import attention
+from vellumd.engine import attention, precision
+from vellumd.engine.lora import Branched, Pair
 from vellumd.engine.plan import Plan
 from vellumd.engine.rooms import Rounded
 from vellumd.engine.rows import BOTH, ONE
-from vellumd.engine.transformer import Own
+from vellumd.engine.transformer import Conditioning, Own, Stock
 
 TIMES = torch.tensor([1000.0, 600.0, 600.0, 300.0])
 
@@ -57,6 +62,72 @@ def test_reuse_is_exact_where_nothing_has_changed(zero_cond_t: bool) -> None:
     other = small.noise(torch.float32, seed=9)
     assert small.error(turbo(2, ONE, other), exact(2, ONE, other)) > 1e-3
     assert torch.equal(turbo(3, BOTH, other), exact(3, BOTH, other))
+
+
+class Standing:
+    """Diffusers' attention, in which the references' keys and values stand still if wanted.
+
+    Each prompt and block has its own, those of the last forward in which they did not.
+    """
+
+    def __init__(self, references: int) -> None:
+        self._references = references
+        self._kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._block = self._prompt = 0
+        self._still = False
+
+    def begin(self, prompt: int, *, still: bool) -> None:
+        """A forward comes."""
+        self._prompt, self._still, self._block = prompt, still, 0
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, **_: object) -> Tensor:
+        mine, rows = (self._prompt, self._block), slice(key.shape[1] - self._references, None)
+        if self._still:
+            key, value = key.clone(), value.clone()
+            key[:, rows], value[:, rows] = self._kept[mine]
+        else:
+            self._kept[mine] = key[:, rows].clone(), value[:, rows].clone()
+        self._block += 1
+        return attention.default(query, key, value)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@torch.inference_mode()
+def test_any_edit_is_diffusers_with_references_that_stand_still(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the sizes, prompts, LoRAs, steps, plan and interval of guidance."""
+    chance, numbers = random.Random(seed), torch.Generator().manual_seed(seed)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=numbers)
+
+    model = small.transformer(torch.float32, zero_cond_t=seed % 3 > 0, layers=chance.choice([1, 3]))
+    for name, linear in list(precision.small_linears(model)):
+        if seed % 2 and chance.random() < 0.5:
+            pair = Pair(drawn(2, linear.in_features) / 9, drawn(linear.out_features, 2), 0.3)
+            precision.put(model, name, Branched(linear, [pair]))
+    shapes = [(1, chance.randint(1, 9), chance.randint(1, 9)) for _ in range(2 + seed % 3)]
+    target, *others = map(math.prod, shapes)
+    texts = [drawn(1, chance.choice([1, 2, 33, 120]), 64) for _ in range(2)]
+    guided = seed % 4 > 0
+    given = Conditioning(texts[0], texts[1] if guided else None, drawn(1, sum(others), 64), shapes)
+    share = chance.choice([(0.0, 1.0), (0.0, 0.5), (0.25, 0.75), (0.5, 1.0)])
+    steps = 1 + seed % 7
+    plan = Plan.of(steps, chance.randint(1, 4), share)
+    times = torch.linspace(1000, 300, steps)
+    monkeypatch.setattr(
+        transformer_qwenimage, "dispatch_attention_fn", still := Standing(sum(others))
+    )
+    exact = Stock(model).prepare(given, times, plan)
+    own, seen = Own(model, attention.default).prepare(given, times, plan), set[int]()
+    for step in range(steps):
+        prompts, tokens = BOTH if guided and step in plan.guided else ONE, drawn(1, target, 64)
+        again = step not in plan.fresh and seen.issuperset(prompts)
+        for made, prompt in zip(own(step, prompts, tokens), prompts, strict=True):
+            still.begin(prompt, still=again)
+            assert small.error(made, exact(step, (prompt,), tokens)[0]) <= 2e-6
+        seen.update(prompts)
 
 
 @torch.inference_mode()
