@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.engine import random_transformer as small
 from vellumd.engine import attention, precision
+from vellumd.engine.linears import TINY
 from vellumd.engine.lora import Branched, Pair
 from vellumd.engine.plan import Plan
 from vellumd.engine.rooms import Rounded
@@ -144,6 +145,26 @@ def test_a_prompt_that_comes_later_finds_nothing_to_use() -> None:
 
 
 @torch.inference_mode()
+def test_what_attends_to_references_that_are_used_again() -> None:
+    """The kernel for such steps does in each of their blocks, and in no fresh step's."""
+    asked: list[str] = []
+
+    def telling(name: str) -> attention.Attention:
+        def attend(*given: Tensor) -> Tensor:
+            asked.append(name)
+            return attention.default(*given)
+
+        return attend
+
+    model, tokens = small.transformer(torch.float32, layers=2), small.noise(torch.float32)
+    own = Own(model, telling("anew"), again=telling("again"))
+    turbo = own.prepare(small.conditioning(torch.float32, 1), TIMES, Plan.of(4, every=2))
+    for step in range(4):
+        turbo(step, BOTH, tokens)
+    assert asked == (["anew"] * 4 + ["again"] * 4) * 2
+
+
+@torch.inference_mode()
 def test_a_reusing_step_runs_no_reference() -> None:
     """The picture stream of such a step has the target's rows alone."""
     own = Own(small.transformer(torch.float32), attention.default)
@@ -155,6 +176,16 @@ def test_a_reusing_step_runs_no_reference() -> None:
         turbo(step, ONE, small.noise(torch.float32))
     whole = small.TARGET + given.references.shape[1]
     assert rows == [whole, small.TARGET, small.TARGET, whole]
+
+
+def test_the_largest_number_of_a_head_stays_the_largest() -> None:
+    """For each that bfloat16 has; a scale that was rounded down makes 128 of it, which int8 has not:
+    it would come back as -128."""
+    largest = torch.arange(1, 0x7F80, dtype=torch.int16).view(torch.bfloat16)
+    largest = largest[largest >= TINY]
+    made = Rounded.of(torch.stack([largest, -largest], dim=-1)[None, :, None]).small[0, :, 0]
+    assert set(made[:, 0].tolist()) == {126, 127}
+    assert torch.equal(made[:, 1], -made[:, 0])
 
 
 @torch.inference_mode()
