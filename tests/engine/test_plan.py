@@ -179,8 +179,7 @@ def test_a_reusing_step_runs_no_reference() -> None:
 
 
 def test_the_largest_number_of_a_head_stays_the_largest() -> None:
-    """For each that bfloat16 has; a scale that was rounded down makes 128 of it, which int8 has not:
-    it would come back as -128."""
+    """For each that bfloat16 has; where a scale was rounded down it becomes 128, int8's -128."""
     largest = torch.arange(1, 0x7F80, dtype=torch.int16).view(torch.bfloat16)
     largest = largest[largest >= TINY]
     made = Rounded.of(torch.stack([largest, -largest], dim=-1)[None, :, None]).small[0, :, 0]

@@ -20,10 +20,12 @@ from tests.engine.support import (
     stopped,
 )
 from vellumd import errors, memory_plan
-from vellumd.engine import attention
+from vellumd.engine import attention, rooms, transformer
 from vellumd.engine.model import Model
 from vellumd.engine.pipeline import QwenEngine
-from vellumd.engine.rows import BOTH, ONE
+from vellumd.engine.plan import Plan
+from vellumd.engine.rooms import Rooms
+from vellumd.engine.rows import BOTH, ONE, Rows
 from vellumd.engine.run import Run
 from vellumd.engine.tiers import Forwards
 from vellumd.engine.transformer import Own, Stock
@@ -136,6 +138,26 @@ def test_turbo_keeps_what_there_is_room_for(model: Model, files: list[Path]) -> 
     assert other.tiers == ("standard",)
 
 
+def test_room_is_asked_for_all_rows(
+    model: Model, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the longer prompt among them: what is kept whole is kept of texts too."""
+    made: list[Rows] = []
+
+    def watched(rows: Rows, *rest: Any) -> Rooms:
+        made.append(rows)
+        return rooms.rooms(rows, *rest)
+
+    monkeypatch.setattr(transformer, "rooms", watched)
+    for prompts in ({"prompt": "long " * 20}, {"negative_prompt": "long " * 20}):
+        other = with_settings(model, turbo_kv="whole")
+        asked: list[int] = []
+        monkeypatch.setattr(other, "kept", lambda rows, *_, asked=asked, **__: asked.append(rows))
+        paint(other, files, **prompts)
+        assert asked == [max(made[-1].texts) + made[-1].pictures]
+        assert min(made[-1].texts) < max(made[-1].texts)
+
+
 @pytest.mark.parametrize(
     ("room", "warnings"),
     [
@@ -195,6 +217,10 @@ def test_the_stock_forward_paints_the_same(model: Model, files: list[Path]) -> N
     painted = paint(stock, files)
     pairs = zip(painted, paint(model, files, tier="standard"), strict=True)
     assert max(abs(a - b) for a, b in pairs) <= 1
+    assert run(with_settings(model, turbo_guided=(0, 0.5))).plan() != Plan.full(STEPS)
+    assert run(with_settings(model, forward="stock", turbo_guided=(0, 0.5))).plan() == Plan.full(
+        STEPS
+    )
 
 
 def test_a_forced_kernel_that_does_not_run_ends_the_start(demo: Path, tmp_path: Path) -> None:
