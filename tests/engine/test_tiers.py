@@ -197,9 +197,10 @@ def test_which_forward_a_tier_runs(model: Model, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(attention.KINDS_8BIT, "fa3-8bit", attention.default)
     small = with_settings(model).forwards
     assert small.attention == ("fa3-8bit", "flash")
-    assert isinstance(small.eight_bit, Own)
-    kernels = {(block.attention, block.again) for block in small.eight_bit.blocks}
-    assert kernels == {(attention.default, attention.KINDS["flash"])}
+    for eight_bit in (small.eight_bit, with_settings(model, compile=True).forwards.eight_bit):
+        assert isinstance(eight_bit, Own)
+        kernels = {(block.attention, block.again) for block in eight_bit.blocks}
+        assert kernels == {(attention.default, attention.KINDS["flash"])}
     assert small.of_tier("swift") is small.of_tier("turbo") is small.eight_bit
     assert small.of_tier("standard") is small.exact
     assert not small.lowers("swift")

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from triton.compiler import ASTSource
 
 from tests.engine.support import Child, Told, encoded, picture, reference, resolved
 from vellumd import errors, protocol
-from vellumd.engine import start, triton_probe
+from vellumd.engine import pipeline, start, triton_probe
 from vellumd.engine.pipeline import QwenEngine
+from vellumd.models import ResolvedEdit
 from vellumd.protocol import Beat, Done, Init, Ready, Warm
 
 PICTURE = encoded(picture(40, 30))
@@ -109,6 +111,31 @@ def test_nothing_of_the_warm_up_passes_on(tmp_path: Path, after: int | None) -> 
         with pytest.raises(errors.Cancelled):
             warmed.warm_up(told, lambda: len(told.beats) >= after)
     assert edit(warmed) == edit(engine(tmp_path, tier="turbo"))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_is_compiled_sees_two_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    """Else the first edit of another one would wait for a compiler; kernels are for all."""
+    made: list[tuple[int, int]] = []
+
+    class Told:
+        """In place of a run."""
+
+        def __init__(self, model: object, edit: ResolvedEdit, *_: object) -> None:
+            made.append((edit.images[0].width, edit.images[0].height))
+
+        def pictures(self, files: list[Path]) -> list[object]:
+            return []
+
+    monkeypatch.setattr(pipeline, "Run", Told)
+    one = QwenEngine(
+        Init(engine="", settings={"compile": compiled}, spool=tmp_path, cache=tmp_path)
+    )
+    monkeypatch.setattr(one, "_model", SimpleNamespace(loras=SimpleNamespace(names=tuple)))
+    one.warm_up(None, lambda: False)  # type: ignore[arg-type]
+    assert made == [(128, 128), (128, 64)][: 1 + compiled]
 
 
 def test_what_is_compiled_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
