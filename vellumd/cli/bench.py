@@ -11,7 +11,7 @@ from typing import Any
 from vellumd.cli.main import FAILED, OK, load_settings
 
 COLUMNS = ("method", "class", "at once", "s a forward", "least", "most", "TFLOP/s", "weights GB",
-           "activations GB", "error", "a block", "of predecessor")  # fmt: skip
+           "activations GB", "error", "a block", "of the first")  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
