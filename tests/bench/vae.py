@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from tests.bench.edits import CUDA
-from tests.bench.median import median
+from tests.bench.median import median, timed
 from vellumd.engine import latents, vae_forward
 from vellumd.engine.model import Model
 
@@ -29,8 +29,8 @@ def measure(model: Model, picture: Image.Image) -> dict[str, Any]:
         found[name] = attempted(partial(vae, model, picture, prepared))
     with torch.backends.cudnn.flags(benchmark=True):
         # CuDNN chooses by timing all that it has, once for each size of a picture.
-        timed = partial(vae, model, picture, prepared)
-        found[f"{name}, convolutions timed"] = attempted(timed)
+        found[f"{name}, convolutions timed"] = attempted(partial(vae, model, picture, prepared))
+    found["sizes that are new, ms"] = attempted(partial(new_sizes, model, picture))
     found["by its parts"] = attempted(partial(by_parts, model, picture))
     return found
 
@@ -78,6 +78,19 @@ def vae(model: Model, picture: Image.Image, prepared: Callable[[], object]) -> d
         torch.cuda.reset_peak_memory_stats()
         model.codec.decode(unpacked)
         found["decode_peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    return found
+
+
+def new_sizes(model: Model, picture: Image.Image) -> dict[str, list[float]]:
+    """Milliseconds of one call each: cuDNN has to find kernels for sizes it has not seen."""
+    device, dtype, codec = model.parts.device, model.parts.dtype, model.codec
+    width, height = picture.size
+    found: dict[str, list[float]] = {"encode": [], "decode": []}
+    for fewer in (16, 32, 48):
+        part = picture.crop((0, 0, width - fewer, height))
+        found["encode"].append(round(timed(partial(codec.encode, part, device, dtype)), 2))
+        made = latents.unpack(latents.pack(codec.encode(part, device, dtype)), *part.size)
+        found["decode"].append(round(timed(partial(codec.decode, made)), 2))
     return found
 
 
