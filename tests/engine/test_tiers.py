@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from tests.engine.support import (
 )
 from vellumd import errors, memory_plan
 from vellumd.engine import attention, rooms, transformer
+from vellumd.engine.content import Store
+from vellumd.engine.encode import Encoder
 from vellumd.engine.model import Model
 from vellumd.engine.pipeline import QwenEngine
 from vellumd.engine.plan import Plan
@@ -29,6 +32,7 @@ from vellumd.engine.rows import BOTH, ONE, Rows
 from vellumd.engine.run import Run
 from vellumd.engine.tiers import Forwards
 from vellumd.engine.transformer import Own, Stock
+from vellumd.models import LoraRef
 from vellumd.protocol import Init
 from vellumd.settings import EngineSettings
 
@@ -116,6 +120,48 @@ def test_nothing_of_turbo_passes_on(
     ):
         next(Run(model, edit, Told(), stop).pictures([other]))
     assert (paint(model, files), paint(model, files, tier="standard")) == expected
+
+
+LORAS = (LoraRef(name="lightning-8", scale=0.5),)
+EDITS: tuple[dict[str, Any], ...] = (
+    {"tier": "standard", "true_cfg_scale": 1.0},
+    {"tier": "turbo", "prompt": "a much longer prompt " * 5},
+    {"tier": "turbo", "loras": LORAS, "steps": 3},
+    {"tier": "standard", "loras": LORAS, "size": "96x64"},
+    {"tier": "turbo", "n": 2, "seed": 3, "size": "64x96"},
+)
+"""What differs in all that could be left behind: references, prompts, sizes, weights, plans."""
+
+
+def test_edits_in_any_order(model: Model, files: list[Path]) -> None:
+    """Whatever came before, whole, cancelled or failed, and whatever of it is still kept."""
+    model, order = with_settings(model, turbo_kv="int8"), random.Random(1)
+    model.store = Store(200_000)
+    model.encoder = Encoder(
+        model.parts.processor, model.parts.text_encoder, model.card.prompt_tokens, model.store
+    )
+
+    def painted(number: int) -> bytes:
+        return paint(model, files, **{"steps": 2, **EDITS[number]})
+
+    def alone(number: int) -> bytes:
+        model.store.clear()
+        return painted(number)
+
+    numbers = range(len(EDITS))
+    expected = [alone(number) for number in numbers]
+    assert len(set(expected)) == len(EDITS)
+    for number in [order.choice(numbers) for _ in range(12)]:
+        how, after = order.choice(["cancel", "error", "whole"]), order.randint(1, 9)
+        if how != "whole":
+            broken = run(model, **{"steps": 2, **EDITS[order.choice(numbers)]})
+            with (
+                stopped(broken._forward.blocks, after, how) as broken._cancelled,
+                pytest.raises((errors.Cancelled, ZeroDivisionError)),
+            ):
+                next(broken.pictures(files))
+        assert painted(number) == expected[number]
+        assert model.store.size <= 200_000
 
 
 def test_turbo_keeps_what_there_is_room_for(model: Model, files: list[Path]) -> None:
