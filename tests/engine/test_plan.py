@@ -19,6 +19,7 @@ from vellumd.engine.plan import Plan
 from vellumd.engine.rooms import Rounded
 from vellumd.engine.rows import BOTH, ONE
 from vellumd.engine.transformer import Conditioning, Own, Stock
+from vellumd.settings import EngineSettings
 
 TIMES = torch.tensor([1000.0, 600.0, 600.0, 300.0])
 
@@ -42,6 +43,14 @@ def test_shares_of_steps(plan: Plan, fresh: set[int], guided: set[int]) -> None:
     assert plan.reuses == (len(fresh) < plan.steps)
     assert plan.forwards(1) == plan.steps
     assert plan.forwards(2) == plan.steps + len(guided)
+
+
+@pytest.mark.parametrize("shares", [(0.8, 0.2), (-0.1, 1), (0, 1.1)])
+def test_shares_that_guide_nothing_are_refused(shares: tuple[float, float]) -> None:
+    """At the start: edits would be worse, and nobody told."""
+    with pytest.raises(ValueError, match="turbo_guided"):
+        EngineSettings(turbo_guided=shares)
+    assert EngineSettings(turbo_guided=(0, 0)).turbo_guided == (0, 0)
 
 
 @pytest.mark.parametrize("zero_cond_t", [True, False])
