@@ -12,6 +12,9 @@ NODE_RED_5_READY := $(NODE_RED_5)/.vellumd-5.0.7
 AXE := build/axe
 AXE_READY := $(AXE)/.vellumd-4.14.1
 
+# The tests start a thousand processes: none of them should have to compile vellumd anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup run test trust lint bench mosquitto chromium
 

@@ -64,7 +64,7 @@ class TestDraw:
         """The drawn answer is among those accepted, and more than one is where words are open."""
         edits = drawn(kind)
         painter = Painter()
-        for row in range(40):
+        for row in range(20):
             answers = edits.answers(row)
             target = painter(edits.target[row : row + 1])
             assert (painter(answers) == target).all(axis=(1, 2, 3)).sum() == 1
@@ -72,9 +72,9 @@ class TestDraw:
 
     def test_every_answer_changes_the_picture(self, kind: str) -> None:
         """Each answer differs clearly from picture 1, in fifty pixels at least."""
-        edits, painter = drawn(kind), Painter()
+        edits, painter = drawn(kind)[: N // 2], Painter()
         given = painter(edits.references[0])
-        answers = [(row, painter(edits.answers(row))) for row in range(20)]
+        answers = [(row, painter(edits.answers(row))) for row in range(10)]
         for before, after in [(given, painter(edits.target)), *((given[n], a) for n, a in answers)]:
             changed = np.abs(after - before).max(axis=-1) > 0.2
             assert changed.sum(axis=(1, 2)).min() >= 50

@@ -26,7 +26,9 @@ def demo_child(spawn: Callable[..., Child]) -> Child:
 @pytest.mark.parametrize("after", [1, 5, 20])
 def test_a_cancel_ends_the_edit_within_a_step(demo_child: Child, after: int) -> None:
     """Sent in the middle of the steps, it lets none finish but the one it came in, and is
-    answered in a second where the edit takes many. Then the next edit runs as ever."""
+    answered in seconds, on a busy machine too, where the edit takes many. Then the next edit
+    runs as ever.
+    """
     child, job = demo_child, f"cancel-{after}"
     child.send(child.edit(job, [PICTURE], steps=STEPS, true_cfg_scale=3.0, size="256x256"))
     for _ in range(after):
@@ -36,7 +38,7 @@ def test_a_cancel_ends_the_edit_within_a_step(demo_child: Child, after: int) -> 
     *between, answer = child.until(protocol.Done, protocol.Failed)
     assert answer.code == "cancelled"
     assert sum(isinstance(frame, protocol.Step) for frame in between) <= 1
-    assert time.monotonic() - sent <= 1
+    assert time.monotonic() - sent <= 5
     assert not (child.spool / job / "result.json").exists()
     assert child.run(f"after-{after}", [PICTURE]).type == "done"
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -399,8 +399,8 @@ def test_one_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo with a transformer of 240 MB of noise in its place."""
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The demo with a transformer of 240 MB in its place, as long as it is needed."""
     folder = Path(shutil.copytree(DEMO, tmp_path_factory.mktemp("large") / "model"))
     config = json.loads((folder / "transformer/config.json").read_text())
     config |= {"num_attention_heads": 18, "num_layers": 10}
@@ -411,7 +411,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, shape in shapes.transformer(config).items()
     }
     save_file(tensors, folder / "transformer/diffusion_pytorch_model.safetensors")
-    return folder
+    yield folder
+    shutil.rmtree(folder)
 
 
 def own_memory() -> int:

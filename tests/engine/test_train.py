@@ -222,6 +222,7 @@ def test_all_stages_end_in_a_model_that_loads(
     few = {kind: world.KINDS[kind] for kind in ("recolour", "put", "compose")}
     monkeypatch.setattr(world, "KINDS", few)
     monkeypatch.setattr(lora, "WITHIN", 1)
+    monkeypatch.setattr(vae, "AHEAD", 4)
     plan = command.Plan(vae=0.01, base=0.01, lora=0.01, share=0.0002, check=1, until="lora")
     command.train(tmp_path, plan, seed=3, device=CPU)
     log = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]

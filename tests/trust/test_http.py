@@ -70,7 +70,7 @@ def edit(url: str, prompt: str) -> str:
 
 @pytest.mark.timeout(1800)
 def test_no_request_is_answered_by_5xx(full: bool, tmp_path: Path, record: Record) -> None:
-    """Random and wrong values in every parameter and body, also in turns of several requests."""
+    """Random and wrong values in every parameter and body; in full also in turns of requests."""
     seed = random.SystemRandom().randrange(2**31)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -78,7 +78,7 @@ def test_no_request_is_answered_by_5xx(full: bool, tmp_path: Path, record: Recor
     daemon.start()
     try:
         jobs = [edit(url, f"invert {n}") for n in range(6)]
-        some = ["--phases", "fuzzing,stateful", "--max-examples", "10", "--max-time", "8"]
+        some = ["--phases", "fuzzing", "--max-examples", "4"]  # as many on a busy machine
         every = ["--max-examples", "200", "--max-time", "900"]
         found = fuzz(tmp_path, url, jobs, seed, *(every if full else some))
         assert not daemon.crashed() and daemon.alive

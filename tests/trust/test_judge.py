@@ -67,12 +67,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.mark.timeout(3600)
 def test_success(name: str, full: bool) -> None:
-    """1,040 edits (13 when not full) pass as often as promised, in all and in each kind.
+    """1,040 edits (6 when not full) pass as often as promised, in all and in each kind.
 
     Of a few edits only so much can be told: that the promise is not out of reach. What has
     no promise (balanced, unseen phrasings) is recorded.
     """
-    n = COUNTS.get(name, 80 * len(KINDS)) if full else len(KINDS)
+    n = COUNTS.get(name, 80 * len(KINDS)) if full else len(KINDS) // 2
     found = judged(n, *EXAMS[name])
     assert found["n"] == sum(score["n"] for score in found["kinds"].values()) == n
     if full:
@@ -111,10 +111,13 @@ def test_gate(full: bool, record: Record) -> None:
     vae = gate.round_trip(gate.demo(), large)
     assert (vae.success if full else vae.interval[1]) >= LEAST_VAE
     jobs, most = (JOBS, None) if full else (1, 1)
-    _, accepted = gate.figures(large, tuple(gate.TIERS | gate.ACCEPTED)[:most], jobs)
-    _, rejected = gate.figures(small, tuple(gate.REJECTED)[:most], jobs)
+    accepted, rejected = (tuple(of)[:most] for of in (gate.TIERS | gate.ACCEPTED, gate.REJECTED))
+    # A process takes seconds to start: of two edits one does for all.
+    parts = [(large, accepted), (small, rejected)] if full else [(large, accepted + rejected)]
+    found = {}
+    for questions, names in parts:
+        found |= gate.figures(questions, names, jobs)[1]
     if full:
         keep("vae", vae.model_dump())
-    record("gate", accepted | rejected)
-    assert not any(found["complaints"] for found in accepted.values())
-    assert all(found["complaints"] for found in rejected.values())
+    record("gate", found)
+    assert {name for name in found if found[name]["complaints"]} == {*rejected}

@@ -104,10 +104,10 @@ def test_an_oversized_header(tmp_path: Path) -> None:
     with file.open("wb") as opened:
         opened.write(struct.pack("<Q", header.MAX + 1))
         opened.truncate(header.MAX * 2)
-    began = time.perf_counter()
+    began = time.thread_time()
     with pytest.raises(errors.ModelInvalid, match="more than 100 MB"):
         header.read(file)
-    assert time.perf_counter() - began < 1
+    assert time.thread_time() - began < 1
 
 
 class Trap:

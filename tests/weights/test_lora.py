@@ -127,11 +127,11 @@ def test_what_is_refused(
     tensors = dict(DIALECTS["comfy"])
     change(tensors)
     file = files.write(tmp_path / "style.safetensors", tensors)
-    began = time.perf_counter()
+    began = time.thread_time()
     with pytest.raises(errors.ModelInvalid) as caught:
         lora.read(file, transformer)
     assert said in caught.value.message and "style" in caught.value.message
-    assert time.perf_counter() - began < 1
+    assert time.thread_time() - began < 1
 
 
 def test_a_pickle_and_a_checkpoint(tmp_path: Path, transformer: Checkpoint) -> None:

@@ -34,6 +34,8 @@ class Painter:
         start, end = (self._rgb[index][:, None, None] for index in (start, end))
         ground = start + (end - start) * self._ramps[way][..., None]
         picture = ground * (1 - cover) + colour
+        if not scenes.gray.any():
+            return picture
         gray = (picture * self._luma).sum(-1)[..., None]
         return (
             picture

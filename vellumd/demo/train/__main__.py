@@ -46,7 +46,7 @@ class Plan:
 
     def part(self, sizes: dict[int, int]) -> dict[int, int]:
         """The plan's share of `sizes`."""
-        return {pictures: max(4, round(size * self.share)) for pictures, size in sizes.items()}
+        return {pictures: max(2, round(size * self.share)) for pictures, size in sizes.items()}
 
 
 def main() -> None:

@@ -174,9 +174,9 @@ def send(page: Page, prompt: str, *pictures: bytes) -> str:
 
 
 def shoot(page: Page, name: str) -> None:
-    """Keep how the page looks, for people."""
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SHOTS / f"{name}.png", animations="disabled")
+    """Keep how the page looks, for people who have made the folder."""
+    if SHOTS.is_dir():
+        page.screenshot(path=SHOTS / f"{name}.png", animations="disabled")
 
 
 def findings(page: Page, rules: list[str] | None = None) -> list[str]:
