@@ -33,6 +33,9 @@ class PathText:
     names: tuple[str, ...] = ()
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class EngineSettings(Group):
     """Which engine and model edit, and how they are watched."""
 
@@ -67,8 +70,9 @@ class EngineSettings(Group):
     )
     recipe: Literal["auto", "fp8-rows", "fp8-tensor", "fp8-weights", "bf16"] = Field(
         "auto",
-        description="How the transformer's weights are held and multiplied: auto takes the best "
-        "that runs on the card within the tier; the others force one (docs/precision.md).",
+        description="How the transformer's weights are held and multiplied: auto times a block by "
+        "each that runs, at the first start on a card, and takes the fastest within the tier; the "
+        "others force one (docs/precision.md).",
     )
     keep: tuple[str, ...] = Field(
         (),
@@ -136,7 +140,7 @@ class EngineSettings(Group):
         "pictures of a megapixel, or the pictures' as int8, 4.6 GB; auto takes whole where the "
         "memory plan has room, then int8. An edit that has room for neither is made without.",
     )
-    turbo_guided: tuple[float, float] = Field(
+    turbo_guided: tuple[Share, Share] = Field(
         (0.0, 1.0),
         description="Shares of the steps between which tier turbo is guided by the negative "
         "prompt; [0, 1] is all of them.",
@@ -162,6 +166,13 @@ class EngineSettings(Group):
     loras: dict[str, Annotated[str, PathText()]] = Field(
         default_factory=dict, description="LoRA files by role, e.g. lightning-8 = 'file'."
     )
+
+    @field_validator("turbo_guided")
+    @classmethod
+    def _ascend(cls, shares: tuple[float, float]) -> tuple[float, float]:
+        if shares[0] > shares[1]:  # no step would be guided, and no word of it
+            raise ValueError("the second share is less than the first")
+        return shares
 
 
 class Preset(EditOptions):

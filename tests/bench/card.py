@@ -57,7 +57,7 @@ class Part:
 
 
 BENCH = "vellumd.engine", "bench", "--rounds", "3"
-SIZED = ("--random",), ("--model", "demo", "--rounds", "1")
+SIZED = ("--random", "--layers", "60"), ("--rounds", "1")
 PARTS = [
     Part("kernels", 30, "which kernels run, errors, times", ("tests.bench.blocks", "kernels")),
     Part("loop", 20, "nothing waits for the card", ("tests.bench.blocks", "loop")),

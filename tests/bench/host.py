@@ -1,6 +1,7 @@
 """What a block costs the host: microseconds between the card's kernels.
 
-Of the transformer for both prompts, of the language model for a text, of the vision tower.
+Of the transformer for both prompts, of the language model for a text, of the vision tower; of the
+last two by transformers' own forward too.
 
     python -m tests.bench.host --out FILE
     python -m tests.bench.host --profile NAME        # where they go in a case with NAME in its name
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import inspect
 import itertools
 import pstats
 import statistics
@@ -62,6 +64,8 @@ TEXTS: dict[str, Any] = {
     "num_attention_heads": 2, "num_key_value_heads": 1, "bos_token_id": 0, "eos_token_id": 0,
     "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6},
 }  # fmt: skip
+GRIDS = (8, 8), (4, 12), (2, 2)
+"""Of patches, in three pictures."""
 
 Case = tuple[Callable[[], object], int]
 """What is timed, and how many blocks it passes."""
@@ -132,36 +136,70 @@ def transformer(recipe: str, turbo: bool) -> Case:
 
 
 def encoder() -> Any:
-    """A Qwen2.5-VL as an edit has it."""
+    """A Qwen2.5-VL as transformers make it."""
     config = transformers.Qwen2_5_VLConfig(
         text_config=TEXTS, vision_config=TOWER, pad_token_id=0, bos_token_id=0, eos_token_id=0
     )
     model: Any = transformers.Qwen2_5_VLForConditionalGeneration(config).eval().model
-    qwen_vl.fuse_norms(model)
     return model.to(DEVICE, DTYPE)
+
+
+def numbers(start: int) -> tuple[Tensor, Tensor]:
+    """A text's tokens and their positions, from `start` on."""
+    hidden = torch.zeros(1, TEXT, TEXTS["hidden_size"], device=DEVICE, dtype=DTYPE)
+    return hidden, torch.arange(start, start + TEXT, device=DEVICE).expand(3, 1, -1)
 
 
 def texts() -> Case:
     """Two prompts after pictures that are known."""
-    model = encoder().language_model
+    qwen_vl.fuse_norms(model := encoder().language_model)
 
     def text(start: int, after: language.Kept | None = None) -> language.Text:
-        hidden = torch.zeros(1, TEXT, TEXTS["hidden_size"], device=DEVICE, dtype=DTYPE)
-        positions = torch.arange(start, start + TEXT, device=DEVICE).expand(3, 1, -1)
-        return language.Text(hidden, positions, after)
+        return language.Text(*numbers(start), after)
 
     begin = text(0)
     language.read(model, [begin])
     return lambda: language.read(model, [text(TEXT, begin.kept) for _ in range(2)]), 2 * LAYERS
 
 
+def stock_texts() -> Case:
+    """The same by transformers' forward."""
+    model, kept = encoder().language_model, transformers.DynamicCache()
+
+    parameters = inspect.signature(type(model).forward).parameters
+    cache = "cache" if "cache" in parameters else "past_key_values"  # before 5.24
+
+    def read(start: int) -> None:
+        hidden, positions = numbers(start)
+        model(inputs_embeds=hidden, position_ids=positions, **{cache: kept})
+
+    def both() -> None:
+        for _ in range(2):
+            read(TEXT)
+            kept.crop(-TEXT)
+
+    read(0)
+    return both, 2 * LAYERS
+
+
+def patches() -> Tensor:
+    """Those of `GRIDS`."""
+    count = sum(rows * columns for rows, columns in GRIDS)
+    return torch.zeros(count, 3 * 2 * 14 * 14, device=DEVICE, dtype=DTYPE)
+
+
 def tower() -> Case:
     """Three pictures, whose windows are of different lengths."""
-    one = vision.Tower(encoder().visual)
-    grids = (8, 8), (4, 12), (2, 2)
-    count = sum(rows * columns for rows, columns in grids)
-    patches = torch.zeros(count, 3 * 2 * 14 * 14, device=DEVICE, dtype=DTYPE)
-    return lambda: one.see(patches, grids), LAYERS
+    qwen_vl.fuse_norms(stock := encoder().visual)
+    one, seen = vision.Tower(stock), patches()
+    return lambda: one.see(seen, GRIDS), LAYERS
+
+
+def stock_tower() -> Case:
+    """The same by transformers' forward."""
+    one, seen = encoder().visual, patches()
+    grids = torch.tensor([(1, *grid) for grid in GRIDS], device=DEVICE)
+    return lambda: one(seen, grid_thw=grids), LAYERS
 
 
 def microseconds(work: Callable[[], object], blocks: int) -> dict[str, float]:
@@ -190,7 +228,12 @@ def main() -> None:
     cases: dict[str, Callable[[], Case]] = {
         name: partial(transformer, *case) for name, case in CASES.items()
     }
-    cases |= {"a prompt in the language model": texts, "the vision tower": tower}
+    cases |= {
+        "a prompt in the language model": texts,
+        "the same, transformers' forward": stock_texts,
+        "the vision tower": tower,
+        "the tower, transformers' forward": stock_tower,
+    }
     for name, case in cases.items():
         if args.profile is not None and args.profile not in name:
             continue

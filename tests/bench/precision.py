@@ -30,6 +30,7 @@ from tests.bench.record import Record
 from tests.engine import numerics
 from vellumd import model_card
 from vellumd.engine import convert, linears, loading, precision
+from vellumd.settings import EngineSettings
 from vellumd.weights.model import open_model
 
 GRID = 54, 76
@@ -68,7 +69,7 @@ def recipes(device: torch.device) -> dict[str, Any]:
         for name, recipe in precision.RECIPES.items()
     }
     found["triton"] = precision.without_triton(device) or "runs"
-    found["chosen"] = precision.choose("standard", "auto", device).recipe.name
+    found["chosen"] = precision.choose(EngineSettings(), device).recipe.name
     return found
 
 

@@ -82,6 +82,34 @@ def test_whatever_is_missing_the_next_one_runs(
         assert ("no kernel image" in why) if kernel is broken else ("its error is" in why)
 
 
+def refused(kernel: attention.Attention) -> str | None:
+    return attention.complaint(kernel, attention.TOLERANCE, CPU, torch.float32)
+
+
+def test_a_kernel_is_tried_a_second_time() -> None:
+    """As it is launched from then on."""
+    asked: list[int] = []
+
+    def at_first(*given: Tensor) -> Tensor:
+        asked.append(1)
+        return wrong(*given) if len(asked) > 1 else attention.default(*given)
+
+    assert "its error is" in (refused(at_first) or "")
+    assert refused(attention.default) is None
+
+
+@pytest.mark.parametrize("head", range(4))
+def test_each_head_is_judged_by_itself(head: int) -> None:
+    """One that is wrong is a ten-thousandth of the others' numbers, or the largest of them."""
+
+    def spoilt(*given: Tensor) -> Tensor:
+        made = attention.default(*given).clone()
+        made[:, :, head] *= 1.02
+        return made
+
+    assert "its error is" in (refused(spoilt) or "")
+
+
 def test_a_wanted_one_that_does_not_run_is_an_error() -> None:
     """A key that forces a kernel is not silently ignored."""
     assert attention.choose("math", CPU, torch.float32).attention is attention.plain

@@ -7,17 +7,21 @@ import copy
 import json
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from tests.engine import random_transformer as small
+from vellumd.cli import main
 from vellumd.cli.bench import table
 from vellumd.engine import attention
 from vellumd.engine.bench import measure, methods, run
-from vellumd.engine.bench.workload import Workload
+from vellumd.engine.bench.workload import Workload, fitting
 from vellumd.engine.transformer import Own
+from vellumd.settings import EngineSettings
 
 CPU = torch.device("cpu")
 
@@ -67,6 +71,73 @@ def test_the_table_tells_it_all(found: dict[str, Any]) -> None:
     for method in found["methods"]:
         assert any(line.startswith(method["name"]) and line.endswith(" x") for line in lines)
     assert sum(line.startswith("edit (") for line in lines) == 3
+
+
+def test_what_is_configured_is_measured(
+    found: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command hands on all settings of the engine, not its model's name alone."""
+    asked: list[list[str]] = []
+
+    def ran(command: list[str], **_: Any) -> SimpleNamespace:
+        asked.append(command)
+        return SimpleNamespace(returncode=0, stdout=json.dumps(found).encode())
+
+    monkeypatch.setattr(subprocess, "run", ran)
+    budget = "--engine.vram_budget_gb"
+    assert main.main(["bench", budget, "6", "--engine.base", "x", "--layers", "2"]) == 0
+    assert capsys.readouterr().out == f"{table(found)}\n"
+    measured: list[argparse.Namespace] = []
+    monkeypatch.setattr(run, "bench", lambda args, _: measured.append(args) or {})
+    run.main(asked[0][4:])
+    (args,) = measured
+    assert (args.engine.vram_budget_gb, Path(args.engine.base).name) == (6, "x")
+    assert (args.layers, args.references) == (2, 3)
+
+
+def test_a_machine_that_holds_some_blocks(
+    found: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stand for all, and whoever reads the table is told."""
+    asked = argparse.Namespace(engine=EngineSettings(), random=False, layers=None)
+    monkeypatch.setattr(run, "fitting", lambda *_: 2)
+    some, blocks = run.subject(asked, CPU, torch.float32)
+    assert (len(some.transformer_blocks), blocks) == (2, found["workload"]["layers"][1])
+    assert (
+        some.inner_dim
+        == run.subject(
+            argparse.Namespace(engine=EngineSettings(), random=False, layers=blocks),
+            CPU,
+            torch.float32,
+        )[0].inner_dim
+    )
+    assert "random weights" not in table(found)
+    part = {**found, "workload": {**found["workload"], "layers": [12, 60]}}
+    assert "12 of 60 blocks, with random weights: a whole forward takes 5.0 times as long" in table(
+        part
+    )
+
+
+@pytest.mark.parametrize(("free", "blocks"), [(24.9e9, 12), (5e9, 1), (1e9, 1), (140e9, 80)])
+def test_blocks_that_fit_a_card(free: float, blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the real size, by what is free of it."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(free), 0))
+    assert fitting(run.FULL_SIZE, torch.device("cuda", 0)) == blocks
+
+
+def test_what_cannot_be_measured_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a line, not as Python's errors."""
+    assert run.main(["--engine", '{"model": "/not/there"}']) == 1
+    assert "There is no model" in capsys.readouterr().err
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(run, "bench", full)
+    assert run.main([]) == 1
+    assert "--layers" in capsys.readouterr().err
 
 
 def test_times_are_kept_before_errors_are_known() -> None:

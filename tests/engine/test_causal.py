@@ -207,6 +207,14 @@ def test_an_edit_computes_its_pictures_once(model: Model, tmp_path: Path) -> Non
     assert made != paint(model, tmp_path)
 
 
+def test_only_turbo_rounds_what_is_kept(model: Model, tmp_path: Path) -> None:
+    """However keys and values are to be kept there, other tiers are exact."""
+    rounded = causal(model, turbo_kv="int8")
+    exact = paint(causal(model), tmp_path)
+    assert paint(rounded, tmp_path) == exact
+    assert paint(rounded, tmp_path, tier="turbo") != exact
+
+
 @pytest.mark.parametrize("after", [2, 13])
 @pytest.mark.parametrize("how", ["cancel", "error"])
 def test_nothing_of_an_edit_passes_on(model: Model, tmp_path: Path, after: int, how: str) -> None:

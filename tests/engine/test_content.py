@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.engine.support import Told, reference, resolved
+from tests.engine.support import Told, picture, reference, resolved
+from vellumd.engine import memory
 from vellumd.engine.content import Store, size_of
+from vellumd.engine.copies import Copy
 from vellumd.engine.model import Model
 from vellumd.engine.run import Run
 
@@ -28,6 +32,8 @@ def test_the_longest_unused_goes_first() -> None:
     store.get(("x", "large"), lambda: torch.zeros(3001, dtype=torch.uint8), size_of)
     assert ("x", "large") not in store
     assert store.size == 3000
+    store.get(("x", "all"), lambda: torch.zeros(3000, dtype=torch.uint8), size_of)
+    assert [name for name in ("a", "c", "d", "all") if ("x", name) in store] == ["all"]
     store.clear()
     assert store.size == 0 and ("x", "a") not in store
 
@@ -70,6 +76,41 @@ def test_an_edit_again_is_the_same_edit(model: Model, files: list[Path]) -> None
     assert next(beat for beat in told.beats if beat[0] == "encode") == ("encode", 0, 0)
     store.clear()
     assert paint(model, files, true_cfg_scale=3.0) == first
+
+
+def test_tiles_have_latents_of_their_own(model: Model) -> None:
+    """They differ a little: an edit that could not do without tiles leaves none to the next."""
+    model.store.clear()
+    one = Copy.of(picture(64, 64), "one")
+    model.packed(one)
+    assert model.knows(one) and not model.knows(Copy.of(picture(64, 64), "other"))
+    with memory.tiled(model.parts.vae):
+        assert not model.knows(one)
+        model.packed(one)
+        assert model.knows(one)
+
+
+def test_no_more_is_held_than_is_counted(model: Model, files: list[Path]) -> None:
+    """Not a byte of what tensors are views of: else the limit were none."""
+    store = model.store
+    store.clear()
+    paint(model, files, true_cfg_scale=3.0)
+    found = [tensor for entry in store._entries.values() for tensor in tensors(entry.value)]
+    storages = {tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in found}
+    assert len(storages) == len(found) > 4
+    assert store.size == sum(storages.values())
+
+
+def tensors(value: object) -> Iterator[torch.Tensor]:
+    """Those within a kept value."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from tensors(one)
+    elif is_dataclass(value):
+        for one in vars(value).values():
+            yield from tensors(one)
 
 
 def test_short_of_memory_nothing_is_kept(model: Model, files: list[Path]) -> None:

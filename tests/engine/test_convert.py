@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -141,6 +142,17 @@ def test_from_fp8_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 # tables
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_times_that_are_close_are_told_apart(dtype: torch.dtype) -> None:
+    """By a single number of 3,072 that is the next one; products of them round more than that."""
+    keys = (30 * torch.randn(64, generator=torch.Generator().manual_seed(1))).repeat(3072 // 64)
+    keys = keys.to(dtype).repeat(64, 1)
+    diagonal = keys.diagonal()
+    diagonal += torch.finfo(dtype).eps * diagonal
+    one = SimpleNamespace(keys=keys, rows={"one": torch.arange(64)})
+    assert tables.Tabled(one, "one")(keys).tolist() == list(range(64))  # type: ignore[arg-type]
 
 
 def test_tables_are_exact_at_equal_row_counts(model: Model) -> None:

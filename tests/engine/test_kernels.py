@@ -208,6 +208,21 @@ def test_kernels_that_err_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(choice.complaint(name, PLAIN, CPU, torch.bfloat16) is None for name in NAMES)
 
 
+def test_a_kernel_is_tried_a_second_time() -> None:
+    """As it is launched from then on, without asking Triton."""
+    asked: list[int] = []
+
+    def at_first(*given: Any) -> Fed:
+        asked.append(1)
+        made = PLAIN.gelu(*given)
+        if len(asked) <= len(choice.NEEDS) or made.whole is None:
+            return made
+        return made._replace(whole=made.whole * 1.03)
+
+    why = choice.complaint("gelu", replace(PLAIN, gelu=at_first), CPU, torch.float32)
+    assert why is not None and "error of result 0 is 0.03" in why
+
+
 def test_a_cpu_takes_the_plain_ones() -> None:
     """`auto` on a CPU tries nothing, and Triton without a card does not run."""
     assert choice.choose("auto", CPU, torch.float32).ops is PLAIN

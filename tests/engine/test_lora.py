@@ -201,3 +201,15 @@ def test_half_a_lora_stays_nowhere(model: Model, monkeypatch: pytest.MonkeyPatch
         loras.use([role])
     loras.use([])
     assert not [one for one in model.parts.transformer.modules() if isinstance(one, Branched)]
+
+
+def test_only_the_last_edits_loras_stay(model: Model) -> None:
+    """Others go when a new one comes, so that memory stays bounded; without any, all are kept."""
+    loras = lora.Loras(model.parts, model_card.DEMO_FOLDER, model.card, {})
+    role, file = LoraRef(name="lightning-8"), LoraRef(name="demo-lightning-8steps")
+    for wanted, kept in (((role,), [role]), ((), [role]), ((file,), [file])):
+        loras.use(wanted)
+        assert sorted(loras._loaded) == [ref.name for ref in kept]
+    loras.use((role, file))
+    assert sorted(loras._loaded) == [file.name, role.name]
+    loras.use(())

@@ -116,6 +116,10 @@ def test_a_long_prompt_is_cut_with_a_warning(model: Model, files: list[Path]) ->
     readable, cut = model.encoder.readable("빨강 " * 1500)
     assert cut
     assert set(readable) <= set("빨강 ")
+    whole, cut = model.encoder.readable("word " * 1500)
+    tokens = model.parts.processor.tokenizer(whole)["input_ids"]
+    assert cut and len(tokens) == model.card.prompt_tokens  # as many as there may be
+    assert model.encoder.readable(whole) == (whole, False)
     assert model.encoder.readable("빨강") == ("빨강", False)
 
 

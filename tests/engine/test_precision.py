@@ -17,6 +17,7 @@ from vellumd import errors
 from vellumd.engine import linears, loading, precision
 from vellumd.engine.model import Model
 from vellumd.engine.reading import StoredTensor
+from vellumd.settings import EngineSettings
 from vellumd.weights.checkpoint import Scaling, Weight
 from vellumd.weights.header import Place
 
@@ -177,7 +178,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., precision.Choice]:
     """`choose` for a card whose work this machine's CPU does."""
     monkeypatch.setattr(precision, "tried", lambda kind, _: trial(kind, CPU))
     monkeypatch.setattr(precision, "without_triton", lambda _: None)
-    return lambda tier="standard", wanted="auto": precision.choose(tier, wanted, CUDA)
+    return lambda **settings: precision.choose(EngineSettings(**settings), CUDA)
 
 
 trial = precision.tried
@@ -187,9 +188,9 @@ def test_the_best_that_runs_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """With all a card can have: FP8 by rows. In the reference tier: none of it."""
     choose = on_gpu(monkeypatch)
     assert choose() == precision.Choice(precision.ROWS, {})
-    assert choose("reference").recipe is precision.PLAIN
-    assert choose("turbo").recipe is precision.ROWS
-    assert precision.choose("standard", "auto", CPU).recipe is precision.PLAIN
+    assert choose(tier="reference").recipe is precision.PLAIN
+    assert choose(tier="turbo").recipe is precision.ROWS
+    assert precision.choose(EngineSettings(), CPU).recipe is precision.PLAIN
 
 
 def refuse_rows(*args: Any, **kwargs: Any) -> Tensor:
@@ -238,7 +239,7 @@ def test_what_a_cards_gemm_lacks(
     assert list(choice.refused) == refused
     assert all(choice.refused.values())
     with pytest.raises(errors.RecipeUnsupported):
-        choose(wanted="fp8-rows")
+        choose(recipe="fp8-rows")
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +257,22 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = choose()
     assert choice.recipe is precision.WEIGHTS
     assert "Triton" in choice.refused["fp8-rows"]
-    assert choose(wanted="fp8-rows").recipe is precision.ROWS
+    assert choose(recipe="fp8-rows").recipe is precision.ROWS
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"forward": "stock"}, "fp8-weights"),
+        ({"kernels": "plain"}, "fp8-weights"),
+        ({"kernels": "plain", "compile": True}, "fp8-rows"),
+    ],
+)
+def test_a_forward_that_fuses_nothing(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], name: str
+) -> None:
+    """Is as if Triton did not run; what torch compiles fuses too."""
+    assert on_gpu(monkeypatch)(**settings).recipe.name == name
 
 
 without_triton = precision.without_triton

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -22,15 +23,20 @@ from tests.engine.support import (
     stopped,
 )
 from vellumd import errors, memory_plan
-from vellumd.engine import attention, trial
+from vellumd.engine import attention, rooms, transformer, trial
+from vellumd.engine.content import Store
+from vellumd.engine.encode import Encoder
 from vellumd.engine.kernels import choice
 from vellumd.engine.model import Model
 from vellumd.engine.pipeline import QwenEngine
-from vellumd.engine.rows import BOTH, ONE
+from vellumd.engine.plan import Plan
+from vellumd.engine.rooms import Rooms
+from vellumd.engine.rows import BOTH, ONE, Rows
 from vellumd.engine.run import Run
 from vellumd.engine.tiers import Forwards
 from vellumd.engine.transformer import Own, Stock
 from vellumd.engine.trial import Standby
+from vellumd.models import LoraRef
 from vellumd.protocol import Init
 from vellumd.settings import EngineSettings
 
@@ -121,6 +127,48 @@ def test_nothing_of_turbo_passes_on(
     assert (paint(model, files), paint(model, files, tier="standard")) == expected
 
 
+LORAS = (LoraRef(name="lightning-8", scale=0.5),)
+EDITS: tuple[dict[str, Any], ...] = (
+    {"tier": "standard", "true_cfg_scale": 1.0},
+    {"tier": "turbo", "prompt": "a much longer prompt " * 5},
+    {"tier": "turbo", "loras": LORAS, "steps": 3},
+    {"tier": "standard", "loras": LORAS, "size": "96x64"},
+    {"tier": "turbo", "n": 2, "seed": 3, "size": "64x96"},
+)
+"""What differs in all that could be left behind: references, prompts, sizes, weights, plans."""
+
+
+def test_edits_in_any_order(model: Model, files: list[Path]) -> None:
+    """Whatever came before, whole, cancelled or failed, and whatever of it is still kept."""
+    model, order = with_settings(model, turbo_kv="int8"), random.Random(1)
+    model.store = Store(200_000)
+    model.encoder = Encoder(
+        model.parts.processor, model.parts.text_encoder, model.card.prompt_tokens, model.store
+    )
+
+    def painted(number: int) -> bytes:
+        return paint(model, files, **{"steps": 2, **EDITS[number]})
+
+    def alone(number: int) -> bytes:
+        model.store.clear()
+        return painted(number)
+
+    numbers = range(len(EDITS))
+    expected = [alone(number) for number in numbers]
+    assert len(set(expected)) == len(EDITS)
+    for number in [order.choice(numbers) for _ in range(12)]:
+        how, after = order.choice(["cancel", "error", "whole"]), order.randint(1, 9)
+        if how != "whole":
+            broken = run(model, **{"steps": 2, **EDITS[order.choice(numbers)]})
+            with (
+                stopped(broken._forward.blocks, after, how) as broken._cancelled,
+                pytest.raises((errors.Cancelled, ZeroDivisionError)),
+            ):
+                next(broken.pictures(files))
+        assert painted(number) == expected[number]
+        assert model.store.size <= 200_000
+
+
 def test_turbo_keeps_what_there_is_room_for(model: Model, files: list[Path]) -> None:
     """Whole if it fits, else as int8, else not at all, and the job says so; one that is forced
     and does not fit is not made either. Two prompts of two pictures of 16 tokens, 5 blocks."""
@@ -139,6 +187,26 @@ def test_turbo_keeps_what_there_is_room_for(model: Model, files: list[Path]) -> 
         assert told.warnings == ([] if expected != exact else ["tier_lowered"])
     other.plan = memory_plan.Plan(room=0)
     assert other.tiers == ("standard",)
+
+
+def test_room_is_asked_for_all_rows(
+    model: Model, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the longer prompt among them: what is kept whole is kept of texts too."""
+    made: list[Rows] = []
+
+    def watched(rows: Rows, *rest: Any) -> Rooms:
+        made.append(rows)
+        return rooms.rooms(rows, *rest)
+
+    monkeypatch.setattr(transformer, "rooms", watched)
+    for prompts in ({"prompt": "long " * 20}, {"negative_prompt": "long " * 20}):
+        other = with_settings(model, turbo_kv="whole")
+        asked: list[int] = []
+        monkeypatch.setattr(other, "kept", lambda rows, *_, asked=asked, **__: asked.append(rows))
+        paint(other, files, **prompts)
+        assert asked == [max(made[-1].texts) + made[-1].pictures]
+        assert min(made[-1].texts) < max(made[-1].texts)
 
 
 @pytest.mark.parametrize(
@@ -180,11 +248,12 @@ def test_which_forward_a_tier_runs(model: Model, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(attention.KINDS_8BIT, "fa3-8bit", attention.default)
     small = with_settings(model).forwards
     assert small.attention == ("fa3-8bit", "flash")
-    assert isinstance(small.eight_bit, Own)
-    ((kernel, again),) = {(block.attention, block.again) for block in small.eight_bit.blocks}
     x = torch.randn(1, 5, 2, 8)
-    assert torch.equal(kernel(x, x, x), attention.default(x, x, x))
-    assert again is attention.KINDS["flash"] is not kernel
+    for eight_bit in (small.eight_bit, with_settings(model, compile=True).forwards.eight_bit):
+        assert isinstance(eight_bit, Own)
+        ((kernel, again),) = {(block.attention, block.again) for block in eight_bit.blocks}
+        assert torch.equal(kernel(x, x, x), attention.default(x, x, x))
+        assert again is attention.KINDS["flash"] is not kernel
     assert small.of_tier("swift") is small.of_tier("turbo") is small.eight_bit
     assert small.of_tier("standard") is small.exact
     assert not small.lowers("swift")
@@ -202,6 +271,10 @@ def test_the_stock_forward_paints_the_same(model: Model, files: list[Path]) -> N
     painted = paint(stock, files)
     pairs = zip(painted, paint(model, files, tier="standard"), strict=True)
     assert max(abs(a - b) for a, b in pairs) <= 1
+    assert run(with_settings(model, turbo_guided=(0, 0.5))).plan() != Plan.full(STEPS)
+    assert run(with_settings(model, forward="stock", turbo_guided=(0, 0.5))).plan() == Plan.full(
+        STEPS
+    )
 
 
 def test_a_forced_kernel_that_does_not_run_ends_the_start(demo: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.engine import random_transformer as small
 from vellumd.engine import attention, precision, schedule
-from vellumd.engine.block import Streams
+from vellumd.engine.block import Streams, called
 from vellumd.engine.denoise import denoise
 from vellumd.engine.kernels import choice
 from vellumd.engine.modulation import CHUNK, Modulation, modulate
@@ -146,6 +146,18 @@ def test_what_takes_a_linears_place_is_used() -> None:
         after = own.prepare(given, small.TIMES, PLAN)(0, ONE, small.noise(torch.float32))
         assert small.error(after, before) > 1e-3
         setattr(parent, last, linear)
+
+
+def test_what_hangs_on_a_block_happens() -> None:
+    """Around what is done for it; not what wants its arguments, which it is not called with."""
+    block, told = torch.nn.Linear(1, 1), list[str]()
+    block.register_forward_pre_hook(lambda *_: told.append("before"))
+    block.register_forward_hook(lambda *_: told.append("after"))
+    block.register_forward_pre_hook(lambda *_: told.append("wrong"), with_kwargs=True)
+    block.register_forward_hook(lambda *_: told.append("wrong"), with_kwargs=True)
+    with called(block):
+        told.append("work")
+    assert told == ["before", "work", "after"]
 
 
 @torch.inference_mode()

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 from tests.engine.support import Child, Told, encoded, picture, reference, resolved
 from vellumd import errors, protocol
-from vellumd.engine import start
+from vellumd.engine import pipeline, start, triton_probe
 from vellumd.engine.pipeline import QwenEngine
+from vellumd.models import ResolvedEdit
 from vellumd.protocol import Beat, Done, Init, Ready, Warm
 
 PICTURE = encoded(picture(40, 30))
@@ -106,6 +113,31 @@ def test_nothing_of_the_warm_up_passes_on(tmp_path: Path, after: int | None) -> 
     assert edit(warmed) == edit(engine(tmp_path, tier="turbo"))
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_is_compiled_sees_two_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    """Else the first edit of another one would wait for a compiler; kernels are for all."""
+    made: list[tuple[int, int]] = []
+
+    class Told:
+        """In place of a run."""
+
+        def __init__(self, model: object, edit: ResolvedEdit, *_: object) -> None:
+            made.append((edit.images[0].width, edit.images[0].height))
+
+        def pictures(self, files: list[Path]) -> list[object]:
+            return []
+
+    monkeypatch.setattr(pipeline, "Run", Told)
+    one = QwenEngine(
+        Init(engine="", settings={"compile": compiled}, spool=tmp_path, cache=tmp_path)
+    )
+    monkeypatch.setattr(one, "_model", SimpleNamespace(loras=SimpleNamespace(names=tuple)))
+    one.warm_up(None, lambda: False)  # type: ignore[arg-type]
+    assert made == [(128, 128), (128, 64)][: 1 + compiled]
+
+
 def test_what_is_compiled_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the engine's cache, unless the variables of torch and Triton say otherwise."""
     monkeypatch.setattr(os, "environ", {"TRITON_CACHE_DIR": "elsewhere"})
@@ -113,3 +145,47 @@ def test_what_is_compiled_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert os.environ == {
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"), "TRITON_CACHE_DIR": "elsewhere",
     }  # fmt: skip
+
+
+def test_where_nothing_can_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is compiled lies in temporary folders, since without any Triton compiles nothing."""
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "file").touch()
+    start.keep_compiled(tmp_path / "file")
+    assert os.environ.keys() == start.COMPILED.keys()
+    homes = set(map(Path, os.environ.values()))
+    assert len(homes) == 2 and all(home.parent == tmp_path and home.is_dir() for home in homes)
+    assert "can be kept" in caplog.text
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    start.keep_compiled(tmp_path / "file")
+    assert os.environ == {}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of half a kernel
+@pytest.mark.parametrize("kind", [".json", ".cubin"])
+@pytest.mark.parametrize("left", [b"", bytes(64)], ids=["empty", "zeros"])
+def test_a_cache_that_lost_its_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, left: bytes
+) -> None:
+    """What is left of files as a loss of power leaves them is compiled anew."""
+    home = tmp_path / start.COMPILED["TRITON_CACHE_DIR"]
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(home))
+    source = ASTSource(triton_probe.double, {"source": "*fp32", "target": "*fp32",
+                                             "size": "constexpr"}, {"size": 64})  # fmt: skip
+
+    def cubin() -> bytes:
+        made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+        return bytes(made.asm["cubin"])
+
+    whole = cubin()
+    (file,) = (file for file in home.rglob(f"double*{kind}"))
+    file.write_bytes(left)
+    with contextlib.suppress(ValueError):  # as what is no JSON is told
+        assert cubin() != whole
+    start.keep_compiled(tmp_path)
+    assert cubin() == whole
+    assert file.read_bytes() != left

@@ -11,7 +11,7 @@ from typing import Any
 from vellumd.cli.main import FAILED, OK, load_settings
 
 COLUMNS = ("method", "class", "at once", "s a forward", "least", "most", "TFLOP/s", "weights GB",
-           "activations GB", "error", "a block", "of predecessor")  # fmt: skip
+           "activations GB", "error", "a block", "of the first")  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--random", action="store_true",
         help="random weights of Qwen-Image-Edit-2511's size in place of engine.model",
     )  # fmt: skip
-    parser.add_argument("--layers", type=int, default=60, help="blocks of the random model")
+    parser.add_argument(
+        "--layers", type=int, metavar="N",
+        help="so many blocks of random weights; else as many as fit, the model's if all do",
+    )  # fmt: skip
     parser.add_argument("--references", type=int, default=3, help="pictures that are edited")
     parser.add_argument("--megapixels", type=float, help="2^20 pixels of each picture")
     parser.add_argument("--rounds", type=int, default=10, help="forwards that are timed of each")
@@ -35,12 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure in an engine process of its own; the daemon's should be stopped or unloaded."""
-    model = load_settings(args).settings.engine.model
+    engine = load_settings(args).settings.engine
     command = [
-        sys.executable, "-m", "vellumd.engine", "bench", "--model", model,
-        "--layers", str(args.layers), "--references", str(args.references),
-        "--rounds", str(args.rounds), "--only", args.only,
-        "--skip", args.skip,
+        sys.executable, "-m", "vellumd.engine", "bench", "--engine", engine.model_dump_json(),
+        "--references", str(args.references), "--rounds", str(args.rounds),
+        "--only", args.only, "--skip", args.skip,
+        *(["--layers", str(args.layers)] if args.layers else []),
         *(["--megapixels", str(args.megapixels)] if args.megapixels else []),
         *(["--random"] * args.random),
     ]  # fmt: skip
@@ -64,6 +67,7 @@ def table(found: dict[str, Any]) -> str:
             f"{workload['tflop']} TFLOP a forward"
         ),
         "Of two forwards at once, as guided edits run ours, one's share of the time is told.",
+        *_part(*workload["layers"]),
         "",
     ]
     baseline = next((one["forward_s"] for one in found["methods"] if "forward_s" in one), 0)
@@ -73,6 +77,14 @@ def table(found: dict[str, Any]) -> str:
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
     ]
     return "\n".join([*lines, *_stages(found.get("stages", {}))])
+
+
+def _part(layers: int, blocks: int) -> list[str]:
+    """What a forward of `layers` is of one of `blocks`, where it is a part."""
+    if layers == blocks:
+        return []
+    times = f"{blocks / layers:.1f} times as long"
+    return [f"{layers} of {blocks} blocks, with random weights: a whole forward takes {times}."]
 
 
 def _row(method: dict[str, Any], baseline: float) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ if command == "convert":
 elif command == "bench":
     from vellumd.engine.bench.run import main as bench
 
-    bench(sys.argv[2:])
+    sys.exit(bench(sys.argv[2:]))
 else:
     from vellumd.engine.worker import main
 

@@ -77,5 +77,5 @@ class Store:
 
 
 def size_of(tensor: Tensor) -> int:
-    """Bytes of `tensor`."""
-    return tensor.nbytes
+    """Bytes that `tensor` holds: all of those that it is a view of."""
+    return tensor.untyped_storage().nbytes()

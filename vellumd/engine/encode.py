@@ -66,7 +66,7 @@ class Encoder:
         self._limit = limit
         self._store = store or Store(0)
         special = processor.tokenizer.get_added_vocab()
-        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len)[::-1])))
+        self._special = re.compile("|".join(map(re.escape, special)))
 
     def readable(self, prompt: str) -> tuple[str, bool]:
         """The part of `prompt` that is read, and whether something was cut off.

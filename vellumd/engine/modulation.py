@@ -36,6 +36,7 @@ class Modulation:
     def step(self, number: int) -> StepMods:
         """That of step `number`, from 0."""
         if not self._first <= number < self._first + len(self._chunk):
+            # Whichever step is asked for first: the same rows at once have the same bits.
             self._first = number - number % CHUNK
             self._chunk = modulate(self._stock, self._times[self._first : self._first + CHUNK])
         return self._chunk[number - self._first]

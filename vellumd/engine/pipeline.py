@@ -103,11 +103,10 @@ class QwenEngine:
         """The recipe; on a card's first start it is timed, which is told."""
         settings = self._settings
         if self._card.demo:
-            return precision.choose(settings.tier, settings.recipe, self._device)
+            return precision.choose(settings, self._device)
         choice, self._times = tuning.choose(
-            settings.tier, settings.recipe, self._device, config, self._cache,
-            partial(report.beat, "measure"),
-        )  # fmt: skip
+            settings, self._device, config, self._cache, partial(report.beat, "measure")
+        )
         return choice
 
     def _planned(

@@ -18,7 +18,7 @@ from vellumd.engine import linears
 from vellumd.engine.reading import StoredTensor
 from vellumd.engine.trial import refusal
 from vellumd.engine.weights import Fit
-from vellumd.models import Tier
+from vellumd.settings import EngineSettings
 from vellumd.weights.checkpoint import Scaling
 
 log = logging.getLogger(__name__)
@@ -64,25 +64,27 @@ class Choice:
     refused: dict[str, str]
 
 
-def choose(tier: Tier, wanted: str, device: torch.device) -> Choice:
-    """The best recipe that runs on `device` within `tier`, or the one `wanted` (not `auto`).
+def choose(settings: EngineSettings, device: torch.device) -> Choice:
+    """The best recipe that runs on `device` within the tier, or the one that is wanted.
 
     A CPU has no use for FP8: weights stay as they are there unless a recipe is wanted.
     Raises `RecipeUnsupported` where the one that is wanted does not run.
     """
-    if wanted != "auto":
-        recipe = RECIPES[wanted]
+    if settings.recipe != "auto":
+        recipe = RECIPES[settings.recipe]
         if why := complaint(recipe, device):
-            log.error("the recipe %s does not run on %s: %s", wanted, device, why)
-            raise errors.RecipeUnsupported(f"The recipe {wanted!r} does not run on this machine.")
+            log.error("the recipe %s does not run on %s: %s", recipe.name, device, why)
+            raise errors.RecipeUnsupported(
+                f"The recipe {recipe.name!r} does not run on this machine."
+            )
         return Choice(recipe, {})
-    if tier == "reference" or device.type == "cpu":
+    if settings.tier == "reference" or device.type == "cpu":
         return Choice(PLAIN, {})
     refused: dict[str, str] = {}
     for recipe in RECIPES.values():
         why = complaint(recipe, device)
         if why is None and recipe.fused:
-            why = without_triton(device)
+            why = unfused(settings, device)
         if why is None:
             return Choice(recipe, refused)
         log.info("recipe %s is left out: %s", recipe.name, why)
@@ -122,6 +124,15 @@ def tried(kind: type[linears.Fp8Linear], device: torch.device) -> float:
     fill(linear, weight * rows[:, None], torch.zeros(outputs))
     y = linear((x * sizes).to(device, dtype)).cpu().double() / rows / sizes
     return float((y - exact).norm() / exact.norm())
+
+
+def unfused(settings: EngineSettings, device: torch.device) -> str | None:
+    """Why nothing rounds activations along with what makes them; None if something does."""
+    if settings.forward == "stock":
+        return "diffusers' forward rounds by itself"
+    if settings.kernels == "plain" and not settings.compile:
+        return "plain kernels round by themselves"
+    return without_triton(device)
 
 
 def without_triton(device: torch.device) -> str | None:

@@ -110,8 +110,10 @@ class Rounded(NamedTuple):
     @classmethod
     def of(cls, rows: Tensor) -> Rounded:
         """`rows` rounded."""
-        scale = (rows.abs().amax(dim=-1, keepdim=True).float().clamp(min=TINY) / LARGEST).to(rows)
-        return cls((rows / scale).round().clamp(-LARGEST, LARGEST).to(torch.int8), scale)
+        largest = torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True)
+        scale = (largest.float().clamp(min=TINY) / LARGEST).to(rows)
+        # A scale that was rounded down makes 128 of the largest.
+        return cls((rows / scale).round_().clamp_(-LARGEST, LARGEST).to(torch.int8), scale)
 
     def into(self, rows: Tensor) -> None:
         """Put what it stands for into `rows`."""

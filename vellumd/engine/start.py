@@ -6,8 +6,10 @@ refused before them, and a cold disk is read while they run.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterable
@@ -46,7 +48,38 @@ def keep_compiled(cache: Path) -> None:
     Else it would lie in the system's folder for temporary files and be gone after a restart.
     """
     for name, folder in COMPILED.items():
-        os.environ.setdefault(name, str(cache / folder))
+        if name not in os.environ and (home := writable(cache / folder)) is not None:
+            os.environ[name] = str(home)
+    discard_lost(cache / COMPILED["TRITON_CACHE_DIR"])
+
+
+def writable(folder: Path) -> Path | None:
+    """`folder`, or a temporary one where nothing can be written there; None if nowhere.
+
+    Without a place for its files Triton compiles nothing, and all edits would be slow.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        log.warning("nothing that is compiled can be kept for the next start: %s", error)
+    try:
+        return Path(tempfile.mkdtemp(prefix="vellumd-"))
+    except OSError:
+        return None
+
+
+def discard_lost(folder: Path) -> None:
+    """Remove files below `folder` that are empty or begin with zeros.
+
+    A computer that loses its power leaves such ones of what was written last. Triton would fail at
+    them in each start, and plain kernels stand in for those that fail.
+    """
+    for file in folder.rglob("*.*"):
+        with contextlib.suppress(OSError):
+            if file.read_bytes()[:1] in (b"", b"\0"):
+                file.unlink()
 
 
 def fetch(files: Iterable[Path]) -> None:

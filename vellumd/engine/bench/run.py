@@ -18,19 +18,22 @@ from PIL import Image
 from torch import Tensor
 
 from vellumd import model_card
-from vellumd.engine import loading, memory, pipeline
+from vellumd.engine import faults, loading, memory, pipeline
 from vellumd.engine.bench import measure
 from vellumd.engine.bench.methods import AGAIN, COMPILED, DIFFUSERS, Method, Methods
-from vellumd.engine.bench.workload import PICTURE, Workload, random_transformer
+from vellumd.engine.bench.workload import PICTURE, Workload, fitting, random_transformer
 from vellumd.engine.report import PipeReport
 from vellumd.engine.transformer import Own
 from vellumd.engine.trial import refusal
+from vellumd.errors import VellumError
 from vellumd.images import sha256_of
 from vellumd.models import ImageRef, ResolvedEdit
 from vellumd.protocol import Init
+from vellumd.settings import EngineSettings
 
-FULL_SIZE: dict[str, Any] = {"zero_cond_t": True}
-"""The configuration of Qwen-Image-Edit-2511: diffusers' defaults but for this."""
+OK, FAILED = 0, 1
+FULL_SIZE: dict[str, Any] = {"zero_cond_t": True, "num_layers": 60}
+"""The configuration of Qwen-Image-Edit-2511: diffusers' defaults but for the first."""
 MEGAPIXEL = 1 << 20
 PACKAGES = ("torch", "triton", "diffusers", "fa3-fwd")
 
@@ -39,12 +42,14 @@ Keep = Callable[[dict[str, Any]], None]
 """Told of all figures each time that there are more."""
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
     """Measure, and print one JSON object; with `--out`, have it in a file as it grows."""
     parser = argparse.ArgumentParser(prog="python -m vellumd.engine bench")
-    parser.add_argument("--model", default="demo")
+    parser.add_argument(
+        "--engine", type=EngineSettings.model_validate_json, default="{}", help="settings, JSON"
+    )
     parser.add_argument("--random", action="store_true")
-    parser.add_argument("--layers", type=int, default=60)
+    parser.add_argument("--layers", type=int)
     parser.add_argument("--references", type=int, default=3)
     parser.add_argument("--megapixels", type=float)
     parser.add_argument("--rounds", type=int, default=10)
@@ -52,7 +57,18 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--skip", default="")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
-    print(json.dumps(bench(args, partial(write, args.out) if args.out else nothing), indent=1))
+    try:
+        found = bench(args, partial(write, args.out) if args.out else nothing)
+    except VellumError as error:
+        tell(f"vellumd: {error.message} {error.remedy}")
+        return FAILED
+    except Exception as error:
+        if not faults.is_memory(error):
+            raise
+        tell("vellumd: there is not enough memory; --layers takes fewer blocks")
+        return FAILED
+    print(json.dumps(found, indent=1))
+    return OK
 
 
 def write(out: Path, found: dict[str, Any]) -> None:
@@ -71,17 +87,13 @@ def bench(args: argparse.Namespace, keep: Keep = nothing) -> dict[str, Any]:
     device = loading.device_of("auto")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     found: dict[str, Any] = {"machine": machine(device)}
-    if args.random:
-        card = model_card.ModelCard(name=f"random, {args.layers} blocks")
-        base = random_transformer({**FULL_SIZE, "num_layers": args.layers}, device, dtype)
-    else:
-        card = model_card.read(args.model)
-        folder = model_card.folder(args.model)
-        base = loading.load(folder, device, lambda *_: None).transformer
+    card = model_card.ModelCard(name="random") if args.random else model_card.of(args.engine)
+    base, blocks = subject(args, device, dtype)
     area = round(args.megapixels * MEGAPIXEL) if args.megapixels else card.canvas_area
     workload = Workload.of(base, area, args.references)
     found["workload"] = {
         "model": card.name,
+        "layers": [workload.layers, blocks],
         "references": args.references,
         "rows": workload.rows,
         "tflop": round(workload.flops() / 1e12, 4),
@@ -95,6 +107,20 @@ def bench(args: argparse.Namespace, keep: Keep = nothing) -> dict[str, Any]:
         found["stages"] = stages(args, device)
     keep(found)
     return found
+
+
+def subject(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> tuple[Any, int]:
+    """The transformer that is measured, and how many blocks the whole one has.
+
+    Where there is no room for all methods over all blocks, some of random weights stand for them.
+    """
+    opened = None if args.random else model_card.opened(args.engine)
+    config = FULL_SIZE if opened is None else opened.configs["transformer"]
+    blocks = int(config["num_layers"])
+    layers = args.layers or min(blocks, fitting(config, device))
+    if opened is not None and layers >= blocks:
+        return loading.load(opened, device, lambda *_: None).transformer, blocks
+    return random_transformer({**config, "num_layers": layers}, device, dtype), blocks
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -207,7 +233,7 @@ def stages(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     tell("edits")
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        settings = {"model": args.model}
+        settings = args.engine.model_dump(mode="json")
         engine = pipeline.create(Init(engine="", settings=settings, spool=home, cache=home))
         capabilities = engine.load(PipeReport(lambda frame: None, preview=lambda: False))
         file = home / "picture.png"

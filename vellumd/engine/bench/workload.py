@@ -13,7 +13,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
-from vellumd import images
+from vellumd import images, platform
 from vellumd.engine import latents
 from vellumd.engine.transformer import Conditioning
 
@@ -21,6 +21,11 @@ PICTURE = 736, 1011
 """Pixels of the reference job's pictures: 864x1216 for a model of 1024² pixels."""
 TEXT = 650
 """Tokens of the reference job's prompt, with three pictures in it."""
+BYTES = 5
+"""Of a card for each weight of a block while methods are compared: 2 as it is, others for FP8 and
+for what the predecessor's method has cast, by `card_h200/reference.json`. Twice on a CPU."""
+SPARE = 4 * 10**9
+"""Bytes of a card beside those, for three references."""
 TIMES = (1000.0, 500.0)
 """Two steps of an edit; what depends on the time alone is computed before the first."""
 
@@ -79,6 +84,18 @@ class Workload:
         shapes = [self.target] * (1 + self.references)
         tokens, negative = random(self.tokens, 64), torch.flip(prompt, dims=[1])
         return Conditioning(prompt, negative, references, shapes), tokens
+
+
+def fitting(config: dict[str, Any], device: torch.device) -> int:
+    """How many blocks of a transformer of `config` leave room to compare all methods."""
+    channels = int(config.get("num_attention_heads", 24)) * int(
+        config.get("attention_head_dim", 128)
+    )
+    # Twelve products of channels by channels for each stream, and six of its modulation.
+    block = BYTES * 36 * channels**2
+    if device.type == "cuda":
+        return max(1, int(torch.cuda.mem_get_info(device)[0] - SPARE) // block)
+    return max(1, platform.memory().available // (2 * block))
 
 
 def random_transformer(config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
