@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,13 +204,19 @@ def test_half_a_lora_stays_nowhere(model: Model, monkeypatch: pytest.MonkeyPatch
     assert not [one for one in model.parts.transformer.modules() if isinstance(one, Branched)]
 
 
-def test_only_the_last_edits_loras_stay(model: Model) -> None:
+def test_only_the_last_edits_loras_stay(model: Model, tmp_path: Path) -> None:
     """Others go when a new one comes, so that memory stays bounded; without any, all are kept."""
-    loras = lora.Loras(model.parts, model_card.DEMO_FOLDER, model.card, {})
-    role, file = LoraRef(name="lightning-8"), LoraRef(name="demo-lightning-8steps")
-    for wanted, kept in (((role,), [role]), ((), [role]), ((file,), [file])):
+    copied = shutil.copy(next((model_card.DEMO_FOLDER / "loras").iterdir()), tmp_path)
+    loras = lora.Loras(model.parts, model_card.DEMO_FOLDER, model.card, {"other": Path(copied)})
+    role, other = LoraRef(name="lightning-8"), LoraRef(name="other")
+
+    def kept() -> list[Path]:
+        return sorted(version.file.parent for version in loras._loaded)
+
+    shipped = model_card.DEMO_FOLDER / "loras"
+    for wanted, stay in (((role,), [shipped]), ((), [shipped]), ((other,), [tmp_path])):
         loras.use(wanted)
-        assert sorted(loras._loaded) == [ref.name for ref in kept]
-    loras.use((role, file))
-    assert sorted(loras._loaded) == [file.name, role.name]
+        assert kept() == stay
+    loras.use((role, other))
+    assert kept() == sorted([shipped, tmp_path])
     loras.use(())
