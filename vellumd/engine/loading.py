@@ -86,7 +86,7 @@ class Read:
 
     def __str__(self) -> str:
         rate = self.done / GB / self.seconds if self.seconds else 0
-        read = f"{self.done / GB:.1f} GB of weights in {self.seconds:.1f} s, {rate:.1f} GB/s"
+        read = f"{self.done / GB:.3g} GB of weights in {self.seconds:.1f} s, {rate:.1f} GB/s"
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.parts.items())
         return f"{read} ({parts})" if parts else read
 
