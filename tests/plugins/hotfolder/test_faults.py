@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -354,19 +355,21 @@ async def test_a_report_that_is_held_and_one_that_was_cut_off(
     drop: OpenDrop, tmp_path: Path
 ) -> None:
     """Nothing waits for REPORT.csv; after a crash in a line the next begins anew."""
-    report = tmp_path / "root" / "REPORT.csv"
-    report.mkdir(parents=True)  # what can be neither read nor written
+    report, cut_off = tmp_path / "root" / "REPORT.csv", tmp_path / "cut off"
+    cut_off.write_bytes("\ufefftime,file,status,result,seconds,message,job\r\n2026-01".encode())
+    report.parent.mkdir()
+    report.symlink_to(tmp_path)  # what can be neither read nor written
     async with drop(prompt="p") as folder:
         folder.put("a.png", encoded(1))
         await folder.out("a.png")
         await folder.until(lambda: folder.status() != "", "STATUS")
-        report.rmdir()
-        report.write_bytes("\ufefftime,file,status,result,seconds,message,job\r\n2026-01".encode())
+        cut_off.replace(report)  # at once, or a report of its own could come between
         folder.put("b.png", encoded(2))
         await folder.until(lambda: "b.png" in report.read_text("utf-8-sig"), "the line")
         with report.open(encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file) if len(row) == 7]
         assert sorted(row[1] for row in rows) == ["a.png", "b.png", "file"]
+        assert all(datetime.fromisoformat(when) for when, *_ in rows[1:])  # on lines of their own
 
 
 def test_a_report_is_added_to_while_it_is_written(tmp_path: Path) -> None:
