@@ -217,7 +217,7 @@ def test_the_keyboard_stays_in_the_list(house: House, page: Page) -> None:
 def pressed(target: Locator, way: str = "mouse") -> Iterator[None]:
     """It is pressed, and let go after the block: what people do takes a tenth of a second."""
     page = target.page
-    target.scroll_into_view_if_needed()
+    target.hover(trial=True)  # scrolls, and once more if the page takes its place meanwhile
     if way == "key":
         target.focus()
         page.keyboard.down("Space")
