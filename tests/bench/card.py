@@ -63,6 +63,8 @@ PARTS = [
     Part("loop", 20, "nothing waits for the card", ("tests.bench.blocks", "loop")),
     Part("trace", 25, "where a block's time goes", ("tests.bench.blocks", "trace")),
     Part("host", 30, "what a block costs the host", ("tests.bench.host",), sized=((), ())),
+    Part("pinning", 25, "blocks into the host's memory, pinned three ways",
+         ("tests.bench.pinning",), weights="."),
     Part("edits", 400, "artefact, whole edits, predecessor's too, VAE and encoder",
          ("tests.bench.full_size",), weights="model"),
     Part("first", 80, "a process's first edits, with a warm-up and without",

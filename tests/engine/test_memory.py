@@ -21,6 +21,7 @@ from vellumd.engine import (
     loading,
     lora,
     memory,
+    pinned,
     pipeline,
     placing,
     precision,
@@ -406,18 +407,18 @@ def run(blocks: list[torch.nn.Module], order: list[int] | None = None) -> torch.
 
 
 def held(blocks: list[torch.nn.Module], tmp_path: Path) -> streaming.Host:
-    return streaming.Held.of(blocks, streaming.layout(blocks[0]), pin=False)
+    return streaming.Held.of(blocks, streaming.layout(blocks[0]), CPU)
 
 
 def filed(blocks: list[torch.nn.Module], tmp_path: Path) -> streaming.Host:
     """A ring of two buffers, whatever the number of blocks."""
-    return streaming.Filed(*in_file(blocks, tmp_path), pin=False, ring=1)
+    return streaming.Filed(*in_file(blocks, tmp_path), CPU, ring=1)
 
 
 def from_file(blocks: list[torch.nn.Module], tmp_path: Path) -> streaming.Held:
     """Read by several threads to where they stay; each is told."""
     sizes: list[int] = []
-    made = streaming.Held.of_files(*in_file(blocks, tmp_path), pin=False, read=sizes.append)
+    made = streaming.Held.of_files(*in_file(blocks, tmp_path), CPU, read=sizes.append)
     assert sizes == [sum(p.nbytes for p in block.parameters()) for block in blocks]
     return made
 
@@ -493,23 +494,21 @@ def test_a_system_that_pins_nothing(
     host: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ordinary memory stands in, for blocks that stay, for a ring and for a whole module."""
-    empty, refused = torch.empty, []
+    refused = []
 
-    def unpinned(*args: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
-        if pin_memory:
-            refused.append(args)
-            raise torch.AcceleratorError("CUDA error: out of memory")
-        return empty(*args, **options)
+    def register(address: int, size: int, device: torch.device) -> int:
+        refused.append(size)
+        return 2
 
-    monkeypatch.setattr(torch, "empty", unpinned)
-    blocks = blocks_of(4)
+    monkeypatch.setattr(pinned, "register", register)
+    blocks, card = blocks_of(4), torch.device("cuda")
     places, parts = in_file(blocks, tmp_path)
-    made = host(places, parts, pin=True)
-    wanted = streaming.Held.of_files(places, parts, pin=False).bytes_of(2)
+    made = host(places, parts, card)
+    wanted = streaming.Held.of_files(places, parts, CPU).bytes_of(2)
     for part in parts:
         assert torch.equal(part.of(made.bytes_of(2)), part.of(wanted))
     made.close()
-    assert torch.equal(streaming._pinned(blocks[0][0].weight), blocks[0][0].weight)
+    assert torch.equal(streaming._pinned(blocks[0][0].weight, card), blocks[0][0].weight)
     assert len(refused) >= 3
 
 

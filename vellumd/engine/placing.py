@@ -229,7 +229,6 @@ class Placing:
         self, blocks: Sequence[torch.nn.Module], prefixes: Sequence[str], checkpoint: Checkpoint
     ) -> Streamed:
         parts = layout(blocks[0])
-        pin = self.device.type == "cuda"
         host: Host
         if self._direct:
             places = [[_place(checkpoint, prefix + part.name) for part in parts]
@@ -237,11 +236,11 @@ class Placing:
             for part, place in zip(parts, places[0], strict=True):
                 assert (place.nbytes, DTYPES[place.dtype]) == (part.nbytes, part.dtype)
             if self.plan.ring:
-                host = Filed(places, parts, pin)
+                host = Filed(places, parts, self.device)
             else:
-                host = Held.of_files(places, parts, pin, self._read)
+                host = Held.of_files(places, parts, self.device, self._read)
         else:
-            host = Held.of(blocks, parts, pin)
+            host = Held.of(blocks, parts, self.device)
         return Streamed(blocks, host, self.device)
 
 

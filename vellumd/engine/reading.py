@@ -11,14 +11,12 @@ where mmap and `.to(cuda)` take 4.4 s (H200, 16 cores).
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,12 +25,10 @@ import torch
 from torch import Tensor
 
 from vellumd import errors
-from vellumd.engine.faults import is_memory
+from vellumd.engine.pinned import on_host
 from vellumd.weights import header
 from vellumd.weights.checkpoint import Scaling, Weight
 from vellumd.weights.header import Place
-
-log = logging.getLogger(__name__)
 
 THREADS = min(8, max(4, (os.cpu_count() or 4) // 2))
 """Half of the cores, from four to eight: 9 GB/s with four of 16 and spans of 32 MiB, 17 with eight,
@@ -249,36 +245,14 @@ class Reader:
             torch.cuda.current_stream(self.device).wait_event(event)
 
 
-def on_host(size: int, pin: bool) -> Tensor:
-    """`size` bytes of the host's memory, pinned if `pin` and the system has them.
-
-    It may refuse with half of the memory free (CUDA on WSL User Guide, Known Limitations).
-    Copies from other memory wait and are slower, but go on.
-    """
-    if pin:
-        try:
-            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        except RuntimeError as error:
-            if not is_memory(error):
-                raise
-        _tell_slow()
-    return torch.empty(size, dtype=torch.uint8)
-
-
-@cache
-def _tell_slow() -> None:
-    log.warning("the system pins no more memory: copies to the card are slower")
-
-
 class _Ring:
     """Buffers that spans are read into and copied from, each used again once it is copied."""
 
     def __init__(self, device: torch.device, size: int, count: int) -> None:
         self._device = device
         self._size = size
-        self._pinned = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if self._pinned else None
-        # Pinning takes time (5 GB/s): each buffer is made by the thread that first needs it.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # Pinning takes time: each buffer is made by the thread that first needs it.
         self._free: queue.SimpleQueue[tuple[Tensor | None, Any]] = queue.SimpleQueue()
         for _ in range(count):
             self._free.put((None, None))
@@ -292,7 +266,7 @@ class _Ring:
             if copied is not None:
                 copied.synchronize()
             if buffer is None:
-                buffer = on_host(self._size, self._pinned)
+                buffer = on_host(self._size, self._device)
             read_span(span, [buffer[: span.nbytes]])
             copied = self._copy(span, buffer, targets, after)
         finally:

@@ -14,13 +14,15 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from vellumd.engine.reading import THREADS, Piece, Span, on_host, read_span
+from vellumd.engine.pinned import on_host
+from vellumd.engine.reading import THREADS, Piece, Span, read_span
 from vellumd.memory_plan import RING, SLOTS
 from vellumd.weights.header import Place
 
@@ -97,6 +99,13 @@ def read_block(buffer: Tensor, parts: Sequence[Part], places: Sequence[Place]) -
         read_span(span, [buffer[part.offset : part.offset + part.nbytes]])
 
 
+@torch.no_grad()
+def _pack(block: torch.nn.Module, parts: Sequence[Part], buffer: Tensor) -> None:
+    """Fill `buffer` with the weights of `block`."""
+    for part, parameter in zip(parts, block.parameters(), strict=True):
+        part.of(buffer).copy_(parameter)
+
+
 class Held:
     """Blocks in the host's memory, pinned where there is a card, if the system allows."""
 
@@ -105,39 +114,39 @@ class Held:
         self._blocks = packed
 
     @classmethod
-    def of(cls, blocks: Sequence[torch.nn.Module], parts: Sequence[Part], pin: bool) -> Held:
-        """Copies the weights of `blocks`, and takes away those on the host, one after the other.
+    def of(
+        cls, blocks: Sequence[torch.nn.Module], parts: Sequence[Part], device: torch.device
+    ) -> Held:
+        """Copies the weights of `blocks`, and takes away those on the host, a few at a time.
 
         The host may have no room for all of them twice: the real model's are 14 GB.
         """
-        held = []
-        for block in blocks:
-            packed = on_host(size_of(parts), pin)
-            for part, parameter in zip(parts, block.parameters(), strict=True):
-                part.of(packed).copy_(parameter)
-            held.append(packed)
-            if parameter.device.type == "cpu":
+
+        def one(block: torch.nn.Module) -> Tensor:
+            packed = on_host(size_of(parts), device, partial(_pack, block, parts))
+            if next(block.parameters()).device.type == "cpu":
                 empty(block, parts)
-        return cls(held)
+            return packed
+
+        with ThreadPoolExecutor(THREADS, "blocks") as threads:
+            return cls(list(threads.map(one, blocks)))
 
     @classmethod
     def of_files(
         cls,
         places: Sequence[Sequence[Place]],
         parts: Sequence[Part],
-        pin: bool,
+        device: torch.device,
         read: Callable[[int], None] = lambda size: None,
     ) -> Held:
         """Reads blocks straight to where they stay; `places` as of `Filed`.
 
-        Past the card and back, and by one thread, 15.5 GB took 17 s; most of it was fresh
-        memory, which each thread makes here for what it reads. `read` is told each block's bytes.
+        Each thread makes the memory for what it reads. `read` is told each block's bytes.
         """
 
         def one(places: Sequence[Place]) -> Tensor:
-            packed = on_host(size_of(parts), pin)
-            read_block(packed, parts, places)
-            return packed
+            fill = partial(read_block, parts=parts, places=places)
+            return on_host(size_of(parts), device, fill)
 
         held = []
         with ThreadPoolExecutor(THREADS, "blocks") as threads:
@@ -166,16 +175,16 @@ class Filed:
         self,
         places: Sequence[Sequence[Place]],
         parts: Sequence[Part],
-        pin: bool,
+        device: torch.device,
         ring: float = RING,
     ) -> None:
         """`places`: for each block, where the bytes of each of `parts` lie as they are held."""
         self._places = places
         self._parts = parts
-        self._pin = pin
+        self._card = device.type == "cuda"
         size = size_of(parts)
         count = max(2, min(len(places), int(ring) // size))
-        self._free = [on_host(size, pin) for _ in range(count)]
+        self._free = [on_host(size, device) for _ in range(count)]
         self._copied: dict[int, torch.cuda.Event] = {}
         self._staged: dict[int, tuple[Tensor, list[Future[None]]]] = {}
         self._pool = ThreadPoolExecutor(THREADS, "blocks")
@@ -194,7 +203,7 @@ class Filed:
             wait(reads)  # before somebody else gets the buffer
             self._free.append(buffer)
             raise
-        if self._pin:
+        if self._card:
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(target.device))
             self._copied[buffer.data_ptr()] = event
@@ -337,7 +346,7 @@ class Streamed:
 def streamed(blocks: Sequence[torch.nn.Module], device: torch.device) -> Iterator[Streamed]:
     """Have resident `blocks` streamed for a while: the last rung but one when memory runs out."""
     parts = layout(blocks[0])
-    host = Held.of(blocks, parts, pin=device.type == "cuda")
+    host = Held.of(blocks, parts, device)
     for block in blocks:  # their memory goes before the buffers come
         empty(block, parts)
     stream = Streamed(blocks, host, device)
@@ -347,9 +356,13 @@ def streamed(blocks: Sequence[torch.nn.Module], device: torch.device) -> Iterato
         stream.close()
 
 
-def _pinned(tensor: Tensor) -> Tensor:
-    """A copy of `tensor` on the host."""
-    return on_host(tensor.nbytes, True).view(tensor.dtype).view(tensor.shape).copy_(tensor)
+def _pinned(tensor: Tensor, card: torch.device) -> Tensor:
+    """A copy of `tensor` on the host, for copies to `card`."""
+
+    def like(memory: Tensor) -> Tensor:
+        return memory.view(tensor.dtype).view(tensor.shape)
+
+    return like(on_host(tensor.nbytes, card, lambda memory: like(memory).copy_(tensor)))
 
 
 class Offloaded:
@@ -357,9 +370,9 @@ class Offloaded:
 
     def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
         self._device = device
-        pin = device.type == "cuda"
+        card = device.type == "cuda"
         self._host = [
-            (parameter, _pinned(parameter.detach()) if pin else parameter.detach())
+            (parameter, _pinned(parameter.detach(), device) if card else parameter.detach())
             for parameter in module.parameters()
         ]
         self._leave()

@@ -1,0 +1,120 @@
+"""Memory that a card copies from: exact, full before it is pinned, let go of once and last."""
+
+import contextlib
+import gc
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from vellumd.engine import faults, pinned
+
+CARD, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+class Driver:
+    """Stands in for the card's: what it was asked, and what memory held at that time."""
+
+    def __init__(self, refusal: int = 0) -> None:
+        self.refusal = refusal
+        self.asked: list[tuple[Any, ...]] = []
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802
+        self.asked.append(("register", address, size, flags))
+        return self.refusal
+
+    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+        self.asked.append(("unregister", address))
+        return 0
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    made = Driver()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: made)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    pinned._tell_slow.cache_clear()
+    return made
+
+
+def test_memory_is_filled_then_pinned_as_it_is(driver: Driver) -> None:
+    """Not a byte more, unlike torch's, which are powers of two."""
+    asked_while_filled = []
+
+    def fill(memory: torch.Tensor) -> None:
+        asked_while_filled.extend(driver.asked)
+        memory.fill_(7)
+
+    memory = pinned.on_host(5000, CARD, fill)
+    assert (memory == 7).all() and memory.shape == (5000,)
+    assert asked_while_filled == []
+    assert driver.asked == [("register", memory.data_ptr(), 5000, pinned.PORTABLE)]
+
+
+def test_it_ends_with_the_last_tensor_of_it(driver: Driver) -> None:
+    """A parameter is a view of a block's bytes and may outlive them."""
+    memory = pinned.on_host(4096, CARD)
+    address = memory.data_ptr()
+    view = memory[16:32].view(torch.float32)
+    del memory
+    gc.collect()
+    assert driver.asked[1:] == []
+    del view
+    gc.collect()
+    assert driver.asked[1:] == [("unregister", address)]
+
+
+def test_a_refusal_is_told_once(driver: Driver, caplog: pytest.LogCaptureFixture) -> None:
+    """The memory is used as it is; nobody lets go of what was not pinned."""
+    driver.refusal = 2
+    with caplog.at_level(logging.WARNING):
+        both = [pinned.on_host(100, CARD, lambda m: m.fill_(1)) for _ in range(2)]
+    assert [int(memory[0]) for memory in both] == [1, 1]
+    assert [record.getMessage() for record in caplog.records] == [
+        "the system pins no more memory (CUDA error 2): copies to the card are slower"
+    ]
+    both.clear()
+    gc.collect()
+    assert [asked[0] for asked in driver.asked] == ["register", "register"]
+
+
+def test_a_refusal_is_taken_from_the_books(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runtime would give it to the next kernel, which fails for nothing: one is started."""
+    started = []
+
+    class Kept:
+        def fill_(self, value: int) -> None:
+            started.append(value)
+            raise torch.AcceleratorError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch, "empty", lambda *args, **options: Kept())
+    assert pinned.register(4096, 100, CARD) == 0 and not started
+    driver.refusal = 2
+    assert pinned.register(4096, 100, CARD) == 2 and started
+
+
+def test_a_lost_context_stops_no_end(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever lets go of memory after the card is gone has nothing to let go of."""
+    memory = pinned.on_host(100, CARD)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: 1 / 0)
+    del memory
+    gc.collect()
+
+
+def test_without_a_card_nothing_is_pinned(driver: Driver) -> None:
+    memory = pinned.on_host(100, CPU, lambda m: m.fill_(3))
+    assert (memory == 3).all() and not driver.asked
+
+
+@pytest.mark.parametrize("huge", [None, 12345], ids=["no word for it", "a kernel without"])
+def test_huge_pages_are_a_wish(huge: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pinned, "HUGE", huge)
+    monkeypatch.setattr(pinned, "PRIVATE", {})  # as on Windows
+    assert (pinned.on_host(5 << 20, CPU, lambda m: m.fill_(3)) == 3).all()
+
+
+def test_a_host_that_is_full() -> None:
+    with pytest.raises(MemoryError, match=r"no 1152921504\.6 GB") as told:
+        pinned.on_host(1 << 60, CPU)
+    assert faults.is_memory(told.value)
