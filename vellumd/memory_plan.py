@@ -25,7 +25,7 @@ STEPS = 8
 """Guided ones: what `balanced` takes. Both prompts pass a block at once, so it is streamed once."""
 FIXED_S = 0.2
 """Encoder, VAE and the host's work of such an edit on an H200 with everything in its memory: 0.20
-with one reference, 0.29 with three."""
+with one reference, 0.30 with three."""
 
 ACTIVATIONS = 2.1 * GB
 """Beside the weights while denoising three references; grows with the tokens. 1.76 with FP8
@@ -53,7 +53,7 @@ NOMINAL = {HOPPER: 989e12, (12, 0): 210e12, (8, 9): 165e12, (8, 6): 71e12}
 the RTX 5090, 4090 and 3090."""
 SHARES = {"fp8-rows": 0.90, "bf16": 0.64}
 """What a forward reaches of it on an H200 by recipe, measured: FP8 products beyond bfloat16's. With
-three references 0.88, with one 0.93."""
+three references 0.90, with one 1.01."""
 CAUTIOUS = 0.44
 """Likewise without FP8 products, FA3 and Triton: what runs on every card, and so what is expected
 of those that nobody measured. The predecessor reached 0.52 on an RTX 5090, by its log."""
