@@ -37,17 +37,20 @@ def timed(run: Row) -> float:
 def shares(run: Row, parts: Mapping[str, tuple[object, str]]) -> dict[str, float]:
     """Medians of `run` and of the functions that it calls, each waited for; and of the rest.
 
-    `parts` tell where each function is found, by the name that its share gets.
+    `parts` tell where each function is found, by the name that its share gets. In turns with that
+    `run` is timed undivided: whatever else slows the machine slows both alike.
     """
     rounds = []
     for _ in range(ROUNDS + 1):
+        undivided = timed(run)
         found: defaultdict[str, float] = defaultdict(float)
         with contextlib.ExitStack() as stack:
             for name, (owner, attribute) in parts.items():
                 timing = _timing(getattr(owner, attribute), found, name)
                 stack.enter_context(mock.patch.object(owner, attribute, timing))
             whole = timed(run)
-        rounds.append(found | {"the rest": whole - sum(found.values()), "in all": whole})
+        rest = whole - sum(found.values())
+        rounds.append(found | {"the rest": rest, "in all": whole, "undivided": undivided})
     return {
         name: round(statistics.median(found[name] for found in rounds[1:]), 2) for name in rounds[0]
     }
