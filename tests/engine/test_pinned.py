@@ -36,9 +36,10 @@ class Driver:
 
     def held(self) -> list[int]:
         """Where what is pinned lies now; nothing is let go of that is not."""
-        held: list[int] = []
+        held, self.most = list[int](), 0
         for what, address, *_ in self.asked:
             held.append(address) if what == "register" else held.remove(address)
+            self.most = max(self.most, len(held))
         return held
 
 
@@ -160,6 +161,21 @@ def test_a_load_that_fails_lets_go_of_all_of_it(
         loading.load(demo, CPU, lambda *_: None, plan=plan)
     gc.collect()
     assert len(as_with_a_card.asked) == 14 and as_with_a_card.held() == []
+
+
+def test_a_module_is_moved_out_bit_by_bit(driver: Driver) -> None:
+    """The real encoder has 15 GB: a host of 32 GB has no room for them twice."""
+    count = 5 * streaming.THREADS
+    module = torch.nn.ParameterList(
+        torch.nn.Parameter(pinned.on_host(4096, CARD).fill_(number), requires_grad=False)
+        for number in range(count)
+    )
+    offloaded = streaming.Offloaded(module, CARD)
+    assert [int(parameter[0]) for parameter in module] == list(range(count))
+    assert len(driver.held()) == count and driver.most <= count + streaming.THREADS
+    del module, offloaded
+    gc.collect()
+    assert driver.held() == []
 
 
 def test_without_a_card_nothing_is_pinned(driver: Driver) -> None:

@@ -153,5 +153,3 @@ def free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-        # Pinned memory too: torch would keep all that blocks were ever streamed from.
-        torch._C._host_emptyCache()

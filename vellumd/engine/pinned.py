@@ -31,9 +31,9 @@ such flags."""
 ADVICE: tuple[int, ...] = tuple(
     getattr(mmap, name) for name in ("MADV_HUGEPAGE", "MADV_DONTFORK") if hasattr(mmap, name)
 )
-"""What Linux is asked for; other systems have no words for it. A child gets none of it: a fork would
-copy all that is pinned (Linux from 5.9 on), or leave the card with pages that are no longer ours
-once they are written again (WSL; microsoft/WSL#11095)."""
+"""What Linux is asked for; other systems have no words for it. Huge pages, and no child gets them:
+a fork would copy all that is pinned (Linux from 5.9 on), or leave the card with pages that are no
+longer ours once they are written again (WSL; microsoft/WSL#11095)."""
 PORTABLE = 1
 """`cudaHostRegisterPortable`: for every card of the process (CUDA Runtime API, Memory)."""
 

@@ -370,20 +370,19 @@ class Offloaded:
 
     def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
         self._device = device
-        card = device.type == "cuda"
-        self._host = [
-            (parameter, _pinned(parameter.detach(), device) if card else parameter.detach())
-            for parameter in module.parameters()
-        ]
-        self._leave()
+
+        def one(parameter: Parameter) -> tuple[Parameter, Tensor]:
+            host = _pinned(parameter.detach(), device)
+            parameter.data = host  # at once: the host may have no room for all of them twice
+            return parameter, host
+
+        with ThreadPoolExecutor(THREADS, "offloaded") as threads:
+            self._host = list(threads.map(one, module.parameters()))
 
     def __enter__(self) -> None:
         for parameter, host in self._host:
             parameter.data = host.to(self._device, non_blocking=True, copy=True)
 
     def __exit__(self, *_: object) -> None:
-        self._leave()
-
-    def _leave(self) -> None:
         for parameter, host in self._host:
             parameter.data = host
