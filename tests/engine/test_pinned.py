@@ -163,19 +163,33 @@ def test_a_load_that_fails_lets_go_of_all_of_it(
     assert len(as_with_a_card.asked) == 14 and as_with_a_card.held() == []
 
 
-def test_a_module_is_moved_out_bit_by_bit(driver: Driver) -> None:
-    """The real encoder has 15 GB: a host of 32 GB has no room for them twice."""
-    count = 5 * streaming.THREADS
-    module = torch.nn.ParameterList(
+def parameters(count: int) -> torch.nn.ParameterList:
+    """Ones that the driver knows of."""
+    return torch.nn.ParameterList(
         torch.nn.Parameter(pinned.on_host(4096, CARD).fill_(number), requires_grad=False)
         for number in range(count)
     )
-    offloaded = streaming.Offloaded(module, CARD)
-    assert [int(parameter[0]) for parameter in module] == list(range(count))
+
+
+def test_an_encoder_is_moved_out_bit_by_bit(driver: Driver) -> None:
+    """The real one has 15 GB: a host of 32 GB has no room for them twice."""
+    count = 5 * streaming.THREADS
+    encoder = parameters(count)
+    offloaded = streaming.Offloaded(encoder, CARD)
+    assert [int(parameter[0]) for parameter in encoder] == list(range(count))
     assert len(driver.held()) == count and driver.most <= count + streaming.THREADS
-    del module, offloaded
+    del encoder, offloaded
     gc.collect()
     assert driver.held() == []
+
+
+def test_blocks_are_moved_out_bit_by_bit(driver: Driver) -> None:
+    """When a block's bytes are all there, nothing of it is left where it was."""
+    blocks = [parameters(5) for _ in range(3)]
+    parts = streaming.layout(blocks[0])
+    held = streaming.Held.of(blocks, parts, CARD)
+    assert [int(part.of(held.bytes_of(2))[0]) for part in parts] == list(range(5))
+    assert len(driver.held()) == 3 and driver.most == 15
 
 
 def test_without_a_card_nothing_is_pinned(driver: Driver) -> None:
