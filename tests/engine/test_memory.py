@@ -121,6 +121,31 @@ def test_the_smallest_plan() -> None:
     assert found.tiled and found.streamed == 60 and not found.fits
 
 
+@pytest.mark.parametrize(("card", "home"), [(34, "resident"), (34, "offloaded"), (24, "streamed")])
+def test_an_encoder_stays_where_it_is(card: int, home: memory_plan.Encoder) -> None:
+    """The transformer alone is exchanged: blocks make room where another plan moved the encoder."""
+    machine = Machine(card * GB, ROOM)
+    found = memory_plan.plan(replace(REAL, lora=int(0.85e9)), machine, encoder=home)
+    assert found.encoder == home and found.fits and found.vram <= card * GB
+    assert bool(found.streamed) == (home == "resident")
+
+
+def test_what_the_encoder_takes_of_the_host_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else 12 GB of a card with 32 of the host would read from files after the first exchange."""
+    left = SimpleNamespace(available=int(14.5 * GB))
+    monkeypatch.setattr(platform, "memory", lambda: left)
+    monkeypatch.setattr(placing, "sizes_of", lambda *_: REAL)
+    settings, home = EngineSettings(vram_budget_gb=12), Plan(encoder="streamed", streamed=28)
+
+    def found(home: Plan | None, settings: EngineSettings = settings) -> Plan:
+        given = cast(Any, None), cast(Any, object()), precision.ROWS, CPU
+        return placing.plan(settings, *given, home=home)
+
+    assert found(None).ring and not found(home).ring
+    assert found(replace(home, ring=True)).ring
+    assert found(home, settings.model_copy(update={"ram_budget_gb": 14.5})).ring
+
+
 def test_short_memory_of_the_host() -> None:
     """Weights that lie ready in files need no copies in memory, others do."""
     short = Machine(12 * GB, 8 * GB, capability=(9, 0))
