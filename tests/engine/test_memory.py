@@ -333,8 +333,10 @@ def test_sizes_of_an_older_configuration(tmp_path: Path) -> None:
 
 
 def test_the_machine_within_its_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a card all of it, unless the settings say less."""
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (70 * GB, 80 * GB))
+    """Of a card what others leave, with what is ours already, unless the settings say less."""
+    card = {"free": int(79.9 * GB), "ours": 0}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (card["free"], 80 * GB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: card["ours"])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(memory, "expandable", lambda _: False)
     cuda = torch.device("cuda")
@@ -342,6 +344,9 @@ def test_the_machine_within_its_budgets(monkeypatch: pytest.MonkeyPatch) -> None
     assert not whole.expandable
     assert (whole.vram, whole.capability) == (80 * GB, (9, 0)) and whole.ram > 0
     assert whole.recipe == "fp8-rows"
+    card.update(free=50 * GB, ours=10 * GB)
+    shared = placing.machine(EngineSettings(), cuda, precision.ROWS)
+    assert shared.vram == 60 * GB + memory_plan.CONTEXT  # not free, and planned for
     settings = EngineSettings(vram_budget_gb=12, ram_budget_gb=8)
     less = placing.machine(settings, cuda, precision.ROWS)
     assert (less.vram, less.ram) == (12 * GB, 8 * GB)

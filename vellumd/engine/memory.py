@@ -20,6 +20,7 @@ import torch
 from vellumd import errors, platform
 from vellumd.engine.faults import is_memory
 from vellumd.engine.streaming import streamed
+from vellumd.memory_plan import CONTEXT
 from vellumd.protocol import Report
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,15 @@ def expandable(device: torch.device) -> bool:
         grow("expandable_segments:False")
         return False
     return True
+
+
+def left(device: torch.device) -> int:
+    """Bytes of a card that other programs leave to this process, with what it has already.
+
+    A desktop takes one of 12 GB; a plan that counted on it would find no memory in each edit.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    return min(total, int(free + torch.cuda.memory_reserved(device) + CONTEXT))
 
 
 def limit(device: torch.device, budget_gb: float | None) -> None:

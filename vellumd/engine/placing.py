@@ -73,7 +73,7 @@ def machine(
     """
     vram, capability = 0, None
     if device.type == "cuda":
-        vram = torch.cuda.mem_get_info(device)[1]
+        vram = memory.left(device)
         capability = torch.cuda.get_device_capability(device)
     if settings.vram_budget_gb is not None:
         vram = int(settings.vram_budget_gb * GB)
