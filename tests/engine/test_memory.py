@@ -654,8 +654,9 @@ def test_a_budget_makes_the_engine_stream(tmp_path: Path) -> None:
     assert first == second
 
 
-def test_the_ladder_streams_at_last(tmp_path: Path) -> None:
-    """When freeing and tiling did not help, the blocks stream for the rest of the edit."""
+def test_the_ladder_streams_at_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When freeing and tiling did not help, the blocks stream for the rest of the edit, unless the
+    host has no room for them or they do so already."""
     parts = loading.load(DEMO, CPU, lambda *_: None, precision.WEIGHTS)
     blocks = list(parts.transformer.transformer_blocks)
     seen: list[bool] = []
@@ -675,3 +676,7 @@ def test_the_ladder_streams_at_last(tmp_path: Path) -> None:
     assert edits(parts, tmp_path)[0] == before
     streams = loading.load(DEMO, CPU, lambda *_: None, plan=Plan(tabled=True, streamed=5))
     assert len(memory.rungs(streams)) == 2
+    for told_by_system, rungs in (((10**6, 10**5), 2), ((0, 0), 3)):
+        host = platform.Memory(*told_by_system)
+        monkeypatch.setattr(platform, "memory", lambda host=host: host)
+        assert len(memory.rungs(parts)) == rungs

@@ -19,7 +19,7 @@ import torch
 
 from vellumd import errors, platform
 from vellumd.engine.faults import is_memory
-from vellumd.engine.streaming import streamed
+from vellumd.engine.streaming import layout, size_of, streamed
 from vellumd.memory_plan import CONTEXT
 from vellumd.protocol import Report
 
@@ -53,10 +53,16 @@ def rungs(parts: Any, forget: Callable[[], None] = lambda: None) -> tuple[Rung, 
         Rung("memory_freed", lambda: forgotten(forget)),
         Rung("vae_tiled", lambda: tiled(parts.vae)),
     ]
-    if parts.placed.blocks is None:
-        blocks = list(parts.transformer.transformer_blocks)
+    blocks = list(parts.transformer.transformer_blocks)
+    if parts.placed.blocks is None and _has_room(sum(size_of(layout(block)) for block in blocks)):
         found.append(Rung("weights_streamed", lambda: streamed(blocks, parts.device)))
     return tuple(found)
+
+
+def _has_room(size: int) -> bool:
+    """Whether the host has so many bytes; Linux would end the process that finds out by trying."""
+    host = platform.memory()
+    return not host.total or size < host.available
 
 
 @cache
