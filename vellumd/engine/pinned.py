@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import mmap
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -24,7 +25,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 PRIVATE: dict[str, Any] = (
-    {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
 )
 """What `mmap` is told. What processes share gets no huge pages on most systems; Windows knows no
 such flags."""
@@ -62,9 +63,10 @@ def _pages(size: int) -> _Pages:
         pages = _Pages(-1, size, **PRIVATE)
     except OSError as error:
         raise MemoryError(f"The host has no {size / 1e9:.1f} GB of memory left.") from error
-    for wish in ADVICE:
-        with contextlib.suppress(OSError):  # a kernel that grants it to nobody
-            pages.madvise(wish)
+    if sys.platform != "win32":
+        for wish in ADVICE:
+            with contextlib.suppress(OSError):  # a kernel that grants it to nobody
+                pages.madvise(wish)
     return pages
 
 
