@@ -24,11 +24,11 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-PRIVATE: dict[str, Any] = (
-    {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
-)
+PRIVATE: dict[str, Any] = {}
 """What `mmap` is told. What processes share gets no huge pages on most systems; Windows knows no
 such flags."""
+if sys.platform != "win32":
+    PRIVATE["flags"] = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 ADVICE: tuple[int, ...] = tuple(
     getattr(mmap, name) for name in ("MADV_HUGEPAGE", "MADV_DONTFORK") if hasattr(mmap, name)
 )
