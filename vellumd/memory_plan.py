@@ -182,6 +182,7 @@ def plan(
     *,
     turbo: bool = False,
     tabled: bool = False,
+    encoder: Encoder | None = None,
 ) -> Plan:
     """The quickest plan that fits; if none does, the smallest one, with `fits` false.
 
@@ -190,20 +191,23 @@ def plan(
     `kinds`: how turbo may keep keys and values, best first. Where `turbo` is what edits are
     unless they say otherwise, the encoder makes room for them; blocks never do. `tabled`:
     modulation comes from tables however much room there is, since an artefact has no other.
+    `encoder`: where it lies already, and stays.
     """
-    resident = [
+    free = [
         *([] if tabled else [Plan()]),
         Plan(tabled=True),
         Plan(tabled=True, encoder="offloaded"),
         Plan(tabled=True, encoder="streamed"),
     ]
+    resident = [one for one in free if encoder in (None, one.encoder)]
+    moving = encoder or "streamed"
     wanted = [
         *resident,
         *(
-            Plan(tabled=True, encoder="streamed", streamed=count)
+            Plan(tabled=True, encoder=moving, streamed=count)
             for count in range(SLOTS + 1, sizes.blocks + 1)
         ),
-        Plan(tabled=True, encoder="streamed", streamed=sizes.blocks, tiled=True),
+        Plan(tabled=True, encoder=moving, streamed=sizes.blocks, tiled=True),
     ]
     kept = sizes.kv.needed(kinds[-1], TOKENS[3], 3 * PICTURE, PROMPTS) if turbo else 0
     roomy = [one for one in resident if denoising(sizes, one) + kept <= machine.room]

@@ -83,7 +83,8 @@ class EngineSettings(Group):
         None,
         gt=0,
         description="Gigabytes (10^9 bytes) of the card that vellumd may use, enforced; unset, "
-        "all of it. What does not fit is streamed from the host's memory.",
+        "what other programs leave at the start. What does not fit is streamed from the host's "
+        "memory.",
     )
     ram_budget_gb: float | None = Field(
         None,

@@ -628,6 +628,34 @@ def test_presets_swap_artefacts(engine: Callable[..., pipeline.QwenEngine], tmp_
     running.unload()
 
 
+def test_an_exchange_that_fails_is_tried_anew(
+    engine: Callable[..., pipeline.QwenEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a card that was full for a moment would end each edit until the next start."""
+    file = tmp_path / "in.png"
+    file.write_bytes(encoded(picture(64, 64)))
+    running, role = engine(), LoraRef(name="lightning-8")
+
+    def edit(*loras: LoraRef) -> bytes:
+        image = reference(file.read_bytes())
+        asked = resolved([image], loras=loras, scheduler="lightning" if loras else "base", steps=2)
+        (result,) = running.edit(asked, [file], Told(), lambda: False)
+        return result.tobytes()
+
+    running.load(Told())
+    first = edit(role)
+    exchange = loading.exchange
+    monkeypatch.setattr(loading, "exchange", Mock(side_effect=errors.OutOfMemory("full")))
+    for loras in ((), (role,)):
+        with pytest.raises(errors.OutOfMemory):
+            edit(*loras)
+    monkeypatch.setattr(loading, "exchange", exchange)
+    assert edit(role) == first != edit()
+    running.unload()
+    with pytest.raises(errors.EngineUnavailable):
+        edit(role)
+
+
 def test_without_artefacts_the_model_is_rounded(
     engine: Callable[..., pipeline.QwenEngine], tmp_path: Path
 ) -> None:

@@ -127,11 +127,14 @@ def test_a_whole_model_loads(copy: Path) -> None:
     ("error", "told"),
     [
         (torch.OutOfMemoryError("CUDA out of memory."), errors.OutOfMemory),
+        (MemoryError("The host has no 0.2 GB of memory left."), errors.OutOfMemory),
+        (torch.AcceleratorError("CUDA error: out of memory"), errors.OutOfMemory),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), errors.OutOfMemory),
         (torch.AcceleratorError("CUDA error: unspecified launch failure"), torch.AcceleratorError),
         (RuntimeError("anything"), errors.ModelInvalid),
     ],
 )
-def test_a_card_that_is_full_or_lost_is_no_damaged_model(
+def test_what_is_full_or_lost_is_no_damaged_model(
     demo: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: type[Exception]
 ) -> None:
     """What to do is another thing each time: fewer gigabytes, another process, another download."""

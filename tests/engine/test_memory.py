@@ -121,6 +121,31 @@ def test_the_smallest_plan() -> None:
     assert found.tiled and found.streamed == 60 and not found.fits
 
 
+@pytest.mark.parametrize(("card", "home"), [(34, "resident"), (34, "offloaded"), (24, "streamed")])
+def test_an_encoder_stays_where_it_is(card: int, home: memory_plan.Encoder) -> None:
+    """The transformer alone is exchanged: blocks make room where another plan moved the encoder."""
+    machine = Machine(card * GB, ROOM)
+    found = memory_plan.plan(replace(REAL, lora=int(0.85e9)), machine, encoder=home)
+    assert found.encoder == home and found.fits and found.vram <= card * GB
+    assert bool(found.streamed) == (home == "resident")
+
+
+def test_what_the_encoder_takes_of_the_host_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else 12 GB of a card with 32 of the host would read from files after the first exchange."""
+    left = SimpleNamespace(available=int(14.5 * GB))
+    monkeypatch.setattr(platform, "memory", lambda: left)
+    monkeypatch.setattr(placing, "sizes_of", lambda *_: REAL)
+    settings, home = EngineSettings(vram_budget_gb=12), Plan(encoder="streamed", streamed=28)
+
+    def found(home: Plan | None, settings: EngineSettings = settings) -> Plan:
+        given = cast(Any, None), cast(Any, object()), precision.ROWS, CPU
+        return placing.plan(settings, *given, home=home)
+
+    assert found(None).ring and not found(home).ring
+    assert found(replace(home, ring=True)).ring
+    assert found(home, settings.model_copy(update={"ram_budget_gb": 14.5})).ring
+
+
 def test_short_memory_of_the_host() -> None:
     """Weights that lie ready in files need no copies in memory, others do."""
     short = Machine(12 * GB, 8 * GB, capability=(9, 0))
@@ -308,8 +333,10 @@ def test_sizes_of_an_older_configuration(tmp_path: Path) -> None:
 
 
 def test_the_machine_within_its_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a card all of it, unless the settings say less."""
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (70 * GB, 80 * GB))
+    """Of a card what others leave, with what is ours already, unless the settings say less."""
+    card = {"free": int(79.9 * GB), "ours": 0}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (card["free"], 80 * GB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: card["ours"])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(memory, "expandable", lambda _: False)
     cuda = torch.device("cuda")
@@ -317,6 +344,9 @@ def test_the_machine_within_its_budgets(monkeypatch: pytest.MonkeyPatch) -> None
     assert not whole.expandable
     assert (whole.vram, whole.capability) == (80 * GB, (9, 0)) and whole.ram > 0
     assert whole.recipe == "fp8-rows"
+    card.update(free=50 * GB, ours=10 * GB)
+    shared = placing.machine(EngineSettings(), cuda, precision.ROWS)
+    assert shared.vram == 60 * GB + memory_plan.CONTEXT  # not free, and planned for
     settings = EngineSettings(vram_budget_gb=12, ram_budget_gb=8)
     less = placing.machine(settings, cuda, precision.ROWS)
     assert (less.vram, less.ram) == (12 * GB, 8 * GB)
@@ -624,8 +654,9 @@ def test_a_budget_makes_the_engine_stream(tmp_path: Path) -> None:
     assert first == second
 
 
-def test_the_ladder_streams_at_last(tmp_path: Path) -> None:
-    """When freeing and tiling did not help, the blocks stream for the rest of the edit."""
+def test_the_ladder_streams_at_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When freeing and tiling did not help, the blocks stream for the rest of the edit, unless the
+    host has no room for them or they do so already."""
     parts = loading.load(DEMO, CPU, lambda *_: None, precision.WEIGHTS)
     blocks = list(parts.transformer.transformer_blocks)
     seen: list[bool] = []
@@ -645,3 +676,7 @@ def test_the_ladder_streams_at_last(tmp_path: Path) -> None:
     assert edits(parts, tmp_path)[0] == before
     streams = loading.load(DEMO, CPU, lambda *_: None, plan=Plan(tabled=True, streamed=5))
     assert len(memory.rungs(streams)) == 2
+    for told_by_system, rungs in (((10**6, 10**5), 2), ((0, 0), 3)):
+        host = platform.Memory(*told_by_system)
+        monkeypatch.setattr(platform, "memory", lambda host=host: host)
+        assert len(memory.rungs(parts)) == rungs

@@ -3,12 +3,18 @@
 import contextlib
 import gc
 import logging
+import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from vellumd.engine import faults, pinned
+from tests.engine.support import Told, encoded, picture, reference, resolved
+from vellumd import errors, protocol
+from vellumd.engine import faults, loading, pinned, pipeline, streaming
+from vellumd.memory_plan import Plan
 
 CARD, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -27,6 +33,14 @@ class Driver:
     def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
         self.asked.append(("unregister", address))
         return 0
+
+    def held(self) -> list[int]:
+        """Where what is pinned lies now; nothing is let go of that is not."""
+        held, self.most = list[int](), 0
+        for what, address, *_ in self.asked:
+            held.append(address) if what == "register" else held.remove(address)
+            self.most = max(self.most, len(held))
+        return held
 
 
 @pytest.fixture
@@ -102,16 +116,109 @@ def test_a_lost_context_stops_no_end(driver: Driver, monkeypatch: pytest.MonkeyP
     gc.collect()
 
 
+@pytest.fixture
+def as_with_a_card(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Driver:
+    """What streams its weights has them pinned, on any machine."""
+
+    def on_host(size: int, device: torch.device, *fill: Any) -> torch.Tensor:
+        return pinned.on_host(size, CARD, *fill)
+
+    monkeypatch.setattr(streaming, "on_host", on_host)
+    return driver
+
+
+def test_an_engine_lets_go_of_all_of_it(as_with_a_card: Driver, tmp_path: Path) -> None:
+    """Unloaded or loaded again: 28 GB that something still held would end the next load."""
+    file = tmp_path / "input.png"
+    file.write_bytes(encoded(picture(80, 60)))
+    edit = resolved([reference(file.read_bytes())])
+    settings = {"vram_budget_gb": 1, "ram_budget_gb": 1, "artifact_dir": str(tmp_path / "none")}
+    init = protocol.Init(engine="", settings=settings, spool=tmp_path, cache=tmp_path)
+    engine = pipeline.create(init)
+    for _ in range(2):
+        engine.load(Told())
+        (_,) = engine.edit(edit, [file], Told(), lambda: False)
+        assert len(as_with_a_card.held()) > 5  # the transformer's blocks and the encoder's
+        engine.unload()
+        assert as_with_a_card.held() == []
+
+
+def test_a_load_that_fails_lets_go_of_all_of_it(
+    as_with_a_card: Driver, demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of what other threads filled meanwhile; a host without memory is no damaged model."""
+    pack = streaming._pack
+    full = iter([False] * 7 + [True] * 99)
+
+    def packs(*given: Any) -> None:
+        if next(full):
+            raise MemoryError("The host has no 0.2 GB of memory left.")
+        pack(*given)
+
+    monkeypatch.setattr(streaming, "_pack", packs)
+    plan = Plan(tabled=True, encoder="streamed", streamed=5)
+    with pytest.raises(errors.OutOfMemory):
+        loading.load(demo, CPU, lambda *_: None, plan=plan)
+    gc.collect()
+    assert len(as_with_a_card.asked) == 14 and as_with_a_card.held() == []
+
+
+def parameters(count: int) -> torch.nn.ParameterList:
+    """Ones that the driver knows of."""
+    return torch.nn.ParameterList(
+        torch.nn.Parameter(pinned.on_host(4096, CARD).fill_(number), requires_grad=False)
+        for number in range(count)
+    )
+
+
+def test_an_encoder_is_moved_out_bit_by_bit(driver: Driver) -> None:
+    """The real one has 15 GB: a host of 32 GB has no room for them twice."""
+    count = 5 * streaming.THREADS
+    encoder = parameters(count)
+    offloaded = streaming.Offloaded(encoder, CARD)
+    assert [int(parameter[0]) for parameter in encoder] == list(range(count))
+    assert len(driver.held()) == count and driver.most <= count + streaming.THREADS
+    del encoder, offloaded
+    gc.collect()
+    assert driver.held() == []
+
+
+def test_blocks_are_moved_out_bit_by_bit(driver: Driver) -> None:
+    """When a block's bytes are all there, nothing of it is left where it was."""
+    blocks = [parameters(5) for _ in range(3)]
+    parts = streaming.layout(blocks[0])
+    held = streaming.Held.of(blocks, parts, CARD)
+    assert [int(part.of(held.bytes_of(2))[0]) for part in parts] == list(range(5))
+    assert len(driver.held()) == 3 and driver.most == 15
+
+
 def test_without_a_card_nothing_is_pinned(driver: Driver) -> None:
     memory = pinned.on_host(100, CPU, lambda m: m.fill_(3))
     assert (memory == 3).all() and not driver.asked
 
 
-@pytest.mark.parametrize("huge", [None, 12345], ids=["no word for it", "a kernel without"])
-def test_huge_pages_are_a_wish(huge: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pinned, "HUGE", huge)
+@pytest.mark.parametrize("advice", [(), (12345,)], ids=["no words for it", "a kernel without"])
+def test_huge_pages_are_a_wish(advice: tuple[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pinned, "ADVICE", advice)
     monkeypatch.setattr(pinned, "PRIVATE", {})  # as on Windows
     assert (pinned.on_host(5 << 20, CPU, lambda m: m.fill_(3)) == 3).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells what a child gets")
+def test_no_child_gets_it() -> None:
+    """A fork copies what is pinned, or takes it from under the card: Linux leaves it out."""
+    memory = pinned.on_host(4 << 20, CPU, lambda m: m.fill_(1))
+    flags = next(
+        told.split("VmFlags:")[1].split()
+        for told in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+        if lies_in(memory.data_ptr(), told)
+    )
+    assert "dc" in flags
+
+
+def lies_in(address: int, mapping: str) -> bool:
+    begin, end = (int(edge, 16) for edge in mapping.split(maxsplit=1)[0].split("-"))
+    return begin <= address < end
 
 
 def test_a_host_that_is_full() -> None:

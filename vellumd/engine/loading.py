@@ -21,6 +21,7 @@ import transformers
 from vellumd import artefact, errors
 from vellumd.artefact import Artefact
 from vellumd.engine import precision, qwen_vl, weights
+from vellumd.engine.faults import is_memory
 from vellumd.engine.placing import Placed, Placing, is_as_held
 from vellumd.engine.precision import Recipe
 from vellumd.engine.reading import Reader
@@ -284,17 +285,21 @@ def _text_encoder(model: Model) -> Any:
 @contextlib.contextmanager
 def _part(name: str, read: Read | None = None) -> Iterator[None]:
     """Turn whatever a damaged part makes its loader raise into `ModelInvalid`; time it."""
-    full, began = False, time.perf_counter()
+    began = time.perf_counter()
     try:
         yield
         if read is not None:
             read.parts[name] = time.perf_counter() - began
-    except (errors.VellumError, torch.AcceleratorError):
+    except errors.VellumError:
         raise
-    except torch.OutOfMemoryError:
-        full = True
-    except Exception:
+    except Exception as error:
+        if is_memory(error):
+            log.warning("out of memory at the %s: %s", name, f"{error}".partition("\n")[0])
+            raise errors.OutOfMemory(
+                "The model does not fit in the card's memory, or the machine's: set "
+                "engine.vram_budget_gb or engine.ram_budget_gb lower."
+            ) from None
+        if isinstance(error, torch.AcceleratorError):
+            raise
         log.exception("loading the model's %s failed", name)
         raise errors.ModelInvalid(f"The model's {name} cannot be loaded.") from None
-    if full:
-        raise errors.OutOfMemory("The model does not fit in the card's memory.")

@@ -19,7 +19,8 @@ import torch
 
 from vellumd import errors, platform
 from vellumd.engine.faults import is_memory
-from vellumd.engine.streaming import streamed
+from vellumd.engine.streaming import layout, size_of, streamed
+from vellumd.memory_plan import CONTEXT
 from vellumd.protocol import Report
 
 log = logging.getLogger(__name__)
@@ -52,10 +53,16 @@ def rungs(parts: Any, forget: Callable[[], None] = lambda: None) -> tuple[Rung, 
         Rung("memory_freed", lambda: forgotten(forget)),
         Rung("vae_tiled", lambda: tiled(parts.vae)),
     ]
-    if parts.placed.blocks is None:
-        blocks = list(parts.transformer.transformer_blocks)
+    blocks = list(parts.transformer.transformer_blocks)
+    if parts.placed.blocks is None and _has_room(sum(size_of(layout(block)) for block in blocks)):
         found.append(Rung("weights_streamed", lambda: streamed(blocks, parts.device)))
     return tuple(found)
+
+
+def _has_room(size: int) -> bool:
+    """Whether the host has so many bytes; Linux would end the process that finds out by trying."""
+    host = platform.memory()
+    return not host.total or size < host.available
 
 
 @cache
@@ -81,6 +88,15 @@ def expandable(device: torch.device) -> bool:
         grow("expandable_segments:False")
         return False
     return True
+
+
+def left(device: torch.device) -> int:
+    """Bytes of a card that other programs leave to this process, with what it has already.
+
+    A desktop takes one of 12 GB; a plan that counted on it would find no memory in each edit.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    return min(total, int(free + torch.cuda.memory_reserved(device) + CONTEXT))
 
 
 def limit(device: torch.device, budget_gb: float | None) -> None:
@@ -153,5 +169,3 @@ def free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-        # Pinned memory too: torch would keep all that blocks were ever streamed from.
-        torch._C._host_emptyCache()

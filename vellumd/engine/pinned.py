@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import mmap
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -23,13 +24,17 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-PRIVATE: dict[str, Any] = (
-    {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-)
+PRIVATE: dict[str, Any] = {}
 """What `mmap` is told. What processes share gets no huge pages on most systems; Windows knows no
 such flags."""
-HUGE: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
-"""Linux's word for huge pages; elsewhere there is none."""
+if sys.platform != "win32":
+    PRIVATE["flags"] = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+ADVICE: tuple[int, ...] = tuple(
+    getattr(mmap, name) for name in ("MADV_HUGEPAGE", "MADV_DONTFORK") if hasattr(mmap, name)
+)
+"""What Linux is asked for; other systems have no words for it. Huge pages, and no child gets them:
+a fork would copy all that is pinned (Linux from 5.9 on), or leave the card with pages that are no
+longer ours once they are written again (WSL; microsoft/WSL#11095)."""
 PORTABLE = 1
 """`cudaHostRegisterPortable`: for every card of the process (CUDA Runtime API, Memory)."""
 
@@ -58,9 +63,10 @@ def _pages(size: int) -> _Pages:
         pages = _Pages(-1, size, **PRIVATE)
     except OSError as error:
         raise MemoryError(f"The host has no {size / 1e9:.1f} GB of memory left.") from error
-    if HUGE is not None:
-        with contextlib.suppress(OSError):  # a kernel without them
-            pages.madvise(HUGE)
+    if sys.platform != "win32":
+        for wish in ADVICE:
+            with contextlib.suppress(OSError):  # a kernel that grants it to nobody
+                pages.madvise(wish)
     return pages
 
 

@@ -54,7 +54,8 @@ class QwenEngine:
         self._recipe = precision.PLAIN
         self._times: tuning.Times = {}
         self._cache = init.cache
-        self._plan = memory_plan.Plan()
+        self._home: memory_plan.Plan | None = None  # what all but the transformer lies by
+        self._rest: tuple[loading.Parts, Store] | None = None  # all but the transformer
 
     def load(self, report: Report) -> Capabilities:
         """Load the model."""
@@ -76,12 +77,13 @@ class QwenEngine:
         loras = presets.expected(settings, self._card).loras or ()
         ready = self._shelf.best(loras)
         memory.limit(self._device, settings.vram_budget_gb)
-        plan = self._planned(opened, ready, loras)
+        self._home = None
+        plan = self._home = self._planned(opened, ready, loras)
         log.info("memory plan: %s", plan)
         parts = loading.load(
             opened, self._device, report.beat, choice.recipe, settings.keep, ready, plan
         )
-        self._model = self._assembled(parts)
+        self._model = self._assembled(parts, plan)
         return Capabilities(
             model=self._card.name,
             device=_name_of(self._device),
@@ -117,35 +119,49 @@ class QwenEngine:
         """
         assert self._shelf is not None
         beside = self._shelf.beside(ready, loras)
-        self._plan = placing.plan(self._settings, opened, ready, self._recipe, self._device, beside)
-        if not self._plan.fits:
+        plan = placing.plan(
+            self._settings, opened, ready, self._recipe, self._device, beside, self._home
+        )
+        if not plan.fits:
             log.warning("the model is larger than the budgets; the smallest plan is tried")
-        return self._plan
+        return plan
 
-    def _assembled(self, parts: loading.Parts, store: Store | None = None) -> Model:
+    def _assembled(
+        self, parts: loading.Parts, plan: memory_plan.Plan, store: Store | None = None
+    ) -> Model:
         settings = self._settings
         path = model_card.folder(settings.model)
         loras = Loras(parts, path, self._card, settings.loras, settings.base)
-        return Model(parts, loras, self._card, self._limits, settings, store, self._plan)
+        return Model(parts, loras, self._card, self._limits, settings, store, plan)
 
     def _exchange(self, loras: Sequence[LoraRef], report: Report) -> Model:
         """The model with the transformer that `loras` run best on, exchanged if need be."""
-        assert self._model is not None and self._shelf is not None
+        assert self._shelf is not None
         ready = self._shelf.best(loras)
-        if ready == self._model.parts.ready:
+        if self._model is not None and ready == self._model.parts.ready:
             return self._model
-        parts, store = self._model.parts, self._model.store
-        # Nobody may hold the old weights while the new ones come.
-        self._model = None
-        if parts.placed.blocks is not None:
-            parts.placed.blocks.drop()
-        bare = replace(parts, transformer=None, table=None)
-        del parts
+        self._strip()
         memory.free()
+        assert self._rest is not None
+        bare, store = self._rest
         plan = self._planned(bare.model, ready, loras)
         parts = loading.exchange(bare, report.beat, self._recipe, self._settings.keep, ready, plan)
-        self._model = self._assembled(parts, store)
+        self._model, self._rest = self._assembled(parts, plan, store), None
         return self._model
+
+    def _strip(self) -> None:
+        """Let go of the transformer: nobody may hold the old one while the new one comes.
+
+        After an exchange that failed, which the next edit tries anew, it is gone already.
+        """
+        if self._model is None:
+            return
+        parts, store = self._model.parts, self._model.store
+        if parts.placed.blocks is not None:
+            parts.placed.blocks.drop()
+        placed = replace(parts.placed, blocks=None)
+        bare = replace(parts, transformer=None, table=None, placed=placed)
+        self._model, self._rest = None, (bare, store)
 
     def _notes(self, parts: loading.Parts) -> Iterator[str]:
         if self._card.note:
@@ -166,11 +182,11 @@ class QwenEngine:
         cancelled: Callable[[], bool],
     ) -> Iterator[Image.Image]:
         """Yield `edit.n` pictures in their final size; see `protocol.Engine`."""
-        if self._model is None:
+        if self._model is None and self._rest is None:
             raise errors.EngineUnavailable("The engine is not loaded.")
+        model = self._exchange(edit.loras, report)
         for code in self._warnings(edit):
             report.warn(code)
-        model = self._exchange(edit.loras, report)
         yield from Run(model, edit, report, cancelled).pictures(images)
 
     def _warnings(self, edit: ResolvedEdit) -> Iterator[str]:
@@ -218,7 +234,7 @@ class QwenEngine:
 
     def unload(self) -> None:
         """Let go of the weights and of the card's memory."""
-        self._model = None
+        self._model = self._rest = None
         memory.free()
 
 

@@ -42,34 +42,43 @@ def plan(
     recipe: Recipe,
     device: torch.device,
     lora: int = 0,
+    home: Plan | None = None,
 ) -> Plan:
     """The plan for this machine; all resident on a CPU, unless a budget is set to try it.
 
-    `lora`: bytes of the files of LoRAs that are to run beside the weights.
+    `lora`: bytes of the files of LoRAs that are to run beside the weights. `home`: the plan by
+    which the encoder lies already, when the transformer alone is exchanged.
     """
     if device.type == "cpu" and settings.vram_budget_gb is None:
         return Plan(tabled=ready is not None)
     width = 2 if device.type == "cuda" else 4
     sizes = sizes_of(model, ready, recipe, settings.keep, width)
+    hosted = home is not None and home.encoder != "resident" and not home.ring
     return memory_plan.plan(
         replace(sizes, lora=lora),
-        machine(settings, device, recipe),
+        machine(settings, device, recipe, sizes.encoder if hosted else 0),
         KINDS[settings.turbo_kv],
         turbo=settings.tier == "turbo",
         tabled=ready is not None,
+        encoder=None if home is None else home.encoder,
     )
 
 
-def machine(settings: EngineSettings, device: torch.device, recipe: Recipe) -> Machine:
-    """What this machine has, within the budgets; it multiplies by `recipe`."""
+def machine(
+    settings: EngineSettings, device: torch.device, recipe: Recipe, hosted: int = 0
+) -> Machine:
+    """What this machine has, within the budgets; it multiplies by `recipe`.
+
+    `hosted`: bytes of the host that are planned for and taken already.
+    """
     vram, capability = 0, None
     if device.type == "cuda":
-        vram = torch.cuda.mem_get_info(device)[1]
+        vram = memory.left(device)
         capability = torch.cuda.get_device_capability(device)
     if settings.vram_budget_gb is not None:
         vram = int(settings.vram_budget_gb * GB)
     ram = settings.ram_budget_gb
-    available = platform.memory().available if ram is None else int(ram * GB)
+    available = platform.memory().available + hosted if ram is None else int(ram * GB)
     return Machine(
         vram, available, capability=capability, recipe=recipe.name,
         expandable=memory.expandable(device),

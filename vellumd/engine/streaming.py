@@ -44,6 +44,10 @@ class Part:
         """The parameter in `buffer`, the bytes of a block."""
         return buffer[self.offset : self.offset + self.nbytes].view(self.dtype).view(self.shape)
 
+    def nothing(self) -> Tensor:
+        """What stands in the block while the parameter is elsewhere."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
 
 def layout(block: torch.nn.Module) -> list[Part]:
     """The parameters of `block`, one after the other; only shapes are looked at."""
@@ -76,7 +80,7 @@ def replace(block: torch.nn.Module, name: str, tensor: Tensor) -> None:
 def empty(block: torch.nn.Module, parts: Sequence[Part]) -> None:
     """Leave `block` without weights."""
     for part, name in zip(parts, names_of(block), strict=True):
-        replace(block, name, torch.empty(part.shape, dtype=part.dtype, device="meta"))
+        replace(block, name, part.nothing())
 
 
 class Host(Protocol):
@@ -101,9 +105,15 @@ def read_block(buffer: Tensor, parts: Sequence[Part], places: Sequence[Place]) -
 
 @torch.no_grad()
 def _pack(block: torch.nn.Module, parts: Sequence[Part], buffer: Tensor) -> None:
-    """Fill `buffer` with the weights of `block`."""
-    for part, parameter in zip(parts, block.parameters(), strict=True):
+    """Fill `buffer` with the weights of `block`, and take away those on the host one by one.
+
+    The host may have no room for all of them twice: the real model's are 14 GB.
+    """
+    for part, name in zip(parts, names_of(block), strict=True):
+        parameter = block.get_parameter(name)
         part.of(buffer).copy_(parameter)
+        if parameter.device.type == "cpu":
+            replace(block, name, part.nothing())
 
 
 class Held:
@@ -117,16 +127,10 @@ class Held:
     def of(
         cls, blocks: Sequence[torch.nn.Module], parts: Sequence[Part], device: torch.device
     ) -> Held:
-        """Copies the weights of `blocks`, and takes away those on the host, a few at a time.
-
-        The host may have no room for all of them twice: the real model's are 14 GB.
-        """
+        """Copies the weights of `blocks` from a card; those on the host move."""
 
         def one(block: torch.nn.Module) -> Tensor:
-            packed = on_host(size_of(parts), device, partial(_pack, block, parts))
-            if next(block.parameters()).device.type == "cpu":
-                empty(block, parts)
-            return packed
+            return on_host(size_of(parts), device, partial(_pack, block, parts))
 
         with ThreadPoolExecutor(THREADS, "blocks") as threads:
             return cls(list(threads.map(one, blocks)))
@@ -370,20 +374,19 @@ class Offloaded:
 
     def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
         self._device = device
-        card = device.type == "cuda"
-        self._host = [
-            (parameter, _pinned(parameter.detach(), device) if card else parameter.detach())
-            for parameter in module.parameters()
-        ]
-        self._leave()
+
+        def one(parameter: Parameter) -> tuple[Parameter, Tensor]:
+            host = _pinned(parameter.detach(), device)
+            parameter.data = host  # at once: the host may have no room for all of them twice
+            return parameter, host
+
+        with ThreadPoolExecutor(THREADS, "offloaded") as threads:
+            self._host = list(threads.map(one, module.parameters()))
 
     def __enter__(self) -> None:
         for parameter, host in self._host:
             parameter.data = host.to(self._device, non_blocking=True, copy=True)
 
     def __exit__(self, *_: object) -> None:
-        self._leave()
-
-    def _leave(self) -> None:
         for parameter, host in self._host:
             parameter.data = host
