@@ -25,6 +25,7 @@ from torch import Tensor
 
 from tests.bench import apart
 from tests.bench.record import Record
+from vellumd import platform
 from vellumd.engine import pinned
 from vellumd.engine.reading import THREADS, Piece, Span, read_span
 
@@ -72,7 +73,7 @@ def measure(way: str, file: Path, size: int) -> dict[str, Any]:
     """Gigabytes a second until all blocks are there, and from there to the card."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     target = torch.zeros(size, dtype=torch.uint8, device=device)
-    before, began = resident_gb(), time.perf_counter()
+    before, began = taken_gb(), time.perf_counter()
     with ThreadPoolExecutor(THREADS) as threads:
         blocks = list(threads.map(partial(block, way, file, size, device), range(BLOCKS)))
     seconds = time.perf_counter() - began
@@ -89,11 +90,11 @@ def measure(way: str, file: Path, size: int) -> dict[str, Any]:
         target.copy_(blocks[2], non_blocking=True)
     else:
         target.copy_(blocks[2])
-    held = resident_gb() - before
+    held = taken_gb() - before
     began = time.perf_counter()
     blocks.clear()  # while the copy runs
     found["let_go_s"] = round(time.perf_counter() - began, 3)
-    found["gb_kept_of_gb"] = [round(resident_gb() - before, 1), round(held, 1), round(total, 1)]
+    found["gb_kept_of_gb"] = [round(taken_gb() - before, 1), round(held, 1), round(total, 1)]
     found["last_copy_right"] = bool((target == 3).all())
     return found
 
@@ -111,15 +112,10 @@ def block(way: str, file: Path, size: int, device: torch.device, number: int) ->
     return memory
 
 
-def resident_gb() -> float:
-    """Memory of this process beside the page cache; pages that are pinned count from the driver."""
-    try:
-        told = Path("/proc/meminfo").read_text()
-    except OSError:
-        return 0.0
-    sizes = dict(line.split(":") for line in told.splitlines())
-    kilobytes = {name: int(text.split()[0]) for name, text in sizes.items()}
-    return (kilobytes["MemTotal"] - kilobytes["MemAvailable"]) * 1024 / 1e9
+def taken_gb() -> float:
+    """Memory of the machine that is in use, files aside: pinned pages are the driver's, too."""
+    host = platform.memory()
+    return (host.total - host.available) / 1e9
 
 
 if __name__ == "__main__":
