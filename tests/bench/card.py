@@ -71,6 +71,8 @@ PARTS = [
          ("tests.bench.first",), weights="model"),
     Part("reference", 380, "all methods, 3 references", BENCH, sized=SIZED),
     Part("memory", 400, "artefact, budgets", ("tests.bench.memory",), weights="model"),
+    Part("loads", 290, "how soon an engine is ready: files, budgets",
+         ("tests.bench.loads",), weights="model"),
     Part("loading", 110, "a transformer to the card, three ways",
          ("tests.bench.loading", "--rounds", "2"), weights="."),
     Part("precision", 120, "errors of rounding, 40 blocks",
@@ -79,7 +81,7 @@ PARTS = [
          (*BENCH, "--references", "1", "--skip", "compiled;no Triton"), sized=SIZED),
     Part("sizes", 100, "references and megapixels", ("tests.bench.blocks", "sizes")),
 ]  # fmt: skip
-"""The most wanted first. The first of `edits`, `first` and `memory` makes the artefact."""
+"""The most wanted first. The first of `edits`, `first`, `memory` and `loads` makes the artefact."""
 
 
 def main() -> None:

@@ -54,11 +54,14 @@ class Wanted:
         return self.steps * (2 if self.guidance > 1 else 1)
 
 
-def loaded(folder: Path, **settings: Any) -> tuple[pipeline.QwenEngine, Capabilities]:
-    """An engine with the model in `folder`."""
+def loaded(
+    folder: Path, cache: Path | None = None, **settings: Any
+) -> tuple[pipeline.QwenEngine, Capabilities]:
+    """An engine with the model in `folder`, where it keeps what it timed unless `cache` says."""
     init = Init(
         engine="", settings={"model": str(folder), **settings},
-        device="cuda:0" if CUDA else "cpu", spool=folder, cache=folder,
+        device="cuda:0" if CUDA else "cpu", spool=folder,
+        cache=cache or folder,
     )  # fmt: skip
     engine = pipeline.create(init)
     return engine, engine.load(PipeReport(lambda frame: None, preview=lambda: False))

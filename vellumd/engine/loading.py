@@ -133,12 +133,12 @@ def load(
     read = Read(beat, size + _transformer_size(model, ready))
     placing = _placing(plan, device, model, ready, dtype, read)
     placed = Placed()
-    with Reader(device, read) as reader:
+    with Reader(device, read) as reader, placing:
         with _part("text_encoder", read):
             text_encoder = _text_encoder(model)
-            fit = placing.hosted(weights.dense(dtype))
-            weights.fill(text_encoder, model.text_encoder, reader, fit, placing.skips)
             typed(text_encoder, dtype)
+            fit = placing.encoder_fit(text_encoder, weights.dense(dtype))
+            weights.fill(text_encoder, model.text_encoder, reader, fit, placing.skips)
             placing.encoder(text_encoder, model.text_encoder, placed)
         with _part("vae", read):
             vae = empty(diffusers.AutoencoderKLQwenImage, model.configs["vae"])
@@ -167,9 +167,15 @@ def _placing(
     read: Read,
 ) -> Placing:
     plan = plan or Plan(tabled=ready is not None)
-    as_held = ready is not None and dtype is torch.bfloat16 and is_as_held(model.text_encoder)
-    blocks = int(model.configs["transformer"]["num_layers"])
-    return Placing(plan, device, blocks, in_files=as_held, read=read)
+    half = dtype is torch.bfloat16
+    return Placing(
+        plan,
+        device,
+        int(model.configs["transformer"]["num_layers"]),
+        transformer_as_held=half and ready is not None,
+        encoder_as_held=half and is_as_held(model.text_encoder),
+        read=read,
+    )
 
 
 def typed(module: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -195,8 +201,8 @@ def exchange(
     The old transformer must be held by nobody else: its memory is wanted for the new one.
     """
     read = Read(beat, _transformer_size(parts.model, ready), phase="swap")
-    with Reader(parts.device, read) as reader:
-        placing = _placing(plan, parts.device, parts.model, ready, parts.dtype, read)
+    placing = _placing(plan, parts.device, parts.model, ready, parts.dtype, read)
+    with Reader(parts.device, read) as reader, placing:
         placed = replace(parts.placed, blocks=None)
         transformer, table = _transformer(
             parts.model, reader, parts.dtype, recipe, keep, ready, placing, placed, read
@@ -232,11 +238,12 @@ def _transformer(
     """The transformer as `recipe` says, and the table that stands for its modulation, if any."""
     with _part("transformer", read):
         transformer = empty(diffusers.QwenImageTransformer2DModel, model.configs["transformer"])
-        fit = placing.hosted(precision.fitting(transformer, recipe, dtype, keep))
+        fit = precision.fitting(transformer, recipe, dtype, keep)
         held = model.transformer if ready is None else _held(ready)
         table = _table(transformer, model, reader.device, ready, placing)
-        weights.fill(transformer, held, reader, fit, placing.skips)
         typed(transformer, dtype)
+        fit = placing.transformer_fit(transformer, fit)
+        weights.fill(transformer, held, reader, fit, placing.skips)
         placed.blocks = placing.transformer(transformer, held)
         transformer.to(reader.device)
         if table is not None and ready is not None:

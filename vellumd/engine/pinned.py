@@ -1,4 +1,4 @@
-"""The host's memory that a card copies from by itself.
+"""The host's memory that a card copies from, and to, by itself.
 
 `torch.empty(pin_memory=True)` has the driver make and clear all pages, one caller after the
 other, at 1.4 GB/s; it rounds sizes up to powers of two and keeps what is let go of. Here threads
@@ -39,9 +39,12 @@ PORTABLE = 1
 """`cudaHostRegisterPortable`: for every card of the process (CUDA Runtime API, Memory)."""
 
 
-def on_host(
-    size: int, device: torch.device, fill: Callable[[Tensor], object] = lambda memory: None
-) -> Tensor:
+def touched(memory: Tensor) -> None:
+    """Have the system make the pages of `memory` here and now."""
+    memory[:: mmap.PAGESIZE] = 0
+
+
+def on_host(size: int, device: torch.device, fill: Callable[[Tensor], object] = touched) -> Tensor:
     """`size` bytes of the host's memory, filled by `fill`, pinned if `device` is a card.
 
     A system may refuse to pin with half of the memory free (CUDA on WSL User Guide, Known

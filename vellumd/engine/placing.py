@@ -17,8 +17,9 @@ from torch import Tensor
 from vellumd import memory_plan, platform
 from vellumd.artefact import Artefact
 from vellumd.engine import memory
+from vellumd.engine.berths import Berths
 from vellumd.engine.precision import BLOCKS, KEPT, Recipe, is_small
-from vellumd.engine.reading import DTYPES, StoredTensor
+from vellumd.engine.reading import DTYPES
 from vellumd.engine.streaming import Filed, Held, Host, Offloaded, Streamed, layout
 from vellumd.engine.weights import Fit
 from vellumd.memory_plan import GB, Kept, KeysValues, Machine, Plan, Sizes
@@ -150,7 +151,7 @@ class Placed:
 
 
 class Placing:
-    """Where the weights of one load go."""
+    """Where the weights of one load go; as a context, it ends its threads."""
 
     def __init__(
         self,
@@ -158,21 +159,30 @@ class Placing:
         device: torch.device,
         blocks: int,
         *,
-        in_files: bool = False,
+        transformer_as_held: bool,
+        encoder_as_held: bool,
         read: Callable[[int], None] = lambda size: None,
     ) -> None:
-        """`blocks`: how many the transformer has; `in_files`: all of them lie as they are held.
+        """`blocks`: how many the transformer has. `.._as_held`: whether those, or the layers of
+        the encoder, lie in their files just as a card holds them.
 
         `read` is told the bytes of blocks that are read here.
         """
         self.plan = plan
         self.device = device
-        self._direct = plan.ring or in_files
+        self._transformer_as_held = transformer_as_held
+        self._encoder_as_held = encoder_as_held
         self._read = read
         count = min(plan.streamed, blocks)
-        self._numbers = memory_plan.spread(blocks, count) if count else []
-        self._streamed = tuple(f"{BLOCKS}{number}." for number in self._numbers)
-        self._encoder = plan.encoder != "resident"
+        numbers = memory_plan.spread(blocks, count) if count else []
+        self._streamed = tuple(f"{BLOCKS}{number}." for number in numbers)
+        self._berths = Berths(device)
+
+    def __enter__(self) -> Placing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._berths.close()
 
     def skips(self, name: str) -> bool:
         """Whether the weight `name` is not read with the others: blocks that move are read to
@@ -180,66 +190,76 @@ class Placing:
         """
         if name.rpartition(".")[0].endswith(KEPT) and self.plan.tabled:
             return True
-        moving = (*self._streamed, *((LAYERS, VISION) if self._streams_encoder else ()))
-        return self._direct and name.startswith(moving)
+        return (self._transformer_as_held and name.startswith(self._streamed)) or (
+            self._streams_encoder and self._encoder_as_held and name.startswith((LAYERS, VISION))
+        )
 
     @property
     def _streams_encoder(self) -> bool:
         return self.plan.encoder == "streamed"
 
-    def hosted(self, fit: Fit) -> Fit:
-        """`fit`, with what does not stay on the device moved to the host as it comes."""
+    def transformer_fit(self, transformer: Any, fit: Fit) -> Fit:
+        """`fit`, with blocks that are streamed moved to the host as they come."""
+        if not self._transformer_as_held:
+            self._berth(transformer, self._streamed)
+        return self._berths.filling(fit)
 
-        def fit_and_move(stored: StoredTensor) -> dict[str, Tensor]:
-            return {
-                name: tensor.to("cpu") if self._is_hosted(name) else tensor
-                for name, tensor in fit(stored).items()
-            }
-
-        return fit_and_move
-
-    def _is_hosted(self, name: str) -> bool:
-        encoder = ("model.language_model.", "model.visual.")
-        return name.startswith(self._streamed) or (self._encoder and name.startswith(encoder))
+    def encoder_fit(self, text_encoder: Any, fit: Fit) -> Fit:
+        """`fit`, with what is not to stay on the device moved to the host as it comes."""
+        if self.plan.encoder == "streamed":
+            self._berth(text_encoder, [EMBEDDING])
+            if not self._encoder_as_held:
+                self._berth(text_encoder, _prefixes(text_encoder))
+        elif self.plan.encoder == "offloaded":
+            prefixes = (EMBEDDING, *_prefixes(text_encoder))
+            self._berth(text_encoder, prefixes)
+            for part in layout(text_encoder):  # the little that is outside of them
+                if not part.name.startswith(prefixes):
+                    self._berths.add(part.name, [replace(part, name="", offset=0)])
+        return self._berths.filling(fit)
 
     def transformer(self, transformer: Any, checkpoint: Checkpoint) -> Streamed | None:
         """Have the transformer's streamed blocks streamed; `checkpoint` is what was read."""
-        if not self._numbers:
+        if not self._streamed:
             return None
-        blocks = [transformer.transformer_blocks[number] for number in self._numbers]
-        prefixes = [f"{BLOCKS}{number}." for number in self._numbers]
-        return self._streaming(blocks, prefixes, checkpoint)
+        return self._streaming(
+            transformer, self._streamed, checkpoint, as_held=self._transformer_as_held
+        )
 
     def encoder(self, text_encoder: Any, checkpoint: Checkpoint, placed: Placed) -> None:
         """Have the text encoder where the plan says."""
-        model = text_encoder.model
+        if self.plan.encoder == "resident":
+            text_encoder.to(self.device)
+            return
+        for module in text_encoder.modules():
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.to(self.device)
         if self.plan.encoder == "offloaded":
             placed.offloaded = Offloaded(text_encoder, self.device)
-        if self._streams_encoder:
-            for blocks, prefix in (
-                (model.language_model.layers, LAYERS),
-                (model.visual.blocks, VISION),
-            ):
-                prefixes = [f"{prefix}{number}." for number in range(len(blocks))]
-                placed.encoder.append(self._streaming(list(blocks), prefixes, checkpoint))
-            embed_on_host(model.language_model.embed_tokens, self.device)
-        if self._encoder:
-            host = (EMBEDDING,) if self._streams_encoder else ("model.",)
-            for name, parameter in text_encoder.named_parameters():
-                if not name.startswith(host):
-                    parameter.data = parameter.data.to(self.device)
-            for module in text_encoder.modules():
-                for name, buffer in module._buffers.items():
-                    module._buffers[name] = None if buffer is None else buffer.to(self.device)
-        else:
-            text_encoder.to(self.device)
+            return
+        for kind in (LAYERS, VISION):
+            prefixes = [one for one in _prefixes(text_encoder) if one.startswith(kind)]
+            placed.encoder.append(
+                self._streaming(text_encoder, prefixes, checkpoint, as_held=self._encoder_as_held)
+            )
+        embed_on_host(text_encoder.model.language_model.embed_tokens, self.device)
+
+    def _berth(self, model: torch.nn.Module, prefixes: Sequence[str]) -> None:
+        for prefix in prefixes:
+            self._berths.add(prefix, layout(_block(model, prefix)))
 
     def _streaming(
-        self, blocks: Sequence[torch.nn.Module], prefixes: Sequence[str], checkpoint: Checkpoint
+        self,
+        model: torch.nn.Module,
+        prefixes: Sequence[str],
+        checkpoint: Checkpoint,
+        *,
+        as_held: bool,
     ) -> Streamed:
+        blocks = [_block(model, prefix) for prefix in prefixes]
         parts = layout(blocks[0])
         host: Host
-        if self._direct:
+        if as_held:
             places = [[_place(checkpoint, prefix + part.name) for part in parts]
                       for prefix in prefixes]  # fmt: skip
             for part, place in zip(parts, places[0], strict=True):
@@ -249,8 +269,19 @@ class Placing:
             else:
                 host = Held.of_files(places, parts, self.device, self._read)
         else:
-            host = Held.of(blocks, parts, self.device)
+            host = Held([self._berths.memory(prefix) for prefix in prefixes])
         return Streamed(blocks, host, self.device)
+
+
+def _prefixes(text_encoder: Any) -> list[str]:
+    """What the names of weights begin with, for each layer and each block of the vision tower."""
+    model = text_encoder.model
+    counts = {LAYERS: len(model.language_model.layers), VISION: len(model.visual.blocks)}
+    return [f"{kind}{number}." for kind, count in counts.items() for number in range(count)]
+
+
+def _block(model: torch.nn.Module, prefix: str) -> torch.nn.Module:
+    return model.get_submodule(prefix.removesuffix("."))
 
 
 def _place(checkpoint: Checkpoint, name: str) -> Place:

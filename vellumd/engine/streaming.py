@@ -105,15 +105,9 @@ def read_block(buffer: Tensor, parts: Sequence[Part], places: Sequence[Place]) -
 
 @torch.no_grad()
 def _pack(block: torch.nn.Module, parts: Sequence[Part], buffer: Tensor) -> None:
-    """Fill `buffer` with the weights of `block`, and take away those on the host one by one.
-
-    The host may have no room for all of them twice: the real model's are 14 GB.
-    """
+    """Fill `buffer` with the weights of `block`."""
     for part, name in zip(parts, names_of(block), strict=True):
-        parameter = block.get_parameter(name)
-        part.of(buffer).copy_(parameter)
-        if parameter.device.type == "cpu":
-            replace(block, name, part.nothing())
+        part.of(buffer).copy_(block.get_parameter(name))
 
 
 class Held:
@@ -127,10 +121,12 @@ class Held:
     def of(
         cls, blocks: Sequence[torch.nn.Module], parts: Sequence[Part], device: torch.device
     ) -> Held:
-        """Copies the weights of `blocks` from a card; those on the host move."""
+        """Copies the weights of `blocks`."""
 
         def one(block: torch.nn.Module) -> Tensor:
-            return on_host(size_of(parts), device, partial(_pack, block, parts))
+            memory = on_host(size_of(parts), device)
+            _pack(block, parts, memory)  # after it is pinned: a card copies to it by itself
+            return memory
 
         with ThreadPoolExecutor(THREADS, "blocks") as threads:
             return cls(list(threads.map(one, blocks)))
@@ -360,28 +356,13 @@ def streamed(blocks: Sequence[torch.nn.Module], device: torch.device) -> Iterato
         stream.close()
 
 
-def _pinned(tensor: Tensor, card: torch.device) -> Tensor:
-    """A copy of `tensor` on the host, for copies to `card`."""
-
-    def like(memory: Tensor) -> Tensor:
-        return memory.view(tensor.dtype).view(tensor.shape)
-
-    return like(on_host(tensor.nbytes, card, lambda memory: like(memory).copy_(tensor)))
-
-
 class Offloaded:
     """A module whose weights lie in the host's memory but for the time it is used."""
 
     def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
+        """The weights of `module` are on the host."""
         self._device = device
-
-        def one(parameter: Parameter) -> tuple[Parameter, Tensor]:
-            host = _pinned(parameter.detach(), device)
-            parameter.data = host  # at once: the host may have no room for all of them twice
-            return parameter, host
-
-        with ThreadPoolExecutor(THREADS, "offloaded") as threads:
-            self._host = list(threads.map(one, module.parameters()))
+        self._host = [(parameter, parameter.data) for parameter in module.parameters()]
 
     def __enter__(self) -> None:
         for parameter, host in self._host:
