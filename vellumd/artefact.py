@@ -22,7 +22,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from vellumd import errors, platform
 from vellumd.models import Frozen
+from vellumd.weights import header
 
 FORMAT = 1
 """Raised when an artefact of before is not to be used any more."""
@@ -112,6 +114,36 @@ class Artefact:
     def fuses(self) -> set[tuple[Stamp, float]]:
         """What is inside the weights: LoRAs, each with its scale."""
         return {(fused.file, fused.scale) for fused in self.manifest.order.fused}
+
+    def check(self, *, hashes: bool = False) -> None:
+        """Raise `ModelInvalid` that names artefact and file where a header is damaged.
+
+        With `hashes` all bytes are read, and compared with what was written.
+        """
+        for name, shard in self.manifest.files.items():
+            try:
+                header.read(self.folder / name)
+            except errors.ModelInvalid as error:
+                raise self._damaged(error.message) from None
+            if hashes and _sha256(self.folder / name) != shard.sha256:
+                raise self._damaged(f"The file {name} does not hold what was written.")
+
+    def _damaged(self, what: str) -> errors.ModelInvalid:
+        return errors.ModelInvalid(
+            f"The artefact {self.folder.name} is damaged. {what} Remove its folder; "
+            "`vellumd convert` makes it again."
+        )
+
+
+def home(artifact_dir: Path | None) -> Path:
+    """Where artefacts lie: `engine.artifact_dir`, or beside what else can be made again."""
+    return artifact_dir or platform.cache_dir() / "artifacts"
+
+
+def _sha256(file: Path) -> str:
+    """The SHA-256 of a file; raises `ModelInvalid` where it cannot be read."""
+    with header.readable(f"The file {header.told(file)}"), file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def source_of(files: Iterable[Path]) -> tuple[Stamp, ...]:

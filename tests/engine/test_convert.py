@@ -35,7 +35,6 @@ from vellumd.engine import (
     pipeline,
     precision,
     shards,
-    shelf,
     tables,
 )
 from vellumd.engine.model import Model
@@ -304,13 +303,14 @@ def test_a_short_disk_is_told_before(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_what_is_there_stays(tmp_path: Path, home: Path) -> None:
-    """A whole artefact is not made twice; another folder is not written over."""
+    """A whole artefact is not made twice; another folder is not written over, nor taken for it."""
     before = (home / "plain/manifest.json").stat().st_mtime_ns
     assert conversion().run(home / "plain", lambda *_: None) == home / "plain"
     assert (home / "plain/manifest.json").stat().st_mtime_ns == before
     (tmp_path / "photos").mkdir()
-    with pytest.raises(errors.ConfigError, match="no artefact"):
-        conversion().run(tmp_path / "photos", lambda *_: None)
+    for other in (tmp_path / "photos", home / "lightning"):
+        with pytest.raises(errors.ConfigError, match="not this artefact whole"):
+            conversion().run(other, lambda *_: None)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on files' sizes")
@@ -542,6 +542,11 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out, err = capfd.readouterr()
     assert out.strip() == str(target)
     assert "GB written" in err
+    again = converting.Wanted(engine=EngineSettings(), target=target, loras=(("lightning-8", 0.5),))
+    assert converting.main([again.model_dump_json()]) == 0
+    out, err = capfd.readouterr()
+    assert out.strip() == str(target)
+    assert err == "demo: was made before, of the same files\n"
     (fused,) = next(artefact.found(tmp_path)).manifest.order.fused
     assert (fused.file.name, fused.scale) == (LORA.name, 0.5)
     assert converting.main(['{"engine": {"model": "/nowhere"}}']) == 1
@@ -661,16 +666,39 @@ def test_without_artefacts_the_model_is_rounded(
 ) -> None:
     """As it is loaded, and nothing is written anywhere; bf16 never looks for artefacts."""
     running = engine(artifact_dir=str(tmp_path))
-    running.load(Told())
+    capabilities = running.load(Told())
     assert running._model is not None and running._model.parts.ready is None
+    assert any("no artefact fits" in note for note in capabilities.notes)
     assert list(tmp_path.iterdir()) == []
     exact = engine(recipe="bf16")
     exact.load(Told())
     assert exact._model is not None and exact._model.parts.ready is None
 
 
+def test_a_damaged_artefact_is_named(
+    engine: Callable[..., pipeline.QwenEngine], home: Path, tmp_path: Path
+) -> None:
+    """Its files are called as a model's are, so nobody would know what to take away."""
+    copy = Path(shutil.copytree(home, tmp_path / "copy"))
+    running = engine(artifact_dir=str(copy))
+    notes = running.load(Told()).notes
+    assert "the transformer comes from the artefact lightning" in notes
+    file = copy / "lightning/transformer/block-00.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[:20] + b"XXXX" + data[24:])
+    with pytest.raises(errors.ModelInvalid, match=r"The artefact lightning is damaged.*Remove"):
+        engine(artifact_dir=str(copy)).load(Told())
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    one = next(one for one in artefact.found(copy) if one.folder.name == "lightning")
+    one.check()
+    with pytest.raises(errors.ModelInvalid, match=r"lightning is damaged.*what was written"):
+        one.check(hashes=True)
+    file.write_bytes(data)
+    one.check(hashes=True)
+
+
 def test_the_usual_place() -> None:
     """Beside what else can be made again."""
     from vellumd import platform
 
-    assert shelf.folder(EngineSettings()) == platform.cache_dir() / "artifacts"
+    assert artefact.home(EngineSettings().artifact_dir) == platform.cache_dir() / "artifacts"

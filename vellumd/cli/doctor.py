@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--edit", action="store_true", help="also edit one picture with the demo and compare it"
     )
+    parser.add_argument(
+        "--hashes", action="store_true", help="also read artefacts whole, and compare their hashes"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
 
 
@@ -34,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Tell every finding; `FAILED` if something must be mended."""
     loaded = load_settings(args)
     found = []
-    for about, check in examine(loaded, edit=args.edit):
+    for about, check in examine(loaded, edit=args.edit, hashes=args.hashes):
         found.append({"about": about, "ok": check.ok, "text": check.text})
         if not args.json:
             print(f"{'ok  ' if check.ok else 'FAIL'}  {about:<9} {check.text}", flush=True)
@@ -46,9 +49,11 @@ def run(args: argparse.Namespace) -> int:
     return FAILED if failed else OK
 
 
-def examine(loaded: Loaded, *, edit: bool = False) -> Iterator[tuple[str, Check]]:
+def examine(
+    loaded: Loaded, *, edit: bool = False, hashes: bool = False
+) -> Iterator[tuple[str, Check]]:
     """All checks, quick ones first, each with what it is about."""
-    from vellumd.cli import checks, golden, model_checks
+    from vellumd.cli import artefact_checks, checks, golden, model_checks
 
     settings = loaded.settings
     for about, found in (
@@ -58,6 +63,7 @@ def examine(loaded: Loaded, *, edit: bool = False) -> Iterator[tuple[str, Check]
         ("data", checks.store(settings)),
         ("model", model_checks.model(settings)),
         ("model", model_checks.loras(settings)),
+        ("model", artefact_checks.artefacts(settings, hashes=hashes)),
         ("presets", model_checks.presets(settings)),
         ("daemon", daemon(settings)),
         ("plugins", of_plugins(settings)),

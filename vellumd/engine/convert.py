@@ -151,16 +151,23 @@ class Conversion:
         """Bytes of the artefact's tensors, but for the tables."""
         return sum(shards.size_of(self._layout(group)) for group in self._groups().values())
 
+    def is_made(self, target: Path) -> bool:
+        """Whether `target` is this very artefact: of the same files, with the same inside."""
+        there = artefact.found(target.parent)
+        return any(one.folder == target and one.manifest.order == self.order for one in there)
+
     def run(self, target: Path, beat: Callable[[int, int], None]) -> Path:
         """Make the artefact `target`; `beat` is told bytes written, and of how many.
 
         Raises `StorageFull` before anything is written where the disk is short, and
         `ConfigError` for a target that is something else.
         """
+        if self.is_made(target):
+            return target
         if target.exists():
-            if any(one.folder == target for one in artefact.found(target.parent)):
-                return target
-            raise errors.ConfigError(f"{target} is there and is no artefact. Name another.")
+            raise errors.ConfigError(
+                f"{target} is there and is not this artefact whole. Remove it, or name another."
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         home = target.with_name(f"{target.name}.part")
         lock = self._lock(target)

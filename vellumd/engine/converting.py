@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from vellumd import errors, model_card, presets
-from vellumd.engine import convert, faults, shelf
+from vellumd import artefact, errors, model_card, presets
+from vellumd.engine import convert, faults
 from vellumd.settings import EngineSettings
 
 OK, FAILED, CONFIG, INTERRUPTED = 0, 1, 78, 130
@@ -68,10 +68,13 @@ def make(wanted: Wanted) -> Path:
     names = (name for name, _ in wanted.loras)
     presets.check_together(zip(names, (one.file for one in loras), strict=True), card)
     conversion = convert.Conversion(model, card, loras, engine.keep)
+    target = wanted.target or artefact.home(engine.artifact_dir) / conversion.name
+    if conversion.is_made(target):
+        print(f"{card.name}: was made before, of the same files", file=sys.stderr)
+        return target
     if conversion.fp8_source:
         print(f"note: {convert.FP8_ONLY}", file=sys.stderr)
     print(f"{card.name}: {conversion.needs()}", file=sys.stderr, flush=True)
-    target = wanted.target or shelf.folder(engine) / conversion.name
     return conversion.run(target, _Progress())
 
 

@@ -75,7 +75,7 @@ class QwenEngine:
         self._recipe = choice.recipe
         self._shelf = Shelf(settings, self._card, opened.transformer.files, choice.recipe)
         loras = presets.expected(settings, self._card).loras or ()
-        ready = self._shelf.best(loras)
+        ready = _checked(self._shelf.best(loras))
         memory.limit(self._device, settings.vram_budget_gb)
         self._home = None
         plan = self._home = self._planned(opened, ready, loras)
@@ -140,6 +140,7 @@ class QwenEngine:
         ready = self._shelf.best(loras)
         if self._model is not None and ready == self._model.parts.ready:
             return self._model
+        _checked(ready)
         self._strip()
         memory.free()
         assert self._rest is not None
@@ -167,6 +168,10 @@ class QwenEngine:
         if self._card.note:
             yield self._card.note
         yield str(parts.read)
+        if parts.ready is not None:
+            yield f"the transformer comes from the artefact {parts.ready.folder.name}"
+        elif self._recipe.linear is not None:
+            yield "no artefact fits, so weights were rounded while loading: see vellumd doctor"
         if self._times:
             times = (f"{name} {1000 * s:.2f} ms" for name, s in self._times.items())
             yield "a block by recipe, measured on this card: " + ", ".join(times)
@@ -236,6 +241,14 @@ class QwenEngine:
         """Let go of the weights and of the card's memory."""
         self._model = self._rest = None
         memory.free()
+
+
+def _checked(ready: Artefact | None) -> Artefact | None:
+    """`ready` once its headers are found to be whole: its files are called as a model's are."""
+    if ready is not None:
+        ready.check()
+        log.info("the transformer comes from the artefact %s", ready.folder.name)
+    return ready
 
 
 def _name_of(device: torch.device) -> str:

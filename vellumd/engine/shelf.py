@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from vellumd import artefact, model_card, platform
+from vellumd import artefact, model_card
 from vellumd.artefact import Artefact, Stamp
 from vellumd.engine.precision import Recipe
 from vellumd.models import LoraRef
 from vellumd.settings import EngineSettings
-
-
-def folder(settings: EngineSettings) -> Path:
-    """Where artefacts lie."""
-    return settings.artifact_dir or platform.cache_dir() / "artifacts"
 
 
 class Shelf:
@@ -40,7 +35,7 @@ class Shelf:
         """
         if self._recipe.linear is None:
             return None
-        there = artefact.found(folder(self._settings))
+        there = artefact.found(artefact.home(self._settings.artifact_dir))
         return artefact.best(there, self._source, self._settings.keep, self._stamped(loras))
 
     def beside(self, ready: Artefact | None, loras: Sequence[LoraRef]) -> int:
