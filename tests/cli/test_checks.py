@@ -98,3 +98,11 @@ def test_card_and_torch_have_to_fit(
     monkeypatch.setattr(platform, "nvidia_driver", lambda: driver)
     (found,) = checks.card()
     assert (found.ok, text in found.text) == (ok, True)
+
+
+@pytest.mark.parametrize(("version", "ok"), [("4.57.1", False), ("5.23.0", True)])
+def test_the_encoders_positions(monkeypatch: pytest.MonkeyPatch, version: str, ok: bool) -> None:
+    """Before 5 transformers place no pictures: prompts would be understood otherwise, silently."""
+    monkeypatch.setattr(checks.metadata, "version", lambda _: version)
+    (found,) = checks.positions()
+    assert found.ok == ok and "mm_token_type_ids" in found.text

@@ -53,7 +53,7 @@ def examine(
     loaded: Loaded, *, edit: bool = False, hashes: bool = False
 ) -> Iterator[tuple[str, Check]]:
     """All checks, quick ones first, each with what it is about."""
-    from vellumd.cli import artefact_checks, checks, golden, model_checks
+    from vellumd.cli import artefact_checks, checks, golden, model_checks, outlook
 
     settings = loaded.settings
     for about, found in (
@@ -68,6 +68,7 @@ def examine(
         ("daemon", daemon(settings)),
         ("plugins", of_plugins(settings)),
         ("card", checks.card()),
+        ("card", outlook.outlook(settings)),
     ):
         yield from ((about, check) for check in found)
     if edit:

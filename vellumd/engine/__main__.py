@@ -1,6 +1,7 @@
 """`python -m vellumd.engine`: the engine process.
 
-With `convert` it converts a model, with `bench` it measures how fast it is here.
+With `convert` it converts a model, with `bench` it measures how fast it is here, with `plan` it
+tells how a model would run.
 """
 
 import sys
@@ -13,6 +14,10 @@ if command == "convert":
     from vellumd.engine import converting
 
     sys.exit(converting.main(sys.argv[2:]))
+elif command == "plan":
+    from vellumd.engine import planning
+
+    sys.exit(planning.main(sys.argv[2:]))
 elif command == "bench":
     from vellumd.engine.bench.run import main as bench
 
