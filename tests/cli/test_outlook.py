@@ -46,7 +46,7 @@ def test_recipe_plan_and_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("said", "wrong"),
     [
-        (json.dumps({**FOUND, "fits": False}), "larger than what may be used"),
+        (json.dumps({**FOUND, "fits": False}), "larger than card and host have left"),
         (json.dumps({"error": "The recipe does not run."}), "The recipe does not run."),
         ("nonsense", "cannot plan"),
         ("", "cannot plan"),

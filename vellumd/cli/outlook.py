@@ -17,6 +17,10 @@ from vellumd.hookspecs import Check
 from vellumd.settings import Settings
 
 COMMAND = [sys.executable, "-m", "vellumd.engine", "plan"]
+TOO_LARGE = (
+    "larger than card and host have left, so edits may fail; an artefact needs less "
+    "(`vellumd convert`), and other programs' memory may be freed"
+)
 PLAN_S = 180
 """Seconds for imports and probes, of which Triton compiles some."""
 
@@ -44,5 +48,5 @@ def outlook(settings: Settings) -> Iterator[Check]:
     yield Check(True, f"recipe {found['recipe']}, attention {found['attention']}")
     for name, why in found["refused"].items():
         yield Check(True, f"note: {name} does not run here ({why})")
-    small = "" if found["fits"] else "larger than what may be used, so edits may fail: "
+    small = "" if found["fits"] else f"{TOO_LARGE}: "
     yield Check(found["fits"], f"memory plan: {small}{found['plan']}")
