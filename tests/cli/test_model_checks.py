@@ -86,6 +86,7 @@ def test_a_damaged_model_is_named(folder: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-10])
     (fault,) = faults(settings(folder))
     assert fault.startswith("The file model.safetensors (transformer) is damaged: it is cut short")
+    assert fault.endswith("Check the download and [engine].")
     assert "There is no model 'no'" in faults(settings(tmp_path / "no"))[0]
     assert "has no model_index.json" in faults(settings(tmp_path))[0]
 

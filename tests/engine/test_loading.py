@@ -160,3 +160,14 @@ def test_the_demo_has_the_real_templates_prefix(model: Model) -> None:
     assert len(prefix) == PREFIX_TOKENS
     for text in ("한국어 🌅 prompt", "\u200b\x00ÿ"):
         assert words.decode(words(text).input_ids) == text
+
+
+def test_how_fast_it_was_read() -> None:
+    """Progress is MiB of the whole; afterwards gigabytes a second, and each part's seconds."""
+    beats: list[tuple[str, int, int]] = []
+    read = loading.Read(lambda *told: beats.append(told), total=4 << 30)
+    read(1 << 30)
+    read(3 << 30)
+    assert beats == [("load", 1024, 4096), ("load", 4096, 4096)]
+    read.seconds, read.parts = 2.0, {"vae": 0.5}
+    assert str(read) == "4.29 GB of weights in 2.0 s, 2.1 GB/s (vae 0.5 s)"

@@ -9,14 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vellumd.cli.main import load_settings
+from vellumd.cli.main import FAILED, load_settings, tell
 from vellumd.models import SCALE_MAX
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to convert, where to, and with which LoRAs inside."""
     parser.add_argument(
-        "source", nargs="?", metavar="SRC", help="model folder or file (default: engine.model)"
+        "source",
+        nargs="?",
+        metavar="SRC",
+        help="model folder or file, or a name that fetch knows (default: engine.model)",
     )
     parser.add_argument(
         "target", nargs="?", type=Path, metavar="DST",
@@ -30,9 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert in a process of its own, which may import torch; its exit code."""
+    from vellumd import catalogue
+
     engine = load_settings(args).settings.engine
     if args.source:
-        source = args.source if args.source == "demo" else str(Path(args.source).absolute())
+        named = args.source in ("demo", *catalogue.MODELS)
+        source = args.source if named else str(Path(args.source).absolute())
         engine = engine.model_copy(update={"model": source})
     wanted: dict[str, Any] = {
         "engine": engine.model_dump(mode="json"),
@@ -40,7 +46,11 @@ def run(args: argparse.Namespace) -> int:
         "loras": args.lora,
     }
     command = [sys.executable, "-m", "vellumd.engine", "convert", json.dumps(wanted)]
-    return subprocess.run(command, check=False).returncode
+    code = subprocess.run(command, check=False).returncode
+    if code < 0:  # it had no chance to say anything
+        text = f"The conversion was ended by signal {-code}; where memory runs out, Linux sends 9."
+        return tell(f"{text} The same command goes on where it was.", FAILED)
+    return code
 
 
 def scaled(text: str) -> tuple[str, float]:

@@ -41,7 +41,8 @@ def model(settings: Settings) -> Iterator[Check]:
             return
         found = model_card.opened(engine)
     except errors.VellumError as error:
-        yield Check(False, f"{error.message} {error.remedy}")
+        remedy = error.remedy.replace("; `vellumd doctor` tells more", "")  # it is speaking
+        yield Check(False, f"{error.message} {remedy}")
         return
     yield Check(True, f"model {card.name}")
     for part in found.parts:

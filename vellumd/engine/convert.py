@@ -196,7 +196,7 @@ class Conversion:
             return platform.FileLock(target.parent / LOCK)
         except platform.LockedError:
             raise errors.ConfigError(
-                f"Another process is converting into {target.parent}."
+                f"Another process is converting into {target.parent}: wait for it."
             ) from None
 
     def _check_room(self, home: Path, missing: int) -> None:

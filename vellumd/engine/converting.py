@@ -35,9 +35,12 @@ def main(argv: Sequence[str]) -> int:
     """Convert as the first of `argv` says; the exit code."""
     try:
         made = make(Wanted.model_validate_json(argv[0]))
+    except errors.ConfigError as error:
+        print(f"vellumd: {error.message}", file=sys.stderr)
+        return CONFIG
     except errors.VellumError as error:
         print(f"vellumd: {error.message} {error.remedy}", file=sys.stderr)
-        return CONFIG if isinstance(error, errors.ConfigError) else FAILED
+        return FAILED
     except KeyboardInterrupt:
         print(f"vellumd: stopped; {AGAIN}", file=sys.stderr)
         return INTERRUPTED
