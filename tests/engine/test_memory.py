@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -382,6 +383,20 @@ def segments(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     memory.expandable.cache_clear()
     yield told
     memory.expandable.cache_clear()
+
+
+def test_the_budget_holds_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else what is read would already go beyond it."""
+    told: list[tuple[torch.device, float | None]] = []
+    monkeypatch.setattr(memory, "limit", lambda *given: told.append(given))
+    monkeypatch.setattr(loading, "load", Mock(side_effect=ZeroDivisionError))
+    settings = {"vram_budget_gb": 4}
+    init = protocol.Init(engine="", settings=settings, spool=tmp_path, cache=tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        pipeline.create(init).load(Told())
+    assert told == [(CPU, 4)]
 
 
 def test_segments_grow_where_they_can(segments: list[str]) -> None:

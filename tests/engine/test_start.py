@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -15,6 +17,7 @@ from tests.weights import files
 from vellumd import errors, model_card, platform
 from vellumd.engine import start
 from vellumd.protocol import Init
+from vellumd.settings import EngineSettings
 
 REFUSED = """
 import json, sys, time
@@ -67,6 +70,19 @@ def test_files_are_asked_for_in_order(tmp_path: Path, monkeypatch: pytest.Monkey
     assert asked == [("a", 100), ("b", 40)]
 
 
+def test_the_models_files_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that a load will read, by a thread of its own, which nobody waits for."""
+    from vellumd import engine
+
+    asked: queue.Queue[tuple[Path, ...]] = queue.Queue()
+    monkeypatch.setattr(start, "fetch", asked.put)
+    monkeypatch.setattr(start, "keep_compiled", lambda _: None)
+    monkeypatch.setitem(sys.modules, "vellumd.engine.pipeline", Mock())
+    monkeypatch.setattr(engine, "pipeline", Mock(), raising=False)
+    start.create(Init(engine="", settings={}, spool=tmp_path, cache=tmp_path))
+    assert asked.get(timeout=10) == model_card.opened(EngineSettings()).files
+
+
 def test_the_system_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file's beginning, never more than was allowed; a missing one, or a system that
     cannot be asked, is no error."""
@@ -86,8 +102,6 @@ def test_memory_is_known() -> None:
 
 def test_the_demo_is_opened_at_once() -> None:
     """Three parts' headers are read in a moment."""
-    from vellumd.settings import EngineSettings
-
     began = time.thread_time()
     assert model_card.opened(EngineSettings()).zero_cond_t
     assert time.thread_time() - began < 1
