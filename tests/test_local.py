@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vellumd import local
+import pytest
+
+from vellumd import errors, local
 from vellumd.models import JobStatus, Progress
 from vellumd.preset_file import FILE, PresetFile
 from vellumd.settings import Preset
@@ -29,6 +32,19 @@ async def test_edits_in_a_session(
     assert seen[0].steps == 2
     assert not file.exists()
     assert not (make_settings().store.dir).exists()
+
+
+async def test_an_engine_that_cannot_load_ends_the_edit(
+    make_settings: Callable[..., Any], picture: Callable[..., bytes], tmp_path: Path
+) -> None:
+    """A daemon tries again and keeps the job; a command would wait for ever without a word."""
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(picture())
+    async with asyncio.timeout(60):
+        async with local.session(make_settings({"load_error": "model_invalid"})) as session:
+            for _ in range(2):
+                with pytest.raises(errors.ModelInvalid):
+                    await session.edit([photo], {"prompt": "invert", "steps": 2})
 
 
 async def test_saved_presets_count_without_a_daemon(

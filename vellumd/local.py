@@ -5,6 +5,7 @@ One code path: this is a daemon with no doors, so that what works there works he
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -25,6 +26,7 @@ class Session:
     """A loaded engine for edits of this process."""
 
     def __init__(self, daemon: Daemon, show: Callable[[Progress], None]) -> None:
+        self._daemon = daemon
         self._jobs = daemon.jobs
         self._show = show
 
@@ -33,22 +35,38 @@ class Session:
     ) -> tuple[Job, list[Path]]:
         """Edit and wait; the ended job and its files, which go away with the session.
 
-        `options` are fields of `EditRequest`. Raises the errors of a request; a failed
-        edit is told by the job's `error`.
+        `options` are fields of `EditRequest`. Raises the errors of a request, and why no
+        engine can be had; a failed edit is told by the job's `error`.
         """
         fields = dict(options)
         fields["images"] = [await self._stage(path) for path in pictures]
         if mask:
             fields["mask"] = await self._stage(mask)
         job = await self._jobs.submit(EditRequest.parse(fields), SOURCE)
-        async with aclosing(self._jobs.events(job.id, 0, previews=False)) as events:
+        await self._end_of(job.id)
+        job = await self._jobs.get(job.id)
+        return job, [await self._jobs.result(job.id, result.n) for result in job.results]
+
+    async def _end_of(self, job_id: str) -> None:
+        """Wait for the job's end. Nobody waits here for a broken engine to be mended."""
+        async with asyncio.TaskGroup() as tasks:
+            following = tasks.create_task(self._follow(job_id), name="job")
+            failing = tasks.create_task(self._daemon.supervisor.failed(), name="engine failure")
+            await asyncio.wait([following, failing], return_when=asyncio.FIRST_COMPLETED)
+            ended = following.done()
+            following.cancel()
+            failing.cancel()
+        if not ended:
+            raise failing.result()
+
+    async def _follow(self, job_id: str) -> None:
+        """Show the job's steps until it has ended."""
+        async with aclosing(self._jobs.events(job_id, 0, previews=False)) as events:
             async for event in events:
                 if event.type == "step":
                     self._show(Progress.model_validate(event.data))
                 elif event.type in ENDS:
-                    break
-        job = await self._jobs.get(job.id)
-        return job, [await self._jobs.result(job.id, result.n) for result in job.results]
+                    return
 
     async def _stage(self, picture: Path) -> ImageRef:
         try:

@@ -138,6 +138,8 @@ class Supervisor:
         self._hurry = asyncio.Event()
         self._previews = False
         self._hopeless = False
+        self._failed = asyncio.Event()
+        self._fatal: errors.VellumError | None = None
         self._warms_up = True
         """No child died of it."""
         self._may_warm_up = True
@@ -206,6 +208,11 @@ class Supervisor:
         """
         self._wanted.set()
         return self._ready.wait()
+
+    async def failed(self) -> errors.VellumError:
+        """Wait until no engine can be had for a while; the error that says why."""
+        await self._failed.wait()
+        return self._fatal or errors.EngineCrashed(self.state.reason)
 
     def load(self) -> None:
         """Start an unloaded engine; try a failed one again without waiting."""
@@ -374,7 +381,7 @@ class Supervisor:
                 self._set(warming=False, warm_up_s=frame.seconds)
             case Fatal():
                 error = errors.from_code(frame.code, frame.message)
-                self._hopeless = frame.code in HOPELESS
+                self._hopeless, self._fatal = frame.code in HOPELESS, error
                 self._set(state="failed", reason=f"{error.message} {error.remedy}")
                 log.error("the engine cannot load: %s", frame.message)
             case Step() | PreviewImage() | Done() | Failed():
@@ -418,4 +425,5 @@ class Supervisor:
     def _set(self, **change: Any) -> None:
         before, self.state = self.state.state, replace(self.state, **change)
         if self.state.state != before:
+            (self._failed.set if self.state.state == "failed" else self._failed.clear)()
             self._on_state(self.state)
