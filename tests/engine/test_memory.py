@@ -161,6 +161,20 @@ def test_short_memory_of_the_host() -> None:
     assert not roomy.ring and roomy.ram > 15 * GB
 
 
+@pytest.mark.parametrize(("ram", "encoder"), [(8, "streamed"), (16, "offloaded")])
+def test_an_encoder_that_the_host_has_no_room_for(ram: int, encoder: str) -> None:
+    """A card of 32 GB that a desktop uses: whole, it waits in memory or nowhere."""
+    card = int(31.5 * GB)
+    found = memory_plan.plan(REAL, Machine(card, ram * GB))
+    assert found.encoder == encoder and found.fits and found.ram <= ram * GB
+    assert found.ring == (encoder == "streamed")
+    # It is there already when blocks go beside it.
+    beside = memory_plan.plan(REAL, Machine(28 * GB, 16 * GB), encoder="offloaded")
+    assert beside.ring and beside.ram == REAL.encoder + memory_plan.RING
+    bare = memory_plan.plan(replace(REAL, in_files=False), Machine(card, ram * GB))
+    assert bare.encoder == "offloaded" and bare.fits == (ram > 15.5)
+
+
 def test_expected_seconds() -> None:
     """As measured on an H200 (`card_h200/edits.json`); blocks hide behind three references."""
     edits = json.loads((RESULTS / "edits.json").read_text())
