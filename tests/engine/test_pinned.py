@@ -197,7 +197,7 @@ def test_a_card_copies_to_what_is_pinned(driver: Driver, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.Tensor, "copy_", copy_)
     block = torch.nn.Linear(8, 8)
     parts = streaming.layout(block)
-    held = streaming.Held.of([block], parts, CARD)
+    held = streaming.Held.of([block], CARD)
     assert torch.equal(parts[0].of(held.bytes_of(0)), block.weight)
     waiting = berths.Berths(CARD)
     waiting.add("block.", parts)
