@@ -674,11 +674,13 @@ def test_blocks_from_files_paint_the_same(tmp_path: Path) -> None:
     card, keep = model_card.read("demo"), ("transformer_blocks.1.img_mlp.net.2",)
     convert.Conversion(open_model(DEMO), card, keep=keep).run(tmp_path / "a", lambda *_: None)
     (ready,) = artefact.found(tmp_path)
+    read: list[int] = []
 
     def painted(plan: Plan) -> list[bytes]:
         parts = loading.load(
             DEMO, CPU, lambda *_: None, precision.ROWS, keep, ready, plan, torch.bfloat16
         )
+        read.append(parts.read.done)
         assert (parts.placed.blocks is not None) == bool(plan.streamed)
         return edits(parts, tmp_path)
 
@@ -686,6 +688,7 @@ def test_blocks_from_files_paint_the_same(tmp_path: Path) -> None:
     for ring in (True, False):
         plan = Plan(tabled=True, encoder="streamed", streamed=5, ring=ring)
         assert painted(plan) == resident
+    assert read[1] < read[0] == read[2]  # the ring is read through when an edit comes
 
 
 def test_what_lies_as_it_is_held_is_read_to_where_it_waits(
