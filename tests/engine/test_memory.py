@@ -172,6 +172,8 @@ def test_an_encoder_that_the_host_has_no_room_for(ram: int, encoder: str) -> Non
     # It is there already when blocks go beside it.
     beside = memory_plan.plan(REAL, Machine(28 * GB, 16 * GB), encoder="offloaded")
     assert beside.ring and beside.ram == REAL.encoder + memory_plan.RING
+    stays = memory_plan.plan(REAL, Machine(card, ram * GB), encoder="offloaded")
+    assert (stays.encoder, stays.streamed) == ("offloaded", 0)
     bare = memory_plan.plan(replace(REAL, in_files=False), Machine(card, ram * GB))
     assert bare.encoder == "offloaded" and bare.fits == (ram > 15.5)
 
