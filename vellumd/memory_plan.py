@@ -188,6 +188,8 @@ def plan(
 
     In the order of what it costs: modulation from tables, the encoder moved in for each
     edit, the encoder streamed, blocks streamed (as few as need be), the VAE in tiles.
+    An encoder that lies in files and has no room in the host's memory is streamed at once: only
+    layers can be read as they are needed.
     `kinds`: how turbo may keep keys and values, best first. Where `turbo` is what edits are
     unless they say otherwise, the encoder makes room for them; blocks never do. `tabled`:
     modulation comes from tables however much room there is, since an artefact has no other.
@@ -199,6 +201,8 @@ def plan(
         Plan(tabled=True, encoder="offloaded"),
         Plan(tabled=True, encoder="streamed"),
     ]
+    if sizes.in_files and sizes.encoder > machine.ram and encoder is None:
+        free = [one for one in free if one.encoder != "offloaded"]
     resident = [one for one in free if encoder in (None, one.encoder)]
     moving = encoder or "streamed"
     wanted = [
@@ -263,7 +267,8 @@ def _with_figures(sizes: Sizes, machine: Machine, one: Plan, kinds: tuple[Kept, 
     """`one` with what the host does for it, and with what it is expected to take."""
     whole = one.streamed * sizes.block + (0 if one.encoder == "resident" else sizes.encoder)
     ring = sizes.in_files and whole > machine.ram
-    ram = min(RING, whole) if ring else whole
+    moved = sizes.encoder if one.encoder == "offloaded" else 0
+    ram = moved + min(RING, whole - moved) if ring else whole
     vram, room = peak(sizes, one), max(0, machine.room - denoising(sizes, one))
     return replace(
         one,

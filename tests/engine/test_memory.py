@@ -13,8 +13,9 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from tests.engine import layouts
 from tests.engine.support import Told, encoded, picture, reference, resolved
 from vellumd import artefact, memory_plan, model_card, platform, protocol
 from vellumd.engine import (
@@ -160,6 +161,22 @@ def test_short_memory_of_the_host() -> None:
     assert not bare.ring and not bare.fits
     roomy = memory_plan.plan(REAL, Machine(12 * GB, ROOM))
     assert not roomy.ring and roomy.ram > 15 * GB
+
+
+@pytest.mark.parametrize(("ram", "encoder"), [(8, "streamed"), (16, "offloaded")])
+def test_an_encoder_that_the_host_has_no_room_for(ram: int, encoder: str) -> None:
+    """A card of 32 GB that a desktop uses: whole, it waits in memory or nowhere."""
+    card = int(31.5 * GB)
+    found = memory_plan.plan(REAL, Machine(card, ram * GB))
+    assert found.encoder == encoder and found.fits and found.ram <= ram * GB
+    assert found.ring == (encoder == "streamed")
+    # It is there already when blocks go beside it.
+    beside = memory_plan.plan(REAL, Machine(28 * GB, 16 * GB), encoder="offloaded")
+    assert beside.ring and beside.ram == REAL.encoder + memory_plan.RING
+    stays = memory_plan.plan(REAL, Machine(card, ram * GB), encoder="offloaded")
+    assert (stays.encoder, stays.streamed) == ("offloaded", 0)
+    bare = memory_plan.plan(replace(REAL, in_files=False), Machine(card, ram * GB))
+    assert bare.encoder == "offloaded" and bare.fits == (ram > 15.5)
 
 
 def test_expected_seconds() -> None:
@@ -438,10 +455,14 @@ def test_who_set_the_allocator_has_chosen(
 
 
 def blocks_of(count: int) -> list[torch.nn.Module]:
+    """Not all of one size, as where `engine.keep` names linears of one block."""
     numbers = torch.Generator().manual_seed(count)
     blocks = []
-    for _ in range(count):
-        block = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 8))
+    for number in range(count):
+        wide = 40 if number == 1 else 8
+        block = torch.nn.Sequential(
+            torch.nn.Linear(8, wide), torch.nn.Tanh(), torch.nn.Linear(wide, 8)
+        )
         for parameter in block.parameters():
             parameter.data = torch.randn(parameter.shape, generator=numbers)
         blocks.append(block.requires_grad_(False))
@@ -456,31 +477,33 @@ def run(blocks: list[torch.nn.Module], order: list[int] | None = None) -> torch.
 
 
 def held(blocks: list[torch.nn.Module], tmp_path: Path) -> streaming.Host:
-    return streaming.Held.of(blocks, streaming.layout(blocks[0]), CPU)
+    return streaming.Held.of(blocks, CPU)
 
 
 def filed(blocks: list[torch.nn.Module], tmp_path: Path) -> streaming.Host:
     """A ring of two buffers, whatever the number of blocks."""
-    return streaming.Filed(*in_file(blocks, tmp_path), CPU, ring=1)
+    return streaming.Filed(in_file(blocks, tmp_path), CPU, ring=1)
 
 
 def from_file(blocks: list[torch.nn.Module], tmp_path: Path) -> streaming.Held:
     """Read by several threads to where they stay; each is told."""
     sizes: list[int] = []
-    made = streaming.Held.of_files(*in_file(blocks, tmp_path), CPU, read=sizes.append)
+    made = streaming.Held.of_files(in_file(blocks, tmp_path), CPU, read=sizes.append)
     assert sizes == [sum(p.nbytes for p in block.parameters()) for block in blocks]
     return made
 
 
-def in_file(blocks: list[torch.nn.Module], tmp_path: Path) -> tuple[Any, list[streaming.Part]]:
-    """Where the parts of each of `blocks` lie in a file of them, and the parts."""
-    parts = streaming.layout(blocks[0])
+def in_file(blocks: list[torch.nn.Module], tmp_path: Path) -> list[streaming.Stored]:
+    """`blocks` in a file of them."""
     tensors = {
         f"{n}.{name}": p.data for n, b in enumerate(blocks) for name, p in b.named_parameters()
     }
     save_file(tensors, tmp_path / "blocks.safetensors")
     places = header.read(tmp_path / "blocks.safetensors").tensors
-    return [[places[f"{n}.{part.name}"] for part in parts] for n in range(len(blocks))], parts
+    return [
+        [(part, places[f"{n}.{part.name}"]) for part in streaming.layout(block)]
+        for n, block in enumerate(blocks)
+    ]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8])
@@ -495,11 +518,14 @@ def test_streaming_changes_no_bit(host: Callable[..., Any], count: int, tmp_path
     assert [torch.equal(run(blocks, o), e) for o, e in zip(orders, expected, strict=True)] == [
         True
     ] * len(orders)
-    addresses = {p.data_ptr() for b in blocks for p in b.parameters()}
-    assert len(addresses) == min(count, memory_plan.SLOTS) * 4  # they really share two buffers
+    assert len(memory_of(blocks)) == min(count, memory_plan.SLOTS)  # they really share two buffers
     stream.close()
     assert torch.equal(run(blocks), expected[0])
-    assert len({p.data_ptr() for b in blocks for p in b.parameters()}) == count * 4
+    assert len(memory_of(blocks)) == count
+
+
+def memory_of(blocks: list[torch.nn.Module]) -> set[int]:
+    return {p.untyped_storage().data_ptr() for block in blocks for p in block.parameters()}
 
 
 def test_a_block_that_fails_stops_nothing(tmp_path: Path) -> None:
@@ -538,19 +564,18 @@ def test_half_a_copy_is_not_taken_for_a_block(
     stream.close()
 
 
-def berthed(places: Any, parts: list[streaming.Part], card: torch.device) -> streaming.Held:
+def berthed(blocks: list[streaming.Stored], card: torch.device) -> streaming.Held:
     """Each block's weights brought to a berth of its own."""
     berths, weights = Berths(card), []
-    for number, block in enumerate(places):
-        berths.add(f"{number}.", parts)
-        weights += [Weight(f"{number}.{part.name}", place)
-                    for part, place in zip(parts, block, strict=True)]  # fmt: skip
+    for number, block in enumerate(blocks):
+        berths.add(f"{number}.", [part for part, _ in block])
+        weights += [Weight(f"{number}.{part.name}", place) for part, place in block]
     fit = berths.filling(dense(torch.float32))
     with Reader(CPU) as reader:
         for stored in reader.tensors(weights):
             fit(stored)
     berths.close()
-    return streaming.Held([berths.memory(f"{number}.") for number in range(len(places))])
+    return streaming.Held([berths.memory(f"{number}.") for number in range(len(blocks))])
 
 
 @pytest.mark.parametrize("host", [streaming.Held.of_files, streaming.Filed, berthed])
@@ -565,14 +590,31 @@ def test_a_system_that_pins_nothing(
         return 2
 
     monkeypatch.setattr(pinned, "register", register)
-    blocks, card = blocks_of(4), torch.device("cuda")
-    places, parts = in_file(blocks, tmp_path)
-    made = host(places, parts, card)
-    wanted = streaming.Held.of_files(places, parts, CPU).bytes_of(2)
-    for part in parts:
+    blocks = in_file(blocks_of(4), tmp_path)
+    made = host(blocks, torch.device("cuda"))
+    wanted = streaming.Held.of_files(blocks, CPU).bytes_of(2)
+    for part, _ in blocks[2]:
         assert torch.equal(part.of(made.bytes_of(2)), part.of(wanted))
     made.close()
     assert len(refused) >= 2
+
+
+def test_half_an_encoder_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a card is full in the middle of it: what an edit tries next needs the room."""
+    encoder = blocks_of(1)[0]
+    offloaded = streaming.Offloaded(encoder, CPU)
+    home, moved, to = memory_of([encoder]), [], torch.Tensor.to
+
+    def until_full(tensor: torch.Tensor, *given: Any, **options: Any) -> torch.Tensor:
+        moved.append(tensor)
+        if len(moved) > 2:
+            raise torch.OutOfMemoryError("simulated")
+        return to(tensor, *given, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", until_full)
+    with pytest.raises(torch.OutOfMemoryError), offloaded:
+        pass
+    assert len(moved) == 3 and memory_of([encoder]) == home
 
 
 def test_a_file_that_is_lost_is_told(tmp_path: Path) -> None:
@@ -646,16 +688,19 @@ def test_every_plan_paints_the_same(name: str, expected: list[bytes], tmp_path: 
 
 def test_blocks_from_files_paint_the_same(tmp_path: Path) -> None:
     """In bfloat16 as on a card: out of an artefact, encoder and blocks through the ring,
-    and in the host's memory."""
-    card = model_card.read("demo")
-    convert.Conversion(open_model(DEMO), card).run(tmp_path / "a", lambda *_: None)
+    and in the host's memory; with a block that is larger than the others."""
+    card, keep = model_card.read("demo"), ("transformer_blocks.1.img_mlp.net.2",)
+    convert.Conversion(open_model(DEMO), card, keep=keep).run(tmp_path / "a", lambda *_: None)
     (ready,) = artefact.found(tmp_path)
+    read, moved = list[int](), list[int]()
 
     def painted(plan: Plan) -> list[bytes]:
         parts = loading.load(
-            DEMO, CPU, lambda *_: None, precision.ROWS, ready=ready, plan=plan,
-            dtype=torch.bfloat16,
-        )  # fmt: skip
+            DEMO, CPU, lambda *_: None, precision.ROWS, keep, ready, plan, torch.bfloat16
+        )
+        read.append(parts.read.done)
+        moving = *parts.transformer.transformer_blocks, *parts.encoder_blocks()
+        moved.append(sum(p.nbytes for block in moving for p in block.parameters()))
         assert (parts.placed.blocks is not None) == bool(plan.streamed)
         return edits(parts, tmp_path)
 
@@ -663,6 +708,23 @@ def test_blocks_from_files_paint_the_same(tmp_path: Path) -> None:
     for ring in (True, False):
         plan = Plan(tabled=True, encoder="streamed", streamed=5, ring=ring)
         assert painted(plan) == resident
+    # What goes through the ring is read when an edit comes.
+    assert read == [read[0], read[0] - moved[0], read[0]]
+
+
+def test_an_encoder_of_several_types(tmp_path: Path) -> None:
+    """What lies otherwise than it is held, be it one bias, is not read to where it waits."""
+    made = layouts.folder(tmp_path).model
+    (file,) = (made / "text_encoder").glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["model.visual.blocks.0.attn.proj.bias"] = torch.full((64,), 1 / 3)
+    save_file(tensors, file)
+
+    def painted(plan: Plan) -> list[bytes]:
+        parts = loading.load(made, CPU, lambda *_: None, plan=plan, dtype=torch.bfloat16)
+        return edits(parts, tmp_path)
+
+    assert painted(Plan(encoder="streamed")) == painted(Plan())
 
 
 def test_what_lies_as_it_is_held_is_read_to_where_it_waits(
@@ -673,9 +735,9 @@ def test_what_lies_as_it_is_held_is_read_to_where_it_waits(
     direct: list[int] = []
     of_files = streaming.Held.of_files
 
-    def counting(places: Any, *given: Any) -> streaming.Held:
-        direct.append(len(places))
-        return of_files(places, *given)
+    def counting(blocks: Any, *given: Any) -> streaming.Held:
+        direct.append(len(blocks))
+        return of_files(blocks, *given)
 
     monkeypatch.setattr(streaming.Held, "of_files", counting)
 

@@ -5,6 +5,9 @@ import gc
 import logging
 import re
 import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,24 @@ import pytest
 import torch
 
 from tests.engine.support import Told, encoded, picture, reference, resolved
-from vellumd import errors, protocol
-from vellumd.engine import berths, faults, loading, pinned, pipeline, streaming
-from vellumd.engine.reading import StoredTensor
+from vellumd import artefact, errors, model_card, protocol
+from vellumd.artefact import Artefact
+from vellumd.engine import (
+    berths,
+    convert,
+    faults,
+    loading,
+    pinned,
+    pipeline,
+    precision,
+    streaming,
+)
+from vellumd.engine.reading import THREADS, StoredTensor
 from vellumd.engine.weights import dense
-from vellumd.memory_plan import Plan
+from vellumd.memory_plan import Encoder, Plan
 from vellumd.weights.checkpoint import Weight
 from vellumd.weights.header import Place
+from vellumd.weights.model import open_model
 
 CARD, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -37,6 +51,11 @@ class Driver:
     def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
         self.asked.append(("unregister", address))
         return 0
+
+    def sizes(self) -> list[int]:
+        """Bytes of each piece that is pinned now."""
+        sizes = {asked[1]: asked[2] for asked in self.asked if asked[0] == "register"}
+        return [sizes[address] for address in self.held()]
 
     def held(self) -> list[int]:
         """Where what is pinned lies now; nothing is let go of that is not."""
@@ -164,25 +183,86 @@ def test_a_load_that_fails_lets_go_of_all_of_it(
     plan = Plan(tabled=True, encoder="streamed", streamed=5)
     with pytest.raises(errors.OutOfMemory):
         loading.load(demo, CPU, lambda *_: None, plan=plan)
+    assert threads_of("berths") == []
     gc.collect()
     assert len(as_with_a_card.asked) == 14 and as_with_a_card.held() == []
 
 
-@pytest.mark.parametrize("plan", [
-    Plan(tabled=True, encoder="offloaded"), Plan(tabled=True, encoder="streamed", streamed=5),
-], ids=["offloaded", "streamed"])  # fmt: skip
-def test_what_waits_is_held_once(as_with_a_card: Driver, demo: Path, plan: Plan) -> None:
+def threads_of(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith(name)]
+
+
+def test_berths_that_nobody_waits_for_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are being made are waited for, the others never begun."""
+    begun, go_on = list[int](), threading.Event()
+
+    def on_host(size: int, device: torch.device) -> torch.Tensor:
+        begun.append(size)
+        go_on.wait()
+        return pinned.on_host(size, device)
+
+    monkeypatch.setattr(berths, "on_host", on_host)
+    made = berths.Berths(CPU)
+    for number in range(3 * THREADS):
+        made.add(f"{number}.", streaming.layout(torch.nn.Linear(1, 1)))
+    closing = threading.Thread(target=made.close)
+    closing.start()
+    in_the_end = threading.Timer(10, go_on.set)  # a test that fails ends too
+    in_the_end.start()
+    with pytest.raises(CancelledError):
+        made.memory(f"{3 * THREADS - 1}.")
+    assert closing.is_alive()
+    go_on.set()
+    closing.join()
+    in_the_end.cancel()
+    assert len(begun) <= THREADS and threads_of("berths") == []
+
+
+@pytest.fixture(scope="module")
+def ready(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Artefact:
+    """The demo's artefact."""
+    home = tmp_path_factory.mktemp("artefacts")
+    conversion = convert.Conversion(open_model(demo), model_card.read("demo"))
+    conversion.run(home / "plain", lambda *_: None)
+    return next(artefact.found(home))
+
+
+@pytest.mark.parametrize(("encoder", "dtype", "converted"), [
+    ("offloaded", torch.float32, False), ("streamed", torch.float32, False),
+    ("streamed", torch.float32, True), ("streamed", torch.bfloat16, False),
+    ("streamed", torch.bfloat16, True),
+], ids=["offloaded", "streamed", "artefact", "layers as they lie", "all as it lies"])  # fmt: skip
+def test_what_waits_is_read_and_held_once(
+    as_with_a_card: Driver, demo: Path, ready: Artefact, encoder: Encoder, dtype: torch.dtype,
+    converted: bool,
+) -> None:  # fmt: skip
     """The real encoder has 15 GB: a host of 32 GB has no room for them twice."""
-    parts = loading.load(demo, CPU, lambda *_: None, plan=plan)
-    count = len(parts.encoder_blocks()) + 1  # the words' embedding
-    if plan.encoder == "streamed":
-        count += len(parts.transformer.transformer_blocks)
-    else:
-        count += len([*parts.text_encoder.model.visual.merger.parameters()]) + 2
-    assert len(as_with_a_card.held()) == as_with_a_card.most == count
+
+    def loaded(plan: Plan) -> loading.Parts:
+        given: Any = {"ready": ready if converted else None, "plan": plan, "dtype": dtype}
+        return loading.load(demo, CPU, lambda *_: None, precision.WEIGHTS, **given)
+
+    parts = loaded(Plan(tabled=True, encoder=encoder, streamed=5))
+    sizes, whole = as_with_a_card.sizes(), encoder == "offloaded"
+    assert len(sizes) == as_with_a_card.most
+    assert sum(sizes) == sum(map(bytes_of, waiting(parts, whole=whole)))
+    assert parts.read.done == loaded(Plan(tabled=True)).read.done
     del parts
     gc.collect()
     assert as_with_a_card.held() == []
+
+
+def waiting(parts: loading.Parts, *, whole: bool) -> Iterator[torch.nn.Module]:
+    """What is in the host's memory of it: blocks and words, or the `whole` encoder."""
+    model = parts.text_encoder.model
+    yield from (*parts.transformer.transformer_blocks, *parts.encoder_blocks())
+    yield model.language_model.embed_tokens
+    if whole:
+        yield from (model.language_model.norm, model.visual.patch_embed, model.visual.merger)
+
+
+def bytes_of(module: torch.nn.Module) -> int:
+    return streaming.size_of(streaming.layout(module))
 
 
 def test_a_card_copies_to_what_is_pinned(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +277,7 @@ def test_a_card_copies_to_what_is_pinned(driver: Driver, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.Tensor, "copy_", copy_)
     block = torch.nn.Linear(8, 8)
     parts = streaming.layout(block)
-    held = streaming.Held.of([block], parts, CARD)
+    held = streaming.Held.of([block], CARD)
     assert torch.equal(parts[0].of(held.bytes_of(0)), block.weight)
     waiting = berths.Berths(CARD)
     waiting.add("block.", parts)

@@ -20,7 +20,7 @@ from vellumd.engine import memory
 from vellumd.engine.berths import Berths
 from vellumd.engine.precision import BLOCKS, KEPT, Recipe, is_small
 from vellumd.engine.reading import DTYPES
-from vellumd.engine.streaming import Filed, Held, Host, Offloaded, Streamed, layout
+from vellumd.engine.streaming import Filed, Held, Host, Offloaded, Stored, Streamed, layout
 from vellumd.engine.weights import Fit
 from vellumd.memory_plan import GB, Kept, KeysValues, Machine, Plan, Sizes
 from vellumd.settings import EngineSettings
@@ -190,13 +190,9 @@ class Placing:
         """
         if name.rpartition(".")[0].endswith(KEPT) and self.plan.tabled:
             return True
-        return (self._transformer_as_held and name.startswith(self._streamed)) or (
-            self._streams_encoder and self._encoder_as_held and name.startswith((LAYERS, VISION))
-        )
-
-    @property
-    def _streams_encoder(self) -> bool:
-        return self.plan.encoder == "streamed"
+        if name.startswith((LAYERS, VISION)):
+            return self._encoder_as_held and self.plan.encoder == "streamed"
+        return self._transformer_as_held and name.startswith(self._streamed)
 
     def transformer_fit(self, transformer: Any, fit: Fit) -> Fit:
         """`fit`, with blocks that are streamed moved to the host as they come."""
@@ -206,12 +202,10 @@ class Placing:
 
     def encoder_fit(self, text_encoder: Any, fit: Fit) -> Fit:
         """`fit`, with what is not to stay on the device moved to the host as it comes."""
+        prefixes = (EMBEDDING, *_layers(text_encoder), *_vision(text_encoder))
         if self.plan.encoder == "streamed":
-            self._berth(text_encoder, [EMBEDDING])
-            if not self._encoder_as_held:
-                self._berth(text_encoder, _prefixes(text_encoder))
+            self._berth(text_encoder, prefixes[:1] if self._encoder_as_held else prefixes)
         elif self.plan.encoder == "offloaded":
-            prefixes = (EMBEDDING, *_prefixes(text_encoder))
             self._berth(text_encoder, prefixes)
             for part in layout(text_encoder):  # the little that is outside of them
                 if not part.name.startswith(prefixes):
@@ -237,8 +231,7 @@ class Placing:
         if self.plan.encoder == "offloaded":
             placed.offloaded = Offloaded(text_encoder, self.device)
             return
-        for kind in (LAYERS, VISION):
-            prefixes = [one for one in _prefixes(text_encoder) if one.startswith(kind)]
+        for prefixes in (_layers(text_encoder), _vision(text_encoder)):
             placed.encoder.append(
                 self._streaming(text_encoder, prefixes, checkpoint, as_held=self._encoder_as_held)
             )
@@ -257,31 +250,39 @@ class Placing:
         as_held: bool,
     ) -> Streamed:
         blocks = [_block(model, prefix) for prefix in prefixes]
-        parts = layout(blocks[0])
         host: Host
-        if as_held:
-            places = [[_place(checkpoint, prefix + part.name) for part in parts]
-                      for prefix in prefixes]  # fmt: skip
-            for part, place in zip(parts, places[0], strict=True):
-                assert (place.nbytes, DTYPES[place.dtype]) == (part.nbytes, part.dtype)
-            if self.plan.ring:
-                host = Filed(places, parts, self.device)
-            else:
-                host = Held.of_files(places, parts, self.device, self._read)
-        else:
+        if not as_held:
             host = Held([self._berths.memory(prefix) for prefix in prefixes])
+        else:
+            stored = [_stored(checkpoint, prefix, block)
+                      for prefix, block in zip(prefixes, blocks, strict=True)]  # fmt: skip
+            if self.plan.ring:
+                host = Filed(stored, self.device)
+            else:
+                host = Held.of_files(stored, self.device, self._read)
         return Streamed(blocks, host, self.device)
 
 
-def _prefixes(text_encoder: Any) -> list[str]:
-    """What the names of weights begin with, for each layer and each block of the vision tower."""
-    model = text_encoder.model
-    counts = {LAYERS: len(model.language_model.layers), VISION: len(model.visual.blocks)}
-    return [f"{kind}{number}." for kind, count in counts.items() for number in range(count)]
+def _layers(text_encoder: Any) -> list[str]:
+    """What the names of weights begin with, for each layer of the language model."""
+    return [f"{LAYERS}{n}." for n in range(len(text_encoder.model.language_model.layers))]
+
+
+def _vision(text_encoder: Any) -> list[str]:
+    """The same for each block of the vision tower."""
+    return [f"{VISION}{n}." for n in range(len(text_encoder.model.visual.blocks))]
 
 
 def _block(model: torch.nn.Module, prefix: str) -> torch.nn.Module:
     return model.get_submodule(prefix.removesuffix("."))
+
+
+def _stored(checkpoint: Checkpoint, prefix: str, block: torch.nn.Module) -> Stored:
+    """Where the parameters of `block` lie, whose names begin with `prefix`."""
+    found = [(part, _place(checkpoint, prefix + part.name)) for part in layout(block)]
+    for part, place in found:
+        assert (DTYPES[place.dtype], place.nbytes) == (part.dtype, part.nbytes)
+    return found
 
 
 def _place(checkpoint: Checkpoint, name: str) -> Place:

@@ -11,7 +11,7 @@ CPU the same code moves the same bytes, without streams.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -49,6 +49,10 @@ class Part:
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 
+Stored = Sequence[tuple[Part, Place]]
+"""A block that lies in files as it is held: its parts, each with its place."""
+
+
 def layout(block: torch.nn.Module) -> list[Part]:
     """The parameters of `block`, one after the other; only shapes are looked at."""
     parts: list[Part] = []
@@ -60,15 +64,9 @@ def layout(block: torch.nn.Module) -> list[Part]:
     return parts
 
 
-def size_of(parts: Sequence[Part]) -> int:
+def size_of(parts: Iterable[Part]) -> int:
     """Bytes of a block."""
-    last = parts[-1]
-    return last.offset + -(-last.nbytes // ALIGNED) * ALIGNED
-
-
-def names_of(block: torch.nn.Module) -> list[str]:
-    """The names of a block's parameters, in the order of its layout."""
-    return [name for name, _ in block.named_parameters()]
+    return max(part.offset + -(-part.nbytes // ALIGNED) * ALIGNED for part in parts)
 
 
 def replace(block: torch.nn.Module, name: str, tensor: Tensor) -> None:
@@ -77,10 +75,17 @@ def replace(block: torch.nn.Module, name: str, tensor: Tensor) -> None:
     block.get_submodule(home)._parameters[last] = Parameter(tensor, requires_grad=False)
 
 
-def empty(block: torch.nn.Module, parts: Sequence[Part]) -> None:
+def empty(block: torch.nn.Module) -> None:
     """Leave `block` without weights."""
-    for part, name in zip(parts, names_of(block), strict=True):
-        replace(block, name, part.nothing())
+    for part in layout(block):
+        replace(block, part.name, part.nothing())
+
+
+def point(block: torch.nn.Module, buffer: Tensor) -> None:
+    """Have the weights of `block` in `buffer`, whatever is there."""
+    # By a layout of now: a LoRA's branch puts a level into names, and changes no order.
+    for part in layout(block):
+        replace(block, part.name, part.of(buffer))
 
 
 class Host(Protocol):
@@ -96,18 +101,11 @@ class Host(Protocol):
         """Let go of threads and memory."""
 
 
-def read_block(buffer: Tensor, parts: Sequence[Part], places: Sequence[Place]) -> None:
-    """Fill `buffer` with the bytes of a block, whose `parts` lie at `places`."""
-    for part, place in zip(parts, places, strict=True):
+def read_block(buffer: Tensor, stored: Stored) -> None:
+    """Fill `buffer` with the bytes of a block, or of some of its parts."""
+    for part, place in stored:
         span = Span(place.file, place.offset, (Piece(0, 0, 0, part.nbytes),))
         read_span(span, [buffer[part.offset : part.offset + part.nbytes]])
-
-
-@torch.no_grad()
-def _pack(block: torch.nn.Module, parts: Sequence[Part], buffer: Tensor) -> None:
-    """Fill `buffer` with the weights of `block`."""
-    for part, name in zip(parts, names_of(block), strict=True):
-        part.of(buffer).copy_(block.get_parameter(name))
 
 
 class Held:
@@ -118,14 +116,14 @@ class Held:
         self._blocks = packed
 
     @classmethod
-    def of(
-        cls, blocks: Sequence[torch.nn.Module], parts: Sequence[Part], device: torch.device
-    ) -> Held:
+    def of(cls, blocks: Sequence[torch.nn.Module], device: torch.device) -> Held:
         """Copies the weights of `blocks`."""
 
         def one(block: torch.nn.Module) -> Tensor:
-            memory = on_host(size_of(parts), device)
-            _pack(block, parts, memory)  # after it is pinned: a card copies to it by itself
+            parts = layout(block)
+            memory = on_host(size_of(parts), device)  # pinned: a card copies to it by itself
+            for part in parts:
+                part.of(memory).copy_(block.get_parameter(part.name).data)
             return memory
 
         with ThreadPoolExecutor(THREADS, "blocks") as threads:
@@ -134,30 +132,30 @@ class Held:
     @classmethod
     def of_files(
         cls,
-        places: Sequence[Sequence[Place]],
-        parts: Sequence[Part],
+        blocks: Sequence[Stored],
         device: torch.device,
         read: Callable[[int], None] = lambda size: None,
     ) -> Held:
-        """Reads blocks straight to where they stay; `places` as of `Filed`.
+        """Reads `blocks` straight to where they stay.
 
         Each thread makes the memory for what it reads. `read` is told each block's bytes.
         """
 
-        def one(places: Sequence[Place]) -> Tensor:
-            fill = partial(read_block, parts=parts, places=places)
-            return on_host(size_of(parts), device, fill)
+        def one(stored: Stored) -> Tensor:
+            size = size_of(part for part, _ in stored)
+            return on_host(size, device, partial(read_block, stored=stored))
 
         held = []
         with ThreadPoolExecutor(THREADS, "blocks") as threads:
-            for packed in threads.map(one, places):
+            for stored, packed in zip(blocks, threads.map(one, blocks), strict=True):
                 held.append(packed)
-                read(sum(part.nbytes for part in parts))
+                read(sum(part.nbytes for part, _ in stored))
         return cls(held)
 
     def copy(self, number: int, target: Tensor) -> None:
         """See `Host.copy`."""
-        target.copy_(self._blocks[number], non_blocking=True)
+        packed = self._blocks[number]
+        target[: len(packed)].copy_(packed, non_blocking=True)
 
     def bytes_of(self, number: int) -> Tensor:
         """See `Host.bytes_of`."""
@@ -171,19 +169,12 @@ class Held:
 class Filed:
     """Blocks in files, read ahead in the order in which they run, through a ring of buffers."""
 
-    def __init__(
-        self,
-        places: Sequence[Sequence[Place]],
-        parts: Sequence[Part],
-        device: torch.device,
-        ring: float = RING,
-    ) -> None:
-        """`places`: for each block, where the bytes of each of `parts` lie as they are held."""
-        self._places = places
-        self._parts = parts
+    def __init__(self, blocks: Sequence[Stored], device: torch.device, ring: float = RING) -> None:
+        """`ring`: bytes of all buffers, of which there are two at least."""
+        self._blocks = blocks
         self._card = device.type == "cuda"
-        size = size_of(parts)
-        count = max(2, min(len(places), int(ring) // size))
+        size = max(size_of(part for part, _ in stored) for stored in blocks)
+        count = max(2, min(len(blocks), int(ring) // size))
         self._free = [on_host(size, device) for _ in range(count)]
         self._copied: dict[int, torch.cuda.Event] = {}
         self._staged: dict[int, tuple[Tensor, list[Future[None]]]] = {}
@@ -209,7 +200,7 @@ class Filed:
             self._copied[buffer.data_ptr()] = event
         self._free.append(buffer)
         for ahead in range(1, len(self._free) + 1):
-            following = (number + ahead) % len(self._places)
+            following = (number + ahead) % len(self._blocks)
             if self._free and following not in self._staged:
                 self._stage(following)
 
@@ -225,22 +216,21 @@ class Filed:
         buffer = self._free.pop(0)
         copied = self._copied.pop(buffer.data_ptr(), None)
         reads = [
-            self._pool.submit(self._fill, buffer, copied, number, slice(first, None, THREADS))
+            self._pool.submit(self._fill, buffer, copied, self._blocks[number][first::THREADS])
             for first in range(THREADS)
         ]
         self._staged[number] = buffer, reads
 
-    def _fill(
-        self, buffer: Tensor, copied: torch.cuda.Event | None, number: int, some: slice
-    ) -> None:
+    def _fill(self, buffer: Tensor, copied: torch.cuda.Event | None, some: Stored) -> None:
         if copied:
             copied.synchronize()
-        read_block(buffer, self._parts[some], self._places[number][some])
+        read_block(buffer, some)
 
     def bytes_of(self, number: int) -> Tensor:
         """See `Host.bytes_of`."""
-        buffer = torch.empty(size_of(self._parts), dtype=torch.uint8)
-        read_block(buffer, self._parts, self._places[number])
+        stored = self._blocks[number]
+        buffer = torch.empty(size_of(part for part, _ in stored), dtype=torch.uint8)
+        read_block(buffer, stored)
         return buffer
 
     def close(self) -> None:
@@ -251,7 +241,7 @@ class Filed:
 
 
 class Streamed:
-    """Blocks of one shape that run in turn, with weights in two buffers on the device.
+    """Blocks that run in turn, with weights in two buffers on the device.
 
     Each block's parameters are views of one of the buffers for good; only what is in it
     changes. Right in whatever order blocks are called; quick in their own.
@@ -262,8 +252,7 @@ class Streamed:
         self._blocks = list(blocks)
         self._host = host
         self._device = device
-        self._parts = layout(self._blocks[0])
-        size = size_of(self._parts)
+        size = max(size_of(layout(block)) for block in blocks)
         self._buffers = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(SLOTS)]
         self._holds: list[int | None] = [None] * SLOTS
         cuda = device.type == "cuda"
@@ -271,7 +260,7 @@ class Streamed:
         self._ready: list[Any] = [torch.cuda.Event() if cuda else None for _ in range(SLOTS)]
         self._done: list[Any] = [None] * SLOTS
         for number, block in enumerate(self._blocks):
-            self._point(block, self._buffers[number % SLOTS])
+            point(block, self._buffers[number % SLOTS])
         self._handles = [
             handle
             for number, block in enumerate(self._blocks)
@@ -283,11 +272,6 @@ class Streamed:
 
     def _hook(self, act: Callable[[int], None], number: int) -> Callable[..., None]:
         return lambda *_: act(number)
-
-    def _point(self, block: torch.nn.Module, buffer: Tensor) -> None:
-        # By order, not by name: a LoRA's branch puts a level between.
-        for part, name in zip(self._parts, names_of(block), strict=True):
-            replace(block, name, part.of(buffer))
 
     def _before(self, number: int) -> None:
         """The block's weights are there before it runs."""
@@ -338,17 +322,16 @@ class Streamed:
             self._stream.synchronize()
         self._buffers = []
         for number, block in enumerate(self._blocks):
-            self._point(block, self._host.bytes_of(number).to(self._device, copy=True))
+            point(block, self._host.bytes_of(number).to(self._device, copy=True))
         self._host.close()
 
 
 @contextlib.contextmanager
 def streamed(blocks: Sequence[torch.nn.Module], device: torch.device) -> Iterator[Streamed]:
     """Have resident `blocks` streamed for a while: the last rung but one when memory runs out."""
-    parts = layout(blocks[0])
-    host = Held.of(blocks, parts, device)
+    host = Held.of(blocks, device)
     for block in blocks:  # their memory goes before the buffers come
-        empty(block, parts)
+        empty(block)
     stream = Streamed(blocks, host, device)
     try:
         yield stream
@@ -365,8 +348,12 @@ class Offloaded:
         self._host = [(parameter, parameter.data) for parameter in module.parameters()]
 
     def __enter__(self) -> None:
-        for parameter, host in self._host:
-            parameter.data = host.to(self._device, non_blocking=True, copy=True)
+        try:
+            for parameter, host in self._host:
+                parameter.data = host.to(self._device, non_blocking=True, copy=True)
+        except BaseException:  # half an encoder would take the room of whatever is tried next
+            self.__exit__()
+            raise
 
     def __exit__(self, *_: object) -> None:
         for parameter, host in self._host:
