@@ -156,7 +156,7 @@ def test_short_memory_of_the_host() -> None:
     """Weights that lie ready in files need no copies in memory, others do."""
     short = Machine(12 * GB, 8 * GB, capability=(9, 0))
     found = memory_plan.plan(REAL, short)
-    assert found.ring and found.fits and found.ram <= memory_plan.RING
+    assert found.ring and found.fits and found.ram <= memory_plan.RING <= 1 * GB
     bare = memory_plan.plan(SMALL_ENCODER, short)
     assert not bare.ring and not bare.fits
     roomy = memory_plan.plan(REAL, Machine(12 * GB, ROOM))
@@ -526,6 +526,18 @@ def test_streaming_changes_no_bit(host: Callable[..., Any], count: int, tmp_path
 
 def memory_of(blocks: list[torch.nn.Module]) -> set[int]:
     return {p.untyped_storage().data_ptr() for block in blocks for p in block.parameters()}
+
+
+def test_a_ring_is_as_large_as_it_may_be(tmp_path: Path) -> None:
+    """Of pinned memory, which nobody else has while it is; 1 GB unless said otherwise."""
+    blocks = blocks_of(5)
+    stored = in_file(blocks, tmp_path)
+    size = streaming.size_of(part for part, _ in stored[0])
+    default = streaming.Filed.__init__.__defaults__
+    assert default == (memory_plan.RING,)
+    for wanted, count in ((1, 2), (3 * size, 3), (3 * size + 1, 3), (99 * size, 5)):
+        ring = streaming.Filed(stored, CPU, ring=wanted)
+        assert len(ring._free) == count
 
 
 def test_a_block_that_fails_stops_nothing(tmp_path: Path) -> None:

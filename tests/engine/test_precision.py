@@ -389,3 +389,20 @@ def test_layers_that_ask_for_16_bits_get_them() -> None:
     marked.bias.data.fill_(0.5)
     x = gaussian(3, 32)
     assert torch.allclose(marked(x), x @ weight.float().t() + 0.5, atol=1e-5)
+
+
+def test_scales_are_powers_of_two() -> None:
+    """So scale times weight is exact in bfloat16, and rescaled rows are rounded as before."""
+    _, scale = linears.by_row(torch.randn(64, 32, generator=torch.Generator().manual_seed(3)))
+    assert (torch.frexp(scale).mantissa == 0.5).all()
+
+
+def test_a_product_that_is_a_little_off_is_refused() -> None:
+    """Not an error, not nonsense: 5 % beyond what rounding takes."""
+
+    class Off(linears.WeightOnly):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 1.05
+
+    assert "its error is 0.05" in (precision.complaint(precision.Recipe("off", Off), CPU) or "")
+    assert precision.complaint(precision.WEIGHTS, CPU) is None
