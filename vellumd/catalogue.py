@@ -69,6 +69,7 @@ CATALOGUE = {
             modulation=13_600_000_000,
             encoder_layer=466_000_000,
             encoder=15_500_000_000,
+            embedding=1_090_000_000,
             vae=250_000_000,
             lora=849_600_000,
         ),  # FP8, the encoder in bfloat16, Lightning beside the weights

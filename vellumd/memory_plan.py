@@ -93,7 +93,7 @@ class Sizes:
     """Bytes of a model as it will be held.
 
     `rest` is what the transformer has outside its blocks, `modulation` what tables stand for.
-    `encoder_layer` is the largest, `encoder` all of them with the embedding. `in_files`:
+    `encoder_layer` is the largest, `encoder` all of them with the `embedding`. `in_files`:
     blocks and layers lie in files just as they are held, so they can be read from there.
     `lora` is what LoRAs that are not inside the weights have in their files.
     """
@@ -104,6 +104,7 @@ class Sizes:
     modulation: int
     encoder_layer: int
     encoder: int
+    embedding: int
     vae: int
     lora: int = 0
     in_files: bool = False
@@ -136,8 +137,8 @@ class Plan:
     """Where everything lies.
 
     `streamed`: blocks of the transformer that come from the host at each forward. `tabled`:
-    modulation is answered from tables. `ring`: the host holds no whole weights; they are
-    read from files through a ring of pinned buffers. `tiled`: the VAE works in tiles.
+    modulation is answered from tables. `ring`: the host holds no blocks and no layers; they are
+    read from files through one ring of pinned buffers. `tiled`: the VAE works in tiles.
     `vram` and `ram` are expected peaks in bytes, `seconds` those of an edit with 1 and 3
     references by `balanced`. `room`: bytes that tier turbo may keep keys and values in, beside
     all else; None where nothing limits it. `kept` is what it says of that in words.
@@ -267,8 +268,8 @@ def _with_figures(sizes: Sizes, machine: Machine, one: Plan, kinds: tuple[Kept, 
     """`one` with what the host does for it, and with what it is expected to take."""
     whole = one.streamed * sizes.block + (0 if one.encoder == "resident" else sizes.encoder)
     ring = sizes.in_files and whole > machine.ram
-    moved = sizes.encoder if one.encoder == "offloaded" else 0
-    ram = moved + min(RING, whole - moved) if ring else whole
+    stays = {"resident": 0, "offloaded": sizes.encoder, "streamed": sizes.embedding}[one.encoder]
+    ram = stays + min(RING, whole - stays) if ring else whole
     vram, room = peak(sizes, one), max(0, machine.room - denoising(sizes, one))
     return replace(
         one,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -47,12 +49,13 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 DEMO = model_card.DEMO_FOLDER
 REAL = Sizes(
     block=227_000_000, blocks=60, rest=int(0.15e9), modulation=int(13.6e9),
-    encoder_layer=466_000_000, encoder=int(15.5e9), vae=int(0.25e9), in_files=True,
+    encoder_layer=466_000_000, encoder=int(15.5e9), embedding=int(1.09e9), vae=int(0.25e9),
+    in_files=True,
 )  # fmt: skip
 """Qwen-Image-Edit-2511 as FP8, the encoder in bfloat16."""
 SMALL_ENCODER = Sizes(
     block=227_000_000, blocks=60, rest=int(0.15e9), modulation=int(13.6e9),
-    encoder_layer=233_000_000, encoder=int(7.2e9), vae=int(0.25e9),
+    encoder_layer=233_000_000, encoder=int(7.2e9), embedding=int(0.54e9), vae=int(0.25e9),
 )  # fmt: skip
 ROOM = 64 * GB
 RESULTS = Path(__file__).parents[1] / "bench" / "results" / "card_h200"
@@ -156,7 +159,9 @@ def test_short_memory_of_the_host() -> None:
     """Weights that lie ready in files need no copies in memory, others do."""
     short = Machine(12 * GB, 8 * GB, capability=(9, 0))
     found = memory_plan.plan(REAL, short)
-    assert found.ring and found.fits and found.ram <= memory_plan.RING <= 1 * GB
+    assert found.ring and found.fits
+    assert found.ram == memory_plan.RING + REAL.embedding
+    assert memory_plan.RING <= 1 * GB
     bare = memory_plan.plan(SMALL_ENCODER, short)
     assert not bare.ring and not bare.fits
     roomy = memory_plan.plan(REAL, Machine(12 * GB, ROOM))
@@ -219,11 +224,12 @@ def test_planned_memory_is_what_a_card_took(vram: float, budget: str, encoder: s
 
     CUDA's own is not in what torch measures. The plan is for bfloat16 too, which takes 0.2 GB more.
     """
-    memory = json.loads((RESULTS / "memory-earlier.json").read_text())
+    own = memory_plan.CONTEXT + 0.2 * GB
+    memory = json.loads((RESULTS / "memory-second.json").read_text())
     measured = memory[budget]["edits"]["3 references"]["peak_gb"]
     found = memory_plan.plan(REAL, Machine(int(vram * GB), ROOM), tabled=True)
     assert (found.encoder, found.streamed, found.tabled) == (encoder, 0, True)
-    assert (found.vram - memory_plan.CONTEXT) / GB == pytest.approx(measured, abs=0.4)
+    assert (found.vram - own) / GB == pytest.approx(measured, abs=0.3)
     assert found.vram - memory_plan.CONTEXT > (measured - 0.1) * GB
 
 
@@ -482,7 +488,7 @@ def held(blocks: list[torch.nn.Module], tmp_path: Path) -> streaming.Host:
 
 def filed(blocks: list[torch.nn.Module], tmp_path: Path) -> streaming.Host:
     """A ring of two buffers, whatever the number of blocks."""
-    return streaming.Filed(in_file(blocks, tmp_path), CPU, ring=1)
+    return streaming.Filed(in_file(blocks, tmp_path), streaming.Ring(CPU, 1))
 
 
 def from_file(blocks: list[torch.nn.Module], tmp_path: Path) -> streaming.Held:
@@ -598,7 +604,11 @@ def berthed(blocks: list[streaming.Stored], card: torch.device) -> streaming.Hel
     return streaming.Held([berths.memory(f"{number}.") for number in range(len(blocks))])
 
 
-@pytest.mark.parametrize("host", [streaming.Held.of_files, streaming.Filed, berthed])
+def ringed(blocks: list[streaming.Stored], card: torch.device) -> streaming.Filed:
+    return streaming.Filed(blocks, streaming.Ring(card))
+
+
+@pytest.mark.parametrize("host", [streaming.Held.of_files, ringed, berthed])
 def test_a_system_that_pins_nothing(
     host: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -616,7 +626,34 @@ def test_a_system_that_pins_nothing(
     for part, _ in blocks[2]:
         assert torch.equal(part.of(made.bytes_of(2)), part.of(wanted))
     made.close()
-    assert len(refused) >= 2
+    assert refused
+
+
+def test_kinds_of_blocks_share_a_ring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gigabyte in all, however often one ends where the other is not yet done reading ahead,
+    and also when larger blocks come after smaller ones."""
+    made: list[int] = []
+
+    def on_host(size: int, device: torch.device) -> torch.Tensor:
+        assert len(ring._memory) == 0  # what was there is gone before
+        made.append(size)
+        return pinned.on_host(size, device)
+
+    monkeypatch.setattr(streaming, "on_host", on_host)
+    ring, kinds, expected, streams = streaming.Ring(CPU, 12_000), [], [], []
+    for number, count in enumerate((3, 9, 4)):
+        kinds.append(blocks_of(count))
+        expected.append(run(kinds[-1]))
+        (folder := tmp_path / f"{number}").mkdir()
+        host = streaming.Filed(in_file(kinds[-1], folder), ring)
+        streams.append(streaming.Streamed(kinds[-1], host, CPU))
+    for kind in (0, 1, 2, 0, 2, 1, 1, 0):
+        assert torch.equal(run(kinds[kind]), expected[kind])
+    assert len(made) == 2 and made[0] < made[1] <= 12_000
+    streams[1].drop()
+    assert torch.equal(run(kinds[0]), expected[0])
+    for stream in (streams[0], streams[2]):
+        stream.drop()
 
 
 def test_half_an_encoder_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -635,6 +672,27 @@ def test_half_an_encoder_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(torch.OutOfMemoryError), offloaded:
         pass
     assert len(moved) == 3 and memory_of([encoder]) == home
+
+
+def test_a_read_waits_for_the_copy_before_it(tmp_path: Path) -> None:
+    """Also where the read that waited for it was never begun: a card may still copy then."""
+    host = streaming.Filed(in_file(blocks_of(8), tmp_path), streaming.Ring(CPU, 1))
+    target = torch.zeros(host._size, dtype=torch.uint8)
+    host.copy(0, target)
+    waited: list[int] = []
+    host._skip()
+    for buffer in host._free:
+        address = buffer.data_ptr()
+        event = SimpleNamespace(synchronize=partial(waited.append, address))
+        host._copied[address] = cast(Any, event)
+    pool, host._pool = host._pool, cast(Any, SimpleNamespace(submit=lambda *_: Future()))
+    host._stage(3)
+    host._skip()
+    host._pool = pool
+    assert not waited
+    host.copy(5, target)
+    host.close()
+    assert set(waited) == {buffer.data_ptr() for buffer in host._ring._memory.split(host._size)}
 
 
 def test_a_file_that_is_lost_is_told(tmp_path: Path) -> None:

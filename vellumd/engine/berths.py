@@ -27,9 +27,13 @@ class Berths:
         self._memory: dict[str, Future[Tensor]] = {}
         self._parts: dict[str, tuple[str, Part]] = {}
 
-    def add(self, prefix: str, parts: Sequence[Part]) -> None:
-        """One for the weights whose names are `prefix` and that of one of `parts`."""
-        self._memory[prefix] = self._pool.submit(on_host, size_of(parts), self._device)
+    def add(self, prefix: str, parts: Sequence[Part], *, pinned: bool = True) -> None:
+        """One for the weights whose names are `prefix` and that of one of `parts`.
+
+        Without `pinned` for those that are used on the host.
+        """
+        device = self._device if pinned else torch.device("cpu")
+        self._memory[prefix] = self._pool.submit(on_host, size_of(parts), device)
         self._parts |= {prefix + part.name: (prefix, part) for part in parts}
 
     def memory(self, prefix: str) -> Tensor:

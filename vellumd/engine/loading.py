@@ -131,23 +131,21 @@ def load(
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler.load_config(model.base / "scheduler")
     size = sum(part.nbytes for part in (model.text_encoder, model.vae))
     read = Read(beat, size + _transformer_size(model, ready))
-    placing = _placing(plan, device, model, ready, dtype, read)
     placed = Placed()
+    placing = _placing(plan, device, model, ready, dtype, placed, read)
     with Reader(device, read) as reader, placing:
         with _part("text_encoder", read):
             text_encoder = _text_encoder(model)
             typed(text_encoder, dtype)
             fit = placing.encoder_fit(text_encoder, weights.dense(dtype))
             weights.fill(text_encoder, model.text_encoder, reader, fit, placing.skips)
-            placing.encoder(text_encoder, model.text_encoder, placed)
+            placing.encoder(text_encoder, model.text_encoder)
         with _part("vae", read):
             vae = empty(diffusers.AutoencoderKLQwenImage, model.configs["vae"])
             adapt = last_taps(vae)
             weights.check(flatten(vae), model.vae, adapt)
             weights.fill(vae, model.vae, reader, weights.dense(dtype, adapt))
-        transformer, table = _transformer(
-            model, reader, dtype, recipe, keep, ready, placing, placed, read
-        )
+        transformer, table = _transformer(model, reader, dtype, recipe, keep, ready, placing, read)
     log.info("loaded %s", read)
     vae.to(device)
     for module in (transformer, text_encoder, vae):
@@ -164,6 +162,7 @@ def _placing(
     model: Model,
     ready: Artefact | None,
     dtype: torch.dtype,
+    placed: Placed,
     read: Read,
 ) -> Placing:
     plan = plan or Plan(tabled=ready is not None)
@@ -172,6 +171,7 @@ def _placing(
         plan,
         device,
         int(model.configs["transformer"]["num_layers"]),
+        placed,
         transformer_as_held=half and ready is not None,
         encoder_as_held=half and is_as_held(model.text_encoder),
         read=read,
@@ -201,11 +201,11 @@ def exchange(
     The old transformer must be held by nobody else: its memory is wanted for the new one.
     """
     read = Read(beat, _transformer_size(parts.model, ready), phase="swap")
-    placing = _placing(plan, parts.device, parts.model, ready, parts.dtype, read)
+    placed = replace(parts.placed, blocks=None)
+    placing = _placing(plan, parts.device, parts.model, ready, parts.dtype, placed, read)
     with Reader(parts.device, read) as reader, placing:
-        placed = replace(parts.placed, blocks=None)
         transformer, table = _transformer(
-            parts.model, reader, parts.dtype, recipe, keep, ready, placing, placed, read
+            parts.model, reader, parts.dtype, recipe, keep, ready, placing, read
         )
     log.info("exchanged the transformer: %s", read)
     transformer.eval().requires_grad_(False)
@@ -232,7 +232,6 @@ def _transformer(
     keep: Iterable[str],
     ready: Artefact | None,
     placing: Placing,
-    placed: Placed,
     read: Read,
 ) -> tuple[Any, Tables | None]:
     """The transformer as `recipe` says, and the table that stands for its modulation, if any."""
@@ -244,7 +243,7 @@ def _transformer(
         typed(transformer, dtype)
         fit = placing.transformer_fit(transformer, fit)
         weights.fill(transformer, held, reader, fit, placing.skips)
-        placed.blocks = placing.transformer(transformer, held)
+        placing.transformer(transformer, held)
         transformer.to(reader.device)
         if table is not None and ready is not None:
             places = header.read(ready.folder / artefact.TABLES).tensors

@@ -20,7 +20,7 @@ from vellumd.engine import memory
 from vellumd.engine.berths import Berths
 from vellumd.engine.precision import BLOCKS, KEPT, Recipe, is_small
 from vellumd.engine.reading import DTYPES
-from vellumd.engine.streaming import Filed, Held, Host, Offloaded, Stored, Streamed, layout
+from vellumd.engine.streaming import Filed, Held, Host, Offloaded, Ring, Stored, Streamed, layout
 from vellumd.engine.weights import Fit
 from vellumd.memory_plan import GB, Kept, KeysValues, Machine, Plan, Sizes
 from vellumd.settings import EngineSettings
@@ -117,6 +117,7 @@ def sizes_of(
         modulation=modulation,
         encoder_layer=max(layers.values()) * width,
         encoder=model.text_encoder.count * width,
+        embedding=model.text_encoder.weights[f"{EMBEDDING}weight"].place.count * width,
         vae=model.vae.count * width,
         in_files=ready is not None and width == 2 and is_as_held(model.text_encoder),
         kv=keys_values(heads, head, blocks, width),
@@ -144,6 +145,8 @@ class Placed:
     blocks: Streamed | None = None
     encoder: list[Streamed] = field(default_factory=list)
     offloaded: Offloaded | None = None
+    ring: Ring | None = None
+    """What blocks and layers that are read from files pass through."""
 
     def encoding(self) -> contextlib.AbstractContextManager[None]:
         """Within it the text encoder is where it can be used."""
@@ -158,18 +161,20 @@ class Placing:
         plan: Plan,
         device: torch.device,
         blocks: int,
+        placed: Placed,
         *,
         transformer_as_held: bool,
         encoder_as_held: bool,
         read: Callable[[int], None] = lambda size: None,
     ) -> None:
-        """`blocks`: how many the transformer has. `.._as_held`: whether those, or the layers of
-        the encoder, lie in their files just as a card holds them.
+        """`blocks`: how many the transformer has. What moves is added to `placed`. `.._as_held`:
+        whether those, or the layers of the encoder, lie in their files just as a card holds them.
 
         `read` is told the bytes of blocks that are read here.
         """
         self.plan = plan
         self.device = device
+        self.placed = placed
         self._transformer_as_held = transformer_as_held
         self._encoder_as_held = encoder_as_held
         self._read = read
@@ -202,25 +207,28 @@ class Placing:
 
     def encoder_fit(self, text_encoder: Any, fit: Fit) -> Fit:
         """`fit`, with what is not to stay on the device moved to the host as it comes."""
-        prefixes = (EMBEDDING, *_layers(text_encoder), *_vision(text_encoder))
+        blocks = [*_layers(text_encoder), *_vision(text_encoder)]
         if self.plan.encoder == "streamed":
-            self._berth(text_encoder, prefixes[:1] if self._encoder_as_held else prefixes)
+            words = text_encoder.model.language_model.embed_tokens
+            self._berths.add(EMBEDDING, layout(words), pinned=False)
+            if not self._encoder_as_held:
+                self._berth(text_encoder, blocks)
         elif self.plan.encoder == "offloaded":
+            prefixes = (EMBEDDING, *blocks)
             self._berth(text_encoder, prefixes)
             for part in layout(text_encoder):  # the little that is outside of them
                 if not part.name.startswith(prefixes):
                     self._berths.add(part.name, [replace(part, name="", offset=0)])
         return self._berths.filling(fit)
 
-    def transformer(self, transformer: Any, checkpoint: Checkpoint) -> Streamed | None:
+    def transformer(self, transformer: Any, checkpoint: Checkpoint) -> None:
         """Have the transformer's streamed blocks streamed; `checkpoint` is what was read."""
-        if not self._streamed:
-            return None
-        return self._streaming(
-            transformer, self._streamed, checkpoint, as_held=self._transformer_as_held
-        )
+        if self._streamed:
+            self.placed.blocks = self._streaming(
+                transformer, self._streamed, checkpoint, as_held=self._transformer_as_held
+            )
 
-    def encoder(self, text_encoder: Any, checkpoint: Checkpoint, placed: Placed) -> None:
+    def encoder(self, text_encoder: Any, checkpoint: Checkpoint) -> None:
         """Have the text encoder where the plan says."""
         if self.plan.encoder == "resident":
             text_encoder.to(self.device)
@@ -229,10 +237,10 @@ class Placing:
             for name, buffer in module._buffers.items():
                 module._buffers[name] = None if buffer is None else buffer.to(self.device)
         if self.plan.encoder == "offloaded":
-            placed.offloaded = Offloaded(text_encoder, self.device)
+            self.placed.offloaded = Offloaded(text_encoder, self.device)
             return
         for prefixes in (_layers(text_encoder), _vision(text_encoder)):
-            placed.encoder.append(
+            self.placed.encoder.append(
                 self._streaming(text_encoder, prefixes, checkpoint, as_held=self._encoder_as_held)
             )
         embed_on_host(text_encoder.model.language_model.embed_tokens, self.device)
@@ -257,7 +265,8 @@ class Placing:
             stored = [_stored(checkpoint, prefix, block)
                       for prefix, block in zip(prefixes, blocks, strict=True)]  # fmt: skip
             if self.plan.ring:
-                host = Filed(stored, self.device)
+                self.placed.ring = self.placed.ring or Ring(self.device)
+                host = Filed(stored, self.placed.ring)
             else:
                 host = Held.of_files(stored, self.device, self._read)
         return Streamed(blocks, host, self.device)

@@ -166,22 +166,59 @@ class Held:
         self._blocks = []
 
 
+class Ring:
+    """Memory that blocks from files pass through. Those of several kinds share it: each kind has
+    all of it while it runs.
+    """
+
+    def __init__(self, device: torch.device, most: float = RING) -> None:
+        """Without memory yet; of `most` bytes later, if two blocks have room in them."""
+        self._device = device
+        self._most = int(most)
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._give_back: Callable[[], None] | None = None
+
+    def reserve(self, size: int, blocks: int) -> int:
+        """Have room for buffers of `size` bytes; how many are of use to so many `blocks`."""
+        count = max(2, min(blocks, self._most // size))
+        if count * size > len(self._memory):
+            self._end_loan()
+            self._memory = torch.empty(0, dtype=torch.uint8)  # before the new one comes
+            self._memory = on_host(count * size, self._device)
+        return count
+
+    def lend(self, size: int, count: int, give_back: Callable[[], None]) -> list[Tensor]:
+        """`count` buffers of `size` bytes, until somebody else wants some: then `give_back` is
+        called, after which nobody touches these.
+        """
+        self._end_loan()
+        self._give_back = give_back
+        return list(self._memory[: count * size].split(size))
+
+    def _end_loan(self) -> None:
+        if self._give_back is not None:
+            self._give_back()
+        self._give_back = None
+
+
 class Filed:
     """Blocks in files, read ahead in the order in which they run, through a ring of buffers."""
 
-    def __init__(self, blocks: Sequence[Stored], device: torch.device, ring: float = RING) -> None:
-        """`ring`: bytes of all buffers, of which there are two at least."""
+    def __init__(self, blocks: Sequence[Stored], ring: Ring) -> None:
+        """Borrows `ring` when a block is asked for."""
         self._blocks = blocks
-        self._card = device.type == "cuda"
-        size = max(size_of(part for part, _ in stored) for stored in blocks)
-        count = max(2, min(len(blocks), int(ring) // size))
-        self._free = [on_host(size, device) for _ in range(count)]
+        self._ring = ring
+        self._size = max(size_of(part for part, _ in stored) for stored in blocks)
+        self._count = ring.reserve(self._size, len(blocks))
+        self._free: list[Tensor] = []
         self._copied: dict[int, torch.cuda.Event] = {}
         self._staged: dict[int, tuple[Tensor, list[Future[None]]]] = {}
         self._pool = ThreadPoolExecutor(THREADS, "blocks")
 
     def copy(self, number: int, target: Tensor) -> None:
         """See `Host.copy`."""
+        if not self._free and not self._staged:
+            self._free = self._ring.lend(self._size, self._count, self._give_back)
         if number not in self._staged:
             self._skip()
             self._stage(number)
@@ -194,7 +231,7 @@ class Filed:
             wait(reads)  # before somebody else gets the buffer
             self._free.append(buffer)
             raise
-        if self._card:
+        if target.is_cuda:
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(target.device))
             self._copied[buffer.data_ptr()] = event
@@ -207,14 +244,22 @@ class Filed:
     def _skip(self) -> None:
         """The order was broken, by an edit that was cancelled: what is staged is not next."""
         for buffer, reads in self._staged.values():
-            wait(reads)  # nobody wants what they were to read
+            wait([read for read in reads if not read.cancel()])
             self._free.append(buffer)
         self._staged.clear()
+
+    def _give_back(self) -> None:
+        """Neither reads nor copies touch the ring any more."""
+        self._skip()
+        for copied in self._copied.values():
+            copied.synchronize()
+        self._copied.clear()
+        self._free.clear()
 
     def _stage(self, number: int) -> None:
         """Have a block read, each thread some of its parts: one alone reads 3 GB a second."""
         buffer = self._free.pop(0)
-        copied = self._copied.pop(buffer.data_ptr(), None)
+        copied = self._copied.get(buffer.data_ptr())
         reads = [
             self._pool.submit(self._fill, buffer, copied, self._blocks[number][first::THREADS])
             for first in range(THREADS)
@@ -235,9 +280,8 @@ class Filed:
 
     def close(self) -> None:
         """See `Host.close`."""
-        self._pool.shutdown(cancel_futures=True)
-        self._staged.clear()
-        self._free = []
+        self._give_back()
+        self._pool.shutdown()
 
 
 class Streamed:
