@@ -534,26 +534,6 @@ def memory_of(blocks: list[torch.nn.Module]) -> set[int]:
     return {p.untyped_storage().data_ptr() for block in blocks for p in block.parameters()}
 
 
-def test_a_ring_is_as_large_as_it_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of pinned memory, which nobody else has while it is; 1 GB unless said otherwise."""
-    blocks = blocks_of(5)
-    stored = in_file(blocks, tmp_path)
-    size = max(streaming.size_of(part for part, _ in one) for one in stored)
-    default = streaming.Filed.__init__.__defaults__
-    assert default == (memory_plan.RING,)
-    made: list[int] = []
-
-    def on_host(size: int, device: torch.device) -> torch.Tensor:
-        made.append(size)
-        return torch.empty(size, dtype=torch.uint8)
-
-    monkeypatch.setattr(streaming, "on_host", on_host)
-    for wanted, count in ((1, 2), (3 * size, 3), (3 * size + 1, 3), (99 * size, 5)):
-        made.clear()
-        streaming.Filed(stored, CPU, ring=wanted)
-        assert made == [size] * count
-
-
 def test_a_block_that_fails_stops_nothing(tmp_path: Path) -> None:
     """A cancel in the middle leaves the next forward right."""
     blocks = blocks_of(5)
