@@ -71,7 +71,7 @@ PARTS = [
          ("tests.bench.first",), weights="model"),
     Part("reference", 380, "all methods, 3 references", BENCH, sized=SIZED),
     Part("memory", 400, "artefact, budgets", ("tests.bench.memory",), weights="model"),
-    Part("loads", 290, "how soon an engine is ready: files, budgets",
+    Part("loads", 330, "how soon an engine is ready: files, budgets",
          ("tests.bench.loads",), weights="model"),
     Part("loading", 110, "a transformer to the card, three ways",
          ("tests.bench.loading", "--rounds", "2"), weights="."),

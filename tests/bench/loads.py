@@ -25,8 +25,8 @@ BUDGETS = {
     "an artefact": ("first", "none", "31.5", "24", "12", "6", "12+8"),
     "no artefact": ("none", "24", "12"),
 }
-"""Gigabytes of the card, and of the host after a plus. `first`: without one, and nothing that
-Triton compiled or the engine timed is left from before."""
+"""Gigabytes of the card, and of the host after a plus. `first`: without one, and before Triton
+has compiled or the engine timed anything."""
 
 
 def main() -> None:
@@ -36,30 +36,31 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="the demo, on any machine")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--way", nargs=2, help="load in this one in this process")
+    parser.add_argument("--cache", type=Path, help="where that keeps what it timed")
     args = parser.parse_args()
     if args.way:
-        with tempfile.TemporaryDirectory() as empty:
-            print(json.dumps(measure(args.folder, *args.way, Path(empty), tiny=args.tiny)))
+        print(json.dumps(measure(args.folder, *args.way, args.cache, tiny=args.tiny)))
         return
     from tests.bench import converting, random_model
 
     record = Record(args.out)
     converting.made(random_model.there(args.folder, tiny=args.tiny))
     small = ["--tiny"] if args.tiny else []
-    for files, budgets in BUDGETS.items():
-        resident = None
-        for budget in budgets:
-            found = apart.told(
-                "tests.bench.loads", "--way", files, budget, "--folder", args.folder, *small
-            )
-            resident = resident or found["sha256"]
-            record[f"{files}, {budget}"] = found | {"same": found["sha256"] == resident}
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        given = "--folder", args.folder, "--cache", cache, *small
+        for files, budgets in BUDGETS.items():
+            resident = None
+            for budget in budgets:
+                found = apart.told("tests.bench.loads", "--way", files, budget, *given)
+                resident = resident or found["sha256"]
+                record[f"{files}, {budget}"] = found | {"same": found["sha256"] == resident}
 
 
-def measure(folder: Path, files: str, budget: str, empty: Path, *, tiny: bool) -> dict[str, Any]:
+def measure(
+    folder: Path, files: str, budget: str, cache: Path | None, *, tiny: bool
+) -> dict[str, Any]:
     """Seconds of imports and of a load, what was read meanwhile, and a small edit's picture."""
-    if budget == "first":
-        os.environ["TRITON_CACHE_DIR"] = str(empty)
     began = time.perf_counter()
     import torch
 
@@ -69,10 +70,9 @@ def measure(folder: Path, files: str, budget: str, empty: Path, *, tiny: bool) -
     if tiny:
         torch.set_num_threads(1)
     settings = limits(budget, tiny=tiny) | ({"recipe": "fp8-weights"} if tiny else {})
-    ready = converting.folder_of(folder) if files == "an artefact" else empty / "none"
-    engine, told = edits.loaded(
-        folder, cache=empty if budget == "first" else None, artifact_dir=str(ready), **settings
-    )
+    artefacts = converting.folder_of(folder)
+    ready = artefacts if files == "an artefact" else artefacts / "none"
+    engine, told = edits.loaded(folder, cache=cache, artifact_dir=str(ready), **settings)
     wanted = edits.Wanted(1, steps=2, tiny=tiny)
     pictures = edits.pictures(folder, "new", 1)
     return {

@@ -630,6 +630,7 @@ def test_kinds_of_blocks_share_a_ring(tmp_path: Path, monkeypatch: pytest.Monkey
     for kind in (0, 1, 2, 0, 2, 1, 1, 0):
         assert torch.equal(run(kinds[kind]), expected[kind])
     assert len(made) == 2 and made[0] < made[1] <= 12_000
+    assert streaming.Ring(CPU)._most == memory_plan.RING
     streams[1].drop()
     assert torch.equal(run(kinds[0]), expected[0])
     for stream in (streams[0], streams[2]):

@@ -265,6 +265,18 @@ def bytes_of(module: torch.nn.Module) -> int:
     return streaming.size_of(streaming.layout(module))
 
 
+def test_what_is_used_on_the_host_is_not_pinned(driver: Driver) -> None:
+    """A gigabyte of words, of which the card gets rows."""
+    words = torch.nn.Linear(8, 8)
+    waiting = berths.Berths(CARD)
+    waiting.add("words.", streaming.layout(words), pinned=False)
+    waiting.add("block.", streaming.layout(words))
+    block = waiting.memory("block.")
+    assert len(waiting.memory("words.")) == len(block)
+    assert driver.held() == [block.data_ptr()]
+    waiting.close()
+
+
 def test_a_card_copies_to_what_is_pinned(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     """To other memory it copies by way of the driver's own, many times slower."""
     pinned_by_then = []

@@ -207,18 +207,14 @@ class Placing:
 
     def encoder_fit(self, text_encoder: Any, fit: Fit) -> Fit:
         """`fit`, with what is not to stay on the device moved to the host as it comes."""
-        blocks = [*_layers(text_encoder), *_vision(text_encoder)]
         if self.plan.encoder == "streamed":
             words = text_encoder.model.language_model.embed_tokens
             self._berths.add(EMBEDDING, layout(words), pinned=False)
             if not self._encoder_as_held:
-                self._berth(text_encoder, blocks)
+                self._berth(text_encoder, [*_layers(text_encoder), *_vision(text_encoder)])
         elif self.plan.encoder == "offloaded":
-            prefixes = (EMBEDDING, *blocks)
-            self._berth(text_encoder, prefixes)
-            for part in layout(text_encoder):  # the little that is outside of them
-                if not part.name.startswith(prefixes):
-                    self._berths.add(part.name, [replace(part, name="", offset=0)])
+            for part in layout(text_encoder):
+                self._berths.add(part.name, [replace(part, name="", offset=0)])
         return self._berths.filling(fit)
 
     def transformer(self, transformer: Any, checkpoint: Checkpoint) -> None:
