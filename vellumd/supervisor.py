@@ -425,5 +425,8 @@ class Supervisor:
     def _set(self, **change: Any) -> None:
         before, self.state = self.state.state, replace(self.state, **change)
         if self.state.state != before:
-            (self._failed.set if self.state.state == "failed" else self._failed.clear)()
+            if self.state.state == "failed":
+                self._failed.set()
+            else:
+                self._failed.clear()
             self._on_state(self.state)
