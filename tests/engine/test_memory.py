@@ -152,6 +152,9 @@ def test_what_the_encoder_takes_of_the_host_counts_once(monkeypatch: pytest.Monk
 
     assert found(None).ring and not found(home).ring
     assert found(replace(home, ring=True)).ring
+    # Beside a ring, which a swap lets go of and makes anew, the host keeps the embedding.
+    left.available = memory_plan.RING + GB // 10
+    assert found(replace(home, ring=True)).fits and not found(None).fits
     assert found(home, settings.model_copy(update={"ram_budget_gb": 14.5})).ring
 
 

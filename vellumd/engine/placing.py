@@ -54,10 +54,12 @@ def plan(
         return Plan(tabled=ready is not None)
     width = 2 if device.type == "cuda" else 4
     sizes = sizes_of(model, ready, recipe, settings.keep, width)
-    hosted = home is not None and home.encoder != "resident" and not home.ring
+    hosted = 0
+    if home is not None and home.encoder != "resident":
+        hosted = sizes.embedding if home.ring else sizes.encoder
     return memory_plan.plan(
         replace(sizes, lora=lora),
-        machine(settings, device, recipe, sizes.encoder if hosted else 0),
+        machine(settings, device, recipe, hosted),
         KINDS[settings.turbo_kv],
         turbo=settings.tier == "turbo",
         tabled=ready is not None,
