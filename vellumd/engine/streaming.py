@@ -175,16 +175,13 @@ class Ring:
         """Without memory yet; of `most` bytes later, if two blocks have room in them."""
         self._device = device
         self._most = int(most)
-        self._memory = torch.empty(0, dtype=torch.uint8)
         self._give_back: Callable[[], None] | None = None
+        self.clear()
 
     def reserve(self, size: int, blocks: int) -> int:
         """Have room for buffers of `size` bytes; how many are of use to so many `blocks`."""
         count = max(2, min(blocks, self._most // size))
-        if count * size > len(self._memory):
-            self._end_loan()
-            self._memory = torch.empty(0, dtype=torch.uint8)  # before the new one comes
-            self._memory = on_host(count * size, self._device)
+        self._grow(count * size)
         return count
 
     def lend(self, size: int, count: int, give_back: Callable[[], None]) -> list[Tensor]:
@@ -192,8 +189,19 @@ class Ring:
         called, after which nobody touches these.
         """
         self._end_loan()
+        self._grow(count * size)  # what was reserved is gone after `clear`, or where none came
         self._give_back = give_back
         return list(self._memory[: count * size].split(size))
+
+    def clear(self) -> None:
+        """Let go of the memory, until somebody wants some."""
+        self._end_loan()
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def _grow(self, size: int) -> None:
+        if size > len(self._memory):
+            self.clear()  # before the new one comes
+            self._memory = on_host(size, self._device)
 
     def _end_loan(self) -> None:
         if self._give_back is not None:
@@ -224,8 +232,9 @@ class Filed:
             self._stage(number)
         buffer, reads = self._staged.pop(number)
         try:
-            for read in reads:
-                read.result()
+            wait(reads)
+            if any(read.exception() for read in reads):  # too early: the file may be back
+                read_block(buffer, self._blocks[number])
             target.copy_(buffer, non_blocking=True)
         except BaseException:
             wait(reads)  # before somebody else gets the buffer
@@ -236,7 +245,7 @@ class Filed:
             event.record(torch.cuda.current_stream(target.device))
             self._copied[buffer.data_ptr()] = event
         self._free.append(buffer)
-        for ahead in range(1, len(self._free) + 1):
+        for ahead in range(1, self._count + 1):
             following = (number + ahead) % len(self._blocks)
             if self._free and following not in self._staged:
                 self._stage(following)
@@ -280,7 +289,7 @@ class Filed:
 
     def close(self) -> None:
         """See `Host.close`."""
-        self._give_back()
+        self._ring.clear()
         self._pool.shutdown()
 
 
