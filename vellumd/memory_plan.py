@@ -137,8 +137,8 @@ class Plan:
     """Where everything lies.
 
     `streamed`: blocks of the transformer that come from the host at each forward. `tabled`:
-    modulation is answered from tables. `ring`: the host holds no blocks and no layers; they are
-    read from files through one ring of pinned buffers. `tiled`: the VAE works in tiles.
+    modulation is answered from tables. `ring`: the host holds nothing of what is streamed, which
+    is read from files through one ring of pinned buffers. `tiled`: the VAE works in tiles.
     `vram` and `ram` are expected peaks in bytes, `seconds` those of an edit with 1 and 3
     references by `balanced`. `room`: bytes that tier turbo may keep keys and values in, beside
     all else; None where nothing limits it. `kept` is what it says of that in words.

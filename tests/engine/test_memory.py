@@ -833,6 +833,62 @@ def test_blocks_from_files_paint_the_same(tmp_path: Path) -> None:
     assert read == [read[0], read[0] - moved[0], read[0]]
 
 
+def test_swaps_and_cancels_beside_a_ring(tmp_path: Path) -> None:
+    """To larger blocks and back, the first time in vain; wherever an edit breaks off, encoder and
+    blocks find their own bytes in what they share."""
+    from vellumd import errors
+
+    card = model_card.read("demo").model_copy(update={"canvas_area": 4096, "vision_area": 4096})
+    (file := tmp_path / "input.png").write_bytes(encoded(picture(80, 60)))
+    edit = resolved([reference(file.read_bytes())], true_cfg_scale=2.0)
+    keeps: dict[str, tuple[str, ...]] = {"small": (), "large": ("attn.to_q", "img_mlp.net.2")}
+    wanted, found = dict[str, bytes](), dict[str, artefact.Artefact]()
+
+    def painted(parts: loading.Parts, looks: int | None = None) -> bytes:
+        cancelled = partial(next, iter([False] * (looks or 0)), looks is not None)
+        model = Model(parts, lora.Loras(parts, DEMO, card, {}), card)
+        (result,) = Run(model, edit, Told(), cancelled).pictures([file])
+        return result.tobytes()
+
+    def loaded(kind: str, plan: Plan) -> loading.Parts:
+        given = precision.ROWS, keeps[kind], found[kind], plan, torch.bfloat16
+        return loading.load(DEMO, CPU, lambda *_: None, *given)
+
+    for kind, keep in keeps.items():
+        convert.Conversion(open_model(DEMO), card, keep=keep).run(
+            tmp_path / kind / "a", lambda *_: None
+        )
+        (found[kind],) = artefact.found(tmp_path / kind)
+        wanted[kind] = painted(loaded(kind, Plan(tabled=True)))
+    assert wanted["small"] != wanted["large"]
+    plan = Plan(tabled=True, encoder="streamed", streamed=5, ring=True)
+    parts = loaded("small", plan)
+    assert parts.placed.ring is not None
+    for looks in range(2, 20, 4):
+        with pytest.raises(errors.Cancelled):
+            painted(parts, looks)
+        assert painted(parts) == wanted["small"]
+    parts.placed.ring.clear()  # it comes again in the middle of an edit
+    assert painted(parts) == wanted["small"]
+
+    def exchanged(parts: loading.Parts, kind: str) -> loading.Parts:
+        given = precision.ROWS, keeps[kind], found[kind], plan
+        return loading.exchange(parts, lambda *_: None, *given)
+
+    for kind in ("large", "small"):
+        assert parts.placed.blocks is not None
+        parts.placed.blocks.drop()
+        bare = replace(parts, transformer=None, table=None)
+        shard = sorted(found[kind].transformer.glob("*.safetensors"))[-1]
+        whole = shard.read_bytes()
+        shard.write_bytes(whole[:-1])
+        with pytest.raises(errors.ModelInvalid):
+            exchanged(bare, kind)
+        shard.write_bytes(whole)
+        parts = exchanged(bare, kind)
+        assert painted(parts) == wanted[kind]
+
+
 def test_an_encoder_of_several_types(tmp_path: Path) -> None:
     """What lies otherwise than it is held, be it one bias, is not read to where it waits."""
     made = layouts.folder(tmp_path).model
