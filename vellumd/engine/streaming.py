@@ -241,7 +241,7 @@ class Filed:
             self._free.append(buffer)
             raise
         if target.is_cuda:
-            event = torch.cuda.Event()
+            event = torch.cuda.Event(blocking=True)  # threads that wait for it leave their cores
             event.record(torch.cuda.current_stream(target.device))
             self._copied[buffer.data_ptr()] = event
         self._free.append(buffer)
