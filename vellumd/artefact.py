@@ -23,6 +23,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from vellumd import errors, platform
+from vellumd.images import sha256_of
 from vellumd.models import Frozen
 from vellumd.weights import header
 
@@ -121,12 +122,14 @@ class Artefact:
         With `hashes` all bytes are read, and compared with what was written.
         """
         for name, shard in self.manifest.files.items():
+            file = self.folder / name
             try:
-                header.read(self.folder / name)
+                header.read(file)
             except errors.ModelInvalid as error:
                 raise self._damaged(error.message) from None
-            if hashes and _sha256(self.folder / name) != shard.sha256:
-                raise self._damaged(f"The file {name} does not hold what was written.")
+            with header.readable(f"The file {header.told(file)}"):
+                if hashes and sha256_of(file) != shard.sha256:
+                    raise self._damaged(f"The file {name} does not hold what was written.")
 
     def _damaged(self, what: str) -> errors.ModelInvalid:
         return errors.ModelInvalid(
@@ -138,12 +141,6 @@ class Artefact:
 def home(artifact_dir: Path | None) -> Path:
     """Where artefacts lie: `engine.artifact_dir`, or beside what else can be made again."""
     return artifact_dir or platform.cache_dir() / "artifacts"
-
-
-def _sha256(file: Path) -> str:
-    """The SHA-256 of a file; raises `ModelInvalid` where it cannot be read."""
-    with header.readable(f"The file {header.told(file)}"), file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def source_of(files: Iterable[Path]) -> tuple[Stamp, ...]:

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.bench import apart
+from tests.bench import apart, budgets
 from tests.bench.record import Record
 
 BUDGETS = {
@@ -49,9 +49,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
         given = "--folder", args.folder, "--cache", cache, *small
-        for files, budgets in BUDGETS.items():
+        for files, within in BUDGETS.items():
             resident = None
-            for budget in budgets:
+            for budget in within:
                 found = apart.told("tests.bench.loads", "--way", files, budget, *given)
                 resident = resident or found["sha256"]
                 record[f"{files}, {budget}"] = found | {"same": found["sha256"] == resident}
@@ -69,10 +69,11 @@ def measure(
     imports_s = time.perf_counter() - began
     if tiny:
         torch.set_num_threads(1)
-    settings = limits(budget, tiny=tiny) | ({"recipe": "fp8-weights"} if tiny else {})
+    within = {} if budget in ("first", "none") else budgets.limits(budget, tiny=tiny)
+    recipe = {"recipe": "fp8-weights"} if tiny else {}
     artefacts = converting.folder_of(folder)
     ready = artefacts if files == "an artefact" else artefacts / "none"
-    engine, told = edits.loaded(folder, cache=cache, artifact_dir=str(ready), **settings)
+    engine, told = edits.loaded(folder, cache=cache, artifact_dir=str(ready), **recipe, **within)
     wanted = edits.Wanted(1, steps=2, tiny=tiny)
     pictures = edits.pictures(folder, "new", 1)
     return {
@@ -82,15 +83,6 @@ def measure(
         "plan": told.memory_plan,
         "sha256": edits.once(engine, pictures, wanted, edits.PROMPT)["sha256"],
     }
-
-
-def limits(budget: str, *, tiny: bool) -> dict[str, float]:
-    """The settings for `budget`; the demo is streamed within any."""
-    if budget in ("first", "none"):
-        return {}
-    card, _, host = budget.partition("+")
-    found = {"vram_budget_gb": 0.001 if tiny else float(card)}
-    return found | ({"ram_budget_gb": float(host)} if host else {})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from tests.bench import converting, edits, random_model
+from tests.bench import budgets, converting, edits, random_model
 from tests.bench.edits import CUDA, Wanted
 from tests.bench.record import Record
 from vellumd.engine import memory
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="the demo, on any machine")
     parser.add_argument("--blocks", type=int, default=converting.BLOCKS)
     parser.add_argument(
-        "--budgets", type=gigabytes, default=BUDGETS,
+        "--budgets", type=budgets.listed, default=BUDGETS,
         help=f"gigabytes, by default {','.join(BUDGETS)}; 12+8: 12, and 8 of the host's",
     )  # fmt: skip
     parser.add_argument("--out", type=Path)
@@ -49,21 +49,9 @@ def main() -> None:
     record["resident"] = resident = bench.ours()
     for budget in args.budgets:
         card, _, host = budget.partition("+")
-        limits = {"vram_budget_gb": 0.001 if args.tiny else float(card)}
-        name = f"{card} GB"
-        if host:
-            limits["ram_budget_gb"] = float(host)
-            name += f", {host} GB of the host"
-        record[name] = compared(bench.ours(**limits), resident)
-
-
-def gigabytes(text: str) -> tuple[str, ...]:
-    """Budgets out of `text`: numbers between commas, the host's after a plus."""
-    budgets = tuple(text.split(","))
-    for budget in budgets:
-        for number in budget.split("+"):
-            float(number)
-    return budgets
+        name = f"{card} GB, {host} GB of the host" if host else f"{card} GB"
+        found = bench.ours(**budgets.limits(budget, tiny=args.tiny))
+        record[name] = compared(found, resident)
 
 
 def compared(found: dict[str, Any], resident: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +71,7 @@ class Bench:
         self.folder = folder
         self.tiny = tiny
 
-    def ours(self, **budgets: float) -> dict[str, Any]:
+    def ours(self, **within: float) -> dict[str, Any]:
         """Load within the budgets, then edit with each number of references."""
         recipe = {"recipe": "fp8-weights"} if self.tiny else {}
         found: dict[str, Any] = {"edits": {}}
@@ -93,7 +81,7 @@ class Bench:
                 self.folder,
                 artifact_dir=str(converting.folder_of(self.folder)),
                 **recipe,
-                **budgets,
+                **within,
             )
             found |= {"plan": told.memory_plan, "recipe": told.recipe, "load_s": told.load_s}
             for count in REFERENCES:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.bench import card, memory
+from tests.bench import budgets, card
 from tests.bench.card import Part
 
 GOOD = Part("good", 1, "prints", ("json.tool", "--help"))
@@ -77,9 +77,9 @@ def test_a_part_that_does_not_end_is_stopped(parts: Any) -> None:
 
 def test_cards_share_budgets() -> None:
     """Numbers between commas, the host's behind a plus; anything else is refused."""
-    assert memory.gigabytes("18,12+8") == ("18", "12+8")
+    assert budgets.listed("18,12+8") == ("18", "12+8")
     with pytest.raises(ValueError, match="all"):
-        memory.gigabytes("all")
+        budgets.listed("all")
     (part,) = (part for part in card.PARTS if part.name == "memory")
     given = part.command(Path("x.json"), Path("w"), ("--budgets", "18,12"), tiny=False)
     assert given[-2:] == ["--budgets", "18,12"]

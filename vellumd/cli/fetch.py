@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import fnmatch
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -179,19 +178,16 @@ def _fetch_all(missing: list[Wanted], folder: Path) -> None:
 
 
 def _fetch(file: Wanted) -> None:
+    from vellumd.images import sha256_of
+
     hub = _hub()
     with _told(file.repo):
         path = Path(
             hub.hf_hub_download(file.repo, file.name, revision=file.commit, local_dir=file.folder)
         )
-    if file.sha256 is not None and _sha256(path) != file.sha256:
+    if file.sha256 is not None and sha256_of(path) != file.sha256:
         path.unlink()
         raise Refused(f"{file.name} came damaged and was removed. Run the command again.")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _hub() -> Any:
